@@ -1,0 +1,25 @@
+"""D2SAC-TS: train, resume or evaluate AGOD's diffusion-based SAC on LAD-TS's environment, and plot the delay.
+
+Writes results/d2sac_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf and checkpoint.pt. Example:
+python baselines/main_d2sac.py --episodes 60 --seeds 2
+"""
+
+import dataclasses
+from typing import Any
+
+from baselines.model_d2sac import D2SACAgents, D2SACParameters
+from lad_ts.parameters import command_line
+from lad_ts.training import Method, TrainingParameters, run_method
+
+
+@dataclasses.dataclass(kw_only=True)
+class D2SACConfig(D2SACParameters, TrainingParameters):
+    """Every parameter of main_d2sac.py."""
+
+
+def main(config: D2SACConfig, given: dict[str, Any]) -> None:
+    run_method(config, given, Method(f"D2SAC-TS ({config.preset})", "d2sac_ts", D2SACAgents))
+
+
+if __name__ == "__main__":
+    command_line(D2SACConfig, main, __doc__)

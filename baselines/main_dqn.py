@@ -1,0 +1,25 @@
+"""DQN-TS: train, resume or evaluate deep Q-learning on LAD-TS's environment, and plot the delay.
+
+Writes results/dqn_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf and checkpoint.pt. Example:
+python baselines/main_dqn.py --episodes 60 --seeds 2
+"""
+
+import dataclasses
+from typing import Any
+
+from baselines.model_dqn import DQNAgents, DQNParameters
+from lad_ts.parameters import command_line
+from lad_ts.training import Method, TrainingParameters, run_method
+
+
+@dataclasses.dataclass(kw_only=True)
+class DQNConfig(DQNParameters, TrainingParameters):
+    """Every parameter of main_dqn.py."""
+
+
+def main(config: DQNConfig, given: dict[str, Any]) -> None:
+    run_method(config, given, Method(f"DQN-TS ({config.preset})", "dqn_ts", DQNAgents))
+
+
+if __name__ == "__main__":
+    command_line(DQNConfig, main, __doc__)

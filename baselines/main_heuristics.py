@@ -1,0 +1,57 @@
+"""Schedulers without learning on LAD-TS's environment: honest yardsticks for every learner, and the lower bound.
+
+Writes results/<method>/<run>/ with config.json, delay.csv, delay.png and delay.pdf. --method also takes a class of your
+own as FILE.py:ClassName, see the README. Example:
+python baselines/main_heuristics.py --method water_filling --episodes 60 --seeds 2
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from baselines.heuristics import HEURISTICS
+from lad_ts.parameters import ParameterError, command_line, parameter
+from lad_ts.references import LowerBound
+from lad_ts.scheduler import Scheduler
+from lad_ts.training import FixedParameters, Method, run_method
+
+
+@dataclasses.dataclass(kw_only=True)
+class HeuristicConfig(FixedParameters):
+    """Every parameter of main_heuristics.py."""
+
+    method: str = parameter(
+        "water_filling",
+        f"one of {', '.join([*HEURISTICS, 'lower_bound'])}; or FILE.py:ClassName for your own",
+    )
+    classes: int = parameter(3, "task-size classes of size_interval", low=1, high=20)
+
+
+def load_class(place: str) -> Callable[..., Scheduler]:
+    """The scheduler class of FILE.py:ClassName. Raises ParameterError when there is none."""
+    file, _, name = place.rpartition(":")
+    refusal = f"--method={place}: must be one of {', '.join([*HEURISTICS, 'lower_bound'])}, or FILE.py:ClassName"
+    if not Path(file).is_file():
+        raise ParameterError(refusal)
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise ParameterError(refusal)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Scheduler)):
+        raise ParameterError(f"{refusal} of a Scheduler ({name} is none)")
+    return found
+
+
+def main(config: HeuristicConfig, given: dict[str, Any]) -> None:
+    builtin = HEURISTICS | {"lower_bound": lambda *_: LowerBound()}
+    build = builtin.get(config.method) or load_class(config.method)
+    name = config.method.rpartition(":")[2]
+    run_method(config, given, Method(name.replace("_", " "), name, build))
+
+
+if __name__ == "__main__":
+    command_line(HeuristicConfig, main, __doc__)

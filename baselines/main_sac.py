@@ -1,0 +1,25 @@
+"""SAC-TS: train, resume or evaluate discrete soft actor-critic on LAD-TS's environment, and plot the delay.
+
+Writes results/sac_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf and checkpoint.pt. Example:
+python baselines/main_sac.py --episodes 60 --seeds 2
+"""
+
+import dataclasses
+from typing import Any
+
+from baselines.model_sac import SACAgents, SACTSParameters
+from lad_ts.parameters import command_line
+from lad_ts.training import Method, TrainingParameters, run_method
+
+
+@dataclasses.dataclass(kw_only=True)
+class SACConfig(SACTSParameters, TrainingParameters):
+    """Every parameter of main_sac.py."""
+
+
+def main(config: SACConfig, given: dict[str, Any]) -> None:
+    run_method(config, given, Method(f"SAC-TS ({config.preset})", "sac_ts", SACAgents))
+
+
+if __name__ == "__main__":
+    command_line(SACConfig, main, __doc__)

@@ -1,0 +1,211 @@
+"""What all learning agents share: features of the state, replay, random draws, and when to update.
+
+One agent lives at each BS; G = seeds x BSs agents are advanced together. An agent's decisions of a slot depend on the
+slot's start and its updates on its own replay only, so one batched forward and one batched update per slot give the
+numbers of the per-task loop. Subclasses write `choose` (a policy) and `update` (a step on a minibatch). Start reading
+at `StackedAgents.learn`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lad_ts.environment_lad import POLICY, WEIGHTS, EnvironmentParameters, Scenario, Slot
+from lad_ts.parameters import ParameterError, parameter
+from lad_ts.replay import Replay
+from lad_ts.scheduler import Learner
+
+
+@dataclasses.dataclass(kw_only=True)
+class AgentParameters(EnvironmentParameters):
+    """What the agents of every learning method need; defaults are the paper's."""
+
+    preset: str = parameter(
+        "tuned",
+        "paper: the published semantics, oddities included; tuned: what works better",
+        choices=("tuned", "paper"),
+    )
+    hidden: int = parameter(20, "width of the two hidden layers", low=1)
+    gamma: float = parameter(0.95, "discount factor per decision", low=0, high=1)
+    batch_size: int = parameter(64, "transitions in a minibatch", low=1)
+    replay_capacity: int = parameter(1000, "transitions that an agent remembers", low=1)
+    learning_start: int = parameter(300, "an agent learns once it holds more transitions than this", low=0)
+    updates_per_slot: int = parameter(1, "updates of every agent after each slot", low=1)
+    state_features: str | None = parameter(
+        None,
+        "raw [d, w, q]; or all scaled to about 1, the backlog as log(1 + q/f)",
+        choices=("raw", "scaled", "relative"),
+    )
+    next_state: str | None = parameter(
+        None,
+        "next state of a slot's last task: with the true q[t+1], or with zeros",
+        choices=("true", "zeros"),
+    )
+    evaluation_action: str = parameter(
+        "sample", "action in evaluation: drawn from the policy or its best", choices=("sample", "argmax")
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.replay_capacity < self.num_tasks:
+            raise ParameterError(
+                f"--replay_capacity={self.replay_capacity}: must hold a slot, at least --num_tasks={self.num_tasks}"
+            )
+        if self.learning_start >= self.replay_capacity:
+            raise ParameterError(
+                f"--learning_start={self.learning_start}: must be below --replay_capacity={self.replay_capacity}"
+            )
+
+
+def state_size(params: AgentParameters) -> int:
+    """Numbers in the state of a decision: d, w, and what tells the backlogs."""
+    return params.num_bs + (3 if params.state_features == "relative" else 2)
+
+
+class StackedAgents(Learner):
+    """Agents of all BSs and seeds, stacked. Rows of an episode are the training seeds, always in the same order."""
+
+    needs = "q at the slot's start and the BS's own tasks"
+
+    def __init__(self, params: AgentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
+        self.params, self.seeds, self.device = params, list(seeds), torch.device(device)
+        self.num_bs = params.num_bs
+        self.state_size = state_size(params)
+        self.agents = len(self.seeds) * params.num_bs
+        self.generators = [torch.Generator(self.device) for _ in self.seeds]
+        self.reseed(WEIGHTS, [(seed, 0) for seed in self.seeds])
+        columns = {"state": self.state_size, "next_state": self.state_size, "action": 1, "reward": 1}
+        self.replay = Replay(self.agents, params.replay_capacity, columns | self.extra_columns(), self.device)
+        self._warm = False  # True once every agent learns
+
+    def extra_columns(self) -> dict[str, int]:
+        """Further replay columns of a subclass."""
+        return {}
+
+    def reseed(self, stream: int, rows: Sequence[tuple[int, int]]) -> None:
+        """Seed the generator of each row anew, so that every episode's draws depend on its number only."""
+        for generator, (seed, episode) in zip(self.generators, rows, strict=True):
+            entropy = np.random.SeedSequence([stream, seed, episode])
+            generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
+    def draw(self, kind: str, *shape: int) -> torch.Tensor:
+        """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator."""
+        out = torch.empty(len(self.seeds), self.num_bs, *shape, device=self.device)
+        fill = {"uniform": torch.rand, "normal": torch.randn}[kind]
+        for row, generator in zip(out, self.generators, strict=True):
+            fill(row.shape, generator=generator, out=row)
+        return out.view(self.agents, *shape)
+
+    def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
+        if [seed for seed, _ in rows] != self.seeds:
+            raise ValueError(f"rows of seeds {rows}: these agents were made for seeds {self.seeds}")
+        self.scenario = scenario
+        self._capacity = torch.as_tensor(scenario.capacity, device=self.device)
+        self.reseed(POLICY, rows)
+
+    def features(self, slot: Slot) -> torch.Tensor:
+        """The state of every decision, [S, B, N, 2 + B] float32: input size, workload, backlog of each ES."""
+        size, workload, backlog = slot.size, slot.workload[:, None].expand_as(slot.size), slot.backlog
+        if self.params.state_features != "raw":
+            size = size / self.params.input_max
+            workload = workload / (self.params.density_max * self.params.quality_max)
+            backlog = backlog / self._capacity
+        if self.params.state_features == "scaled":
+            backlog = backlog.log1p()
+        elif self.params.state_features == "relative":
+            mean = backlog.mean(1, keepdim=True)
+            backlog = torch.cat([mean.log1p(), backlog - mean], 1)
+        backlog = backlog[:, None, None].expand(*size.shape, backlog.shape[1])
+        return torch.cat([size[..., None], workload[..., None], backlog], -1).float()
+
+    def act(self, slot: Slot) -> torch.Tensor:
+        self._features = self.features(slot)
+        state = self._features.view(self.agents, -1, self.state_size).transpose(1, 2)
+        return self.choose(state, slot).view(slot.mask.shape)
+
+    def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
+        """The action [G, N] for state [G, 2 + B, N]."""
+        raise NotImplementedError(f"{type(self).__name__} must define choose(state, slot)")
+
+    def pick(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Actions [G, N] from probabilities [G, B, N]: drawn, or the likeliest in argmax evaluation."""
+        if not self.training and self.params.evaluation_action == "argmax":
+            return probabilities.argmax(1)
+        level = probabilities.cumsum(1)
+        threshold = self.draw("uniform", probabilities.shape[2])[:, None] * level[:, -1:]
+        return (level <= threshold).sum(1).clamp(max=self.num_bs - 1)
+
+    def then(self, now: torch.Tensor, after: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What the next decision of the same agent sees: cell n + 1, and for an agent's last task `after`.
+
+        now [G, N, C] holds the slot's cells, after [G, C] the first cell of the following slot, mask is [G, N].
+        """
+        shifted = torch.cat([now[:, 1:], after[:, None]], 1)
+        last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
+        return torch.where(last[..., None], after[:, None], shifted)
+
+    def learn(self, slot: Slot, action: torch.Tensor, delay: torch.Tensor, following: Slot) -> None:
+        """Store the slot's transitions (reward = -delay) and update every agent that holds enough of them."""
+        mask = slot.mask.reshape(self.agents, -1)
+        now = self._features.view(self.agents, -1, self.state_size)
+        if self.params.next_state == "zeros":
+            following = dataclasses.replace(following, backlog=torch.zeros_like(following.backlog))
+        after = self.features(following)[:, :, 0].reshape(self.agents, self.state_size)
+        self.replay.add(
+            mask,
+            state=now,
+            next_state=self.then(now, after, mask),
+            action=action.view(self.agents, -1, 1),
+            reward=-delay.view(self.agents, -1, 1),
+            **self.extra_values(slot, mask),
+        )
+        learning = None
+        if not self._warm:
+            ready = self.replay.size[:, 0] > self.params.learning_start
+            if not ready.any():
+                return
+            self._warm = bool(ready.all())
+            learning = None if self._warm else ready.nonzero()[:, 0]
+        for _ in range(self.params.updates_per_slot):
+            self.update(self.replay.take(self.draw("uniform", self.params.batch_size)), learning)
+
+    def extra_values(self, slot: Slot, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Values [G, N, width] of the subclass's further replay columns."""
+        return {}
+
+    def update(self, batch: dict[str, torch.Tensor], learning: torch.Tensor | None) -> None:
+        """One step of the agents with the indices `learning` (None: all) on their minibatch [G, M, width]."""
+        raise NotImplementedError(f"{type(self).__name__} must define update(batch, learning)")
+
+    def modules(self) -> dict[str, object]:
+        """Parts with state: tensors, and objects with state_dict and load_state_dict."""
+        return {"replay": self.replay}
+
+    def finite(self) -> bool:
+        tensors = [part for part in self.modules().values() if isinstance(part, torch.Tensor)]
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        state = {}
+        for name, part in self.modules().items():
+            entries = {"": part} if isinstance(part, torch.Tensor) else part.state_dict()
+            state |= {f"{name}.{key}".rstrip("."): value for key, value in entries.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        for name, part in self.modules().items():
+            if isinstance(part, torch.Tensor):
+                part.copy_(state[name])
+            else:
+                part.load_state_dict({key: state[f"{name}.{key}"] for key in part.state_dict()})
+        self._warm = False
+
+
+def blend(target: torch.Tensor, online: torch.Tensor, weight: float, agents: torch.Tensor | None) -> None:
+    """target += weight * (online - target), for all agents or those with the given indices. [G, P] each."""
+    if agents is None:
+        target.lerp_(online, weight)
+    else:
+        target[agents] = target[agents].lerp(online[agents], weight)

@@ -1,0 +1,71 @@
+"""Running one episode, and the statistics of its delays. Every method, learned or not, is run by `run_episode`."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lad_ts.environment_lad import Arrivals, CollaborativeMEC
+from lad_ts.scheduler import Learner, Scheduler
+
+PERCENTILES = (50, 95, 99)
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeStatistics:
+    """Delays of R rows: mean, p50, p95, p99 and max [R] in s, and what it took to get them.
+
+    utilisation [R, B] is the share of its capacity that each ES used, tasks [R] the number scheduled, and
+    decision_seconds [R] the scheduler's wall time per decision (all rows together).
+    """
+
+    mean: np.ndarray
+    p50: np.ndarray
+    p95: np.ndarray
+    p99: np.ndarray
+    max: np.ndarray
+    utilisation: np.ndarray
+    tasks: np.ndarray
+    decision_seconds: np.ndarray
+
+    def rows(self, part: slice) -> "EpisodeStatistics":
+        """The statistics of some of the rows."""
+        return EpisodeStatistics(*(getattr(self, field.name)[part] for field in dataclasses.fields(self)))
+
+
+def summarise(delay: torch.Tensor, mask: torch.Tensor, utilisation: torch.Tensor, seconds: float) -> EpisodeStatistics:
+    """Statistics of delay [R, ...] in s where mask [R, ...] is True; `seconds` is the scheduler's wall time."""
+    rows = [d[m] for d, m in zip(delay.cpu().numpy(), mask.cpu().numpy(), strict=True)]
+    columns = [(row.mean(), *np.percentile(row, PERCENTILES), row.max()) if row.size else (np.nan,) * 5 for row in rows]
+    table = np.array(columns).T
+    tasks = np.array([row.size for row in rows])
+    per_decision = np.full(len(rows), seconds / max(tasks.sum(), 1))
+    return EpisodeStatistics(*table, utilisation.cpu().numpy(), tasks, per_decision)
+
+
+def run_episode(
+    env: CollaborativeMEC, scheduler: Scheduler, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
+) -> EpisodeStatistics:
+    """Schedule one episode in every row of (seed, episode); a learner in training mode learns on the way."""
+    slot = env.reset(arrivals)
+    scheduler.begin(env.scenario, rows)
+    learning = isinstance(scheduler, Learner) and scheduler.training
+    delays, masks = [], []
+    worked, deciding = torch.zeros_like(env.capacity), 0.0
+    for _ in range(env.num_slots - 1):
+        began = time.perf_counter()
+        action = torch.as_tensor(scheduler.act(slot), device=env.device)
+        deciding += time.perf_counter() - began
+        delay, following = env.step(action)
+        if learning:
+            scheduler.learn(slot, action, delay, following)
+        work = (slot.mask * env.workload[:, None]).view(env.num_seeds, -1)
+        sent = torch.zeros_like(env.capacity).scatter_add_(1, action.view(env.num_seeds, -1), work)
+        worked += slot.backlog + sent - following.backlog
+        delays.append(delay)
+        masks.append(slot.mask)
+        slot = following
+    utilisation = worked / (env.capacity * env.slot_length * (env.num_slots - 1))
+    return summarise(torch.stack(delays, 1), torch.stack(masks, 1), utilisation, deciding)

@@ -1,0 +1,25 @@
+"""LAD-TS: train, resume or evaluate latent action diffusion task scheduling (arXiv 2412.18212), and plot the delay.
+
+Writes results/lad_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf and checkpoint.pt. Example:
+python lad_ts/main_lad.py --episodes 60 --seeds 2
+"""
+
+import dataclasses
+from typing import Any
+
+from lad_ts.model_lad import LadAgents, LadParameters
+from lad_ts.parameters import command_line
+from lad_ts.training import Method, TrainingParameters, run_method
+
+
+@dataclasses.dataclass(kw_only=True)
+class LadConfig(LadParameters, TrainingParameters):
+    """Every parameter of main_lad.py."""
+
+
+def main(config: LadConfig, given: dict[str, Any]) -> None:
+    run_method(config, given, Method(f"LAD-TS ({config.preset})", "lad_ts", LadAgents))
+
+
+if __name__ == "__main__":
+    command_line(LadConfig, main, __doc__)

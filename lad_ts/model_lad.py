@@ -1,0 +1,137 @@
+"""LAD-TS agents: soft actor-critic whose actor denoises the latent action that it remembers.
+
+The memory holds one latent action for every cell (slot t, BS, task index n), standard normal at first. Scheduling a
+task starts the denoising chain there and overwrites the cell (arXiv 2412.18212, algorithm of LAD-TS). Start reading at
+`LadAgents.choose`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from lad_ts.agents import state_size
+from lad_ts.diffusion_lad import Denoiser, posterior_schedule
+from lad_ts.environment_lad import Slot
+from lad_ts.parameters import ParameterError, parameter
+from lad_ts.soft_actor_critic import SACParameters, SoftActorCritic
+from lad_ts.stacked import Layout
+
+
+@dataclasses.dataclass(kw_only=True)
+class LadParameters(SACParameters):
+    """Parameters of LAD-TS. Those whose default is None take the preset's value."""
+
+    denoising_steps: int = parameter(5, "denoising steps I of the policy", unit="steps", low=1, high=1000)
+    beta_schedule: str = parameter("vp", "noise schedule of the policy", choices=("vp", "cosine", "linear"))
+    memory: str | None = parameter(
+        None,
+        "what a cell remembers: x_0 as it is (grows with every visit), standardised, or probabilities",
+        choices=("x0", "x0_standardised", "probabilities"),
+    )
+    replay_latent: str | None = parameter(
+        None,
+        "latent of a replayed decision: the input it started from, or the cell's present content",
+        choices=("input", "present"),
+    )
+    noise_softmax: bool | None = parameter(None, "softmax on the predicted noise, as the published code has")
+    posterior_noise: bool | None = parameter(None, "add noise in the posterior steps, as DDPM does")
+
+    PRESETS: ClassVar = {
+        "paper": {
+            "state_features": "raw",
+            "next_state": "zeros",
+            "memory": "probabilities",
+            "replay_latent": "present",
+            "noise_softmax": True,
+            "posterior_noise": True,
+            "tied_sizes": True,
+        },
+        "tuned": {
+            "state_features": "scaled",
+            "next_state": "true",
+            "memory": "probabilities",
+            "replay_latent": "input",
+            "noise_softmax": False,
+            "posterior_noise": True,
+        },
+    }
+
+    def check(self) -> None:
+        super().check()
+        if self.num_slots * self.num_tasks > 2**24:
+            raise ParameterError(
+                f"--num_slots={self.num_slots}: slots times tasks must be at most {2**24}, cells of the latent memory"
+            )
+
+
+class LadAgents(SoftActorCritic):
+    """The LAD-TS agents of all BSs and seeds."""
+
+    params: LadParameters
+
+    def __init__(self, params: LadParameters, seeds: Sequence[int], device: torch.device | str) -> None:
+        self.denoiser = Denoiser(
+            state_size=state_size(params),
+            num_actions=params.num_bs,
+            hidden=params.hidden,
+            schedule=posterior_schedule(params.beta_schedule, params.denoising_steps),
+            predictor="softmax" if params.noise_softmax else "linear",
+            device=device,
+        )
+        super().__init__(params, seeds, device)
+        cells = self.draw("normal", self.num_bs, params.num_slots * params.num_tasks)
+        cells = cells.view(self.agents, self.num_bs, params.num_slots, params.num_tasks)
+        self.memory = cells.permute(2, 0, 1, 3).contiguous()  # [T, G, B, N]
+
+    def actor_layout(self) -> Layout:
+        return self.denoiser.layout
+
+    def extra_columns(self) -> dict[str, int]:
+        width = self.num_bs if self.params.replay_latent == "input" else 1
+        return {"latent": width, "next_latent": width}
+
+    def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor | None) -> torch.Tensor:
+        noise = None
+        if self.params.posterior_noise and self.params.denoising_steps > 1:
+            noise = self.draw("normal", self.params.denoising_steps - 1, self.num_bs, state.shape[2])
+        return self.denoiser.forward_fast(theta, latent, state, noise)
+
+    def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
+        self._latent = self.memory[slot.t]
+        with torch.no_grad():
+            x0 = self.logits(self.theta_actor, state, self._latent)
+        probabilities = x0.softmax(1)
+        if self.params.memory == "probabilities":
+            remembered = probabilities
+        elif self.params.memory == "x0_standardised":
+            remembered = (x0 - x0.mean(1, keepdim=True)) / (x0.std(1, keepdim=True) + 1e-6)
+        else:
+            remembered = x0
+        scheduled = slot.mask.reshape(self.agents, 1, -1)
+        self.memory[slot.t] = torch.where(scheduled, remembered, self._latent)
+        return self.pick(probabilities)
+
+    def extra_values(self, slot: Slot, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.params.replay_latent == "present":
+            cell = slot.t * self.params.num_tasks + torch.arange(mask.shape[1], device=self.device)
+            now = cell.expand(self.agents, -1)[..., None]
+            after = now.new_full((self.agents, 1), (slot.t + 1) * self.params.num_tasks)
+        else:
+            now, after = self._latent.transpose(1, 2), self.memory[slot.t + 1][:, :, 0]
+        return {"latent": now, "next_latent": self.then(now, after, mask)}
+
+    def latents(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.params.replay_latent == "input":
+            return batch["latent"].transpose(1, 2), batch["next_latent"].transpose(1, 2)
+        agent = torch.arange(self.agents, device=self.device)[:, None]
+
+        def look_up(cell: torch.Tensor) -> torch.Tensor:
+            t, n = cell[..., 0].long() // self.params.num_tasks, cell[..., 0].long() % self.params.num_tasks
+            return self.memory[t, agent, :, n].transpose(1, 2)
+
+        return look_up(batch["latent"]), look_up(batch["next_latent"])
+
+    def modules(self) -> dict[str, object]:
+        return super().modules() | {"memory": self.memory}

@@ -1,0 +1,90 @@
+"""The two yardsticks of every run: Opt-TS, and a lower bound on the mean delay.
+
+Opt-TS takes the tasks in order and gives each the server that is best for that task alone, knowing all queues exactly
+(arXiv 2412.18212). It is greedy, not optimal. The bound pools all servers into one and serves the shortest remaining
+work first, which no scheduler can beat. Both work on many rows of (seed, episode) at once.
+"""
+
+import numpy as np
+
+from lad_ts.environment_lad import Arrivals, Scenario, Slot
+from lad_ts.episodes import EpisodeStatistics
+from lad_ts.scheduler import Scheduler
+
+
+class OptTS(Scheduler):
+    """Opt-TS: for each task in order, the ES with the least delay, knowing q and in_slot exactly."""
+
+    needs = "everything, in the order of scheduling"
+
+    def act(self, slot: Slot) -> np.ndarray:
+        mask, size = slot.mask.cpu().numpy(), slot.size.cpu().numpy()
+        rows, num_bs, num_tasks = mask.shape
+        f, v = self.scenario.capacity, self.scenario.link_rate
+        flat_mask = mask.reshape(rows, -1)
+        # Only cells with a task are visited: cell[:, k] is the k-th task of each row, in order.
+        cells = int(flat_mask.sum(1).max())
+        cell = np.argsort(~flat_mask, axis=1, kind="stable")[:, :cells]
+        row = np.arange(rows)
+        bs, n = cell // num_tasks, cell % num_tasks
+        work = np.take_along_axis(flat_mask, cell, 1) * self.scenario.workload[row[:, None], n]
+        upload = size.reshape(rows, -1)[row[:, None], cell]
+        result = self.scenario.result_size[row[:, None], n]
+        chosen = np.zeros((rows, cells), dtype=np.int64)
+        wait = slot.backlog.cpu().numpy() / f  # seconds until an ES would start a new task
+        block = max(1, 2_000_000 // (rows * num_bs))  # bounds the memory for many rows or servers
+        for start in range(0, cells, block):
+            part = slice(start, start + block)
+            hop = bs[:, part, None] != np.arange(num_bs)
+            # own [k, R, B]: the part of the delay that does not depend on the queues
+            own = (upload[:, part, None] * hop + result[:, part, None]) / v[:, None]
+            own = np.ascontiguousarray((own + work[:, part, None] / f[:, None]).swapaxes(0, 1))
+            for k, fixed in enumerate(own, start):
+                best = (fixed + wait).argmin(1)
+                wait[row, best] += work[:, k] / f[row, best]
+                chosen[:, k] = best
+        action = np.zeros((rows, num_bs * num_tasks), dtype=np.int64)
+        np.put_along_axis(action, cell, chosen, 1)
+        return action.reshape(mask.shape)
+
+
+class LowerBound:
+    """Stands where a scheduler does, but schedules nothing: its mean delay is the bound, and it has no tails."""
+
+    def statistics(self, scenario: Scenario, arrivals: Arrivals, slot_length: float) -> EpisodeStatistics:
+        mean = pooled_srpt_bound(scenario, arrivals, slot_length)
+        none = np.full_like(mean, np.nan)
+        tasks = arrivals.count[:, :-1].sum((1, 2))
+        return EpisodeStatistics(mean, none, none, none, none, np.full_like(scenario.capacity, np.nan), tasks, none)
+
+
+def pooled_srpt_bound(scenario: Scenario, arrivals: Arrivals, slot_length: float = 1.0) -> np.ndarray:
+    """A lower bound on each row's mean delay [R] in s, for any scheduler on the same arrivals.
+
+    One server with the capacity of all ESs together serves the shortest remaining work first, which minimises the sum
+    of completion times among all ways of sharing that capacity; every task also sends its result over the fastest
+    link. A bound on the mean only: the percentiles of this imaginary server bound nothing.
+    """
+    pool = scenario.capacity.sum(1)
+    rows, slots, num_bs, num_tasks = arrivals.size.shape
+    mask = np.arange(num_tasks) < arrivals.count[..., None]
+    bounds = np.empty(rows)
+    for row in range(rows):
+        work = np.broadcast_to(scenario.workload[row], (num_bs, num_tasks))
+        remaining = np.empty(0)
+        tasks, total = 0, 0.0
+        for t in range(slots - 1):
+            new = work[mask[row, t]]
+            tasks += new.size
+            total -= new.size * t * slot_length
+            remaining = np.sort(np.concatenate([remaining, new]), kind="stable")
+            finish = remaining.cumsum() / pool[row]  # seconds after the slot's start
+            last = t == slots - 2
+            done = remaining.size if last else int(np.searchsorted(finish, slot_length, side="right"))
+            total += (t * slot_length + finish[:done]).sum()
+            if not last and done < remaining.size:
+                remaining[done] = (finish[done] - slot_length) * pool[row]
+            remaining = remaining[done:]
+        result = (mask[row, :-1] * scenario.result_size[row]).sum() / scenario.link_rate[row].max()
+        bounds[row] = (total + result) / max(tasks, 1)
+    return bounds

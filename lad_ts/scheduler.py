@@ -1,0 +1,54 @@
+"""What a scheduler is: the interface between the environment and every policy, learned or not.
+
+To add a method, subclass `Scheduler` and write `act`. A method that learns subclasses `Learner` and also writes
+`learn` and its state; the training loop in training.py does the rest. Start reading at `Scheduler`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lad_ts.environment_lad import POLICY, Scenario, Slot, random_generator
+
+
+class Scheduler:
+    """Chooses the edge server of every task of a slot, for R independent rows of (seed, episode)."""
+
+    needs = "what the rule must know, printed in the table"
+
+    def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
+        """Start an episode in every row. `self.random` then holds a generator for each row."""
+        self.scenario = scenario
+        self.num_bs = scenario.capacity.shape[1]
+        self.random = [random_generator(POLICY, seed, episode) for seed, episode in rows]
+
+    def act(self, slot: Slot) -> np.ndarray | torch.Tensor:
+        """The chosen ES [R, B, N] (integer) of every task; cells where slot.mask is False may hold any ES."""
+        raise NotImplementedError(f"{type(self).__name__} must define act(slot)")
+
+    def uniform(self, *shape: int) -> np.ndarray:
+        """Uniform numbers [R, *shape] in [0, 1), row by row from the rows' own generators."""
+        return np.stack([generator.random(shape) for generator in self.random])
+
+
+class Learner(Scheduler):
+    """A scheduler that learns from the delays it causes. Rows are training seeds."""
+
+    training = True
+
+    def learn(self, slot: Slot, action: torch.Tensor, delay: torch.Tensor, following: Slot) -> None:
+        """Take in a scheduled slot: action and delay [S, B, N], and the slot that follows."""
+        raise NotImplementedError(f"{type(self).__name__} must define learn(...)")
+
+    def finite(self) -> bool:
+        """Whether all networks are free of NaN and infinity; checked after every episode."""
+        return True
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything that must be kept at the end of an episode so that training goes on to the same numbers."""
+        raise NotImplementedError(f"{type(self).__name__} must define state_dict()")
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take back what `state_dict` gave. Raises KeyError or RuntimeError when it does not fit."""
+        raise NotImplementedError(f"{type(self).__name__} must define load_state_dict(state)")

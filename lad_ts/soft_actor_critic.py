@@ -1,0 +1,123 @@
+"""Discrete soft actor-critic (SAC) for stacked agents: twin critics, target twins, a learned temperature.
+
+LAD-TS, SAC-TS and D2SAC-TS are this with different actors (Haarnoja et al. 2018; Christodoulou 2019 for discrete
+actions). A subclass gives the actor: `actor_layout`, and `logits` from a minibatch. Start reading at
+`SoftActorCritic.update`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+
+from lad_ts.agents import AgentParameters, StackedAgents, blend
+from lad_ts.environment_lad import Slot
+from lad_ts.parameters import parameter
+from lad_ts.stacked import Layout, StackedAdam, forward
+
+
+@dataclasses.dataclass(kw_only=True)
+class SACParameters(AgentParameters):
+    """Parameters of the soft actor-critic; defaults are the paper's."""
+
+    actor_lr: float = parameter(1e-4, "learning rate of the actor", low=0)
+    critic_lr: float = parameter(1e-3, "learning rate of the critics", low=0)
+    temperature_lr: float = parameter(3e-4, "learning rate of the temperature's logarithm", low=0)
+    temperature: float = parameter(0.05, "initial temperature alpha, the weight of the entropy", above=0)
+    target_entropy: float = parameter(
+        -1.0, "entropy that the temperature steers to; out of reach when negative", unit="nat"
+    )
+    target_rate: float = parameter(0.005, "soft update of the target networks, per update", above=0, high=1)
+
+
+def log_probabilities(probabilities: torch.Tensor) -> torch.Tensor:
+    return (probabilities + 1e-8).log()
+
+
+class SoftActorCritic(StackedAgents):
+    """Stacked discrete SAC. theta_actor is [G, P], theta_critic [2 G, P] (first twins, then second twins)."""
+
+    params: SACParameters
+    target_actor = False  # whether next actions come from a slowly following copy of the actor
+
+    def __init__(self, params: SACParameters, seeds: Sequence[int], device: torch.device | str) -> None:
+        super().__init__(params, seeds, device)
+        hidden = params.hidden
+        self.critic_layout = Layout(self.state_size, hidden, hidden, self.num_bs)
+        self.theta_actor = self.actor_layout().draw(self.generators, self.num_bs, self.device)
+        twins = [self.critic_layout.draw(self.generators, self.num_bs, self.device) for _ in range(2)]
+        self.theta_critic = torch.cat(twins)
+        self.theta_critic_target = self.theta_critic.clone()
+        self.theta_actor_target = self.theta_actor.clone() if self.target_actor else self.theta_actor
+        self.log_temperature = torch.full((self.agents, 1), math.log(params.temperature), device=self.device)
+        self.actor_adam = StackedAdam(self.theta_actor, params.actor_lr)
+        self.critic_adam = StackedAdam(self.theta_critic, params.critic_lr)
+        self.temperature_adam = StackedAdam(self.log_temperature, params.temperature_lr)
+
+    def actor_layout(self) -> Layout:
+        """The layout of the actor's parameters."""
+        raise NotImplementedError(f"{type(self).__name__} must define actor_layout()")
+
+    def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor | None) -> torch.Tensor:
+        """x_0 [G, B, M], whose softmax is the policy, for state [G, 2 + B, M] and, where there is one, latent."""
+        raise NotImplementedError(f"{type(self).__name__} must define logits(theta, state, latent)")
+
+    def latents(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Latent actions [G, B, M] of the batch's states and next states, for actors that have them."""
+        return None, None
+
+    def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
+        with torch.no_grad():
+            return self.pick(self.logits(self.theta_actor, state, None).softmax(1))
+
+    def update(self, batch: dict[str, torch.Tensor], learning: torch.Tensor | None) -> None:
+        """One step of critics, actor and temperature, then of the targets.
+
+        critic target: r + gamma * (sum_a pi(a) min(Q1', Q2')(a) + alpha * entropy of pi), at the next state
+        actor: maximise alpha * entropy + sum_a pi(a) min(Q1, Q2)(a)
+        temperature: minimise alpha * (entropy - target entropy) over log alpha
+        """
+        p = self.params
+        state, next_state = batch["state"].transpose(1, 2), batch["next_state"].transpose(1, 2)
+        latent, next_latent = self.latents(batch)
+        twice = None if learning is None else torch.cat([learning, learning + self.agents])
+        alpha = self.log_temperature.exp()
+
+        with torch.no_grad():
+            probabilities = self.logits(self.theta_actor_target, next_state, next_latent).softmax(1)
+            entropy = -(probabilities * log_probabilities(probabilities)).sum(1)
+            worst = self.critics(self.theta_critic_target, next_state).amin(0)
+            value = (probabilities * worst).sum(1) + alpha * entropy
+            target = batch["reward"][..., 0] + p.gamma * value
+
+        theta_critic = self.theta_critic.detach().requires_grad_()
+        action = batch["action"].long().transpose(1, 2).expand(2, -1, -1, -1)
+        chosen = self.critics(theta_critic, state).gather(2, action)[:, :, 0]
+        loss = (chosen - target).square().mean(-1).sum()
+        self.critic_adam.step(torch.autograd.grad(loss, theta_critic)[0], twice)
+
+        with torch.no_grad():
+            worst = self.critics(self.theta_critic, state).amin(0)
+        theta_actor = self.theta_actor.detach().requires_grad_()
+        probabilities = self.logits(theta_actor, state, latent).softmax(1)
+        entropy = -(probabilities * log_probabilities(probabilities)).sum(1)
+        loss = -(alpha * entropy + (probabilities * worst).sum(1)).mean(-1).sum()
+        self.actor_adam.step(torch.autograd.grad(loss, theta_actor)[0], learning)
+
+        gradient = alpha * (entropy.detach() - p.target_entropy).mean(-1, keepdim=True)
+        self.temperature_adam.step(gradient, learning)
+
+        blend(self.theta_critic_target, self.theta_critic, p.target_rate, twice)
+        if self.target_actor:
+            blend(self.theta_actor_target, self.theta_actor, p.target_rate, learning)
+
+    def critics(self, theta: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Both critics' values [2, G, B, M] of state [G, 2 + B, M]."""
+        q = forward(self.critic_layout.split(theta), state.repeat(2, 1, 1), torch.relu)
+        return q.view(2, self.agents, self.num_bs, -1)
+
+    def modules(self) -> dict[str, object]:
+        names = ["theta_actor", "theta_critic", "theta_critic_target", "log_temperature"]
+        names += ["actor_adam", "critic_adam", "temperature_adam"] + ["theta_actor_target"] * self.target_actor
+        return super().modules() | {name: getattr(self, name) for name in names}

@@ -1,0 +1,29 @@
+"""Means and 95 % confidence intervals over seeds."""
+
+import numpy as np
+
+# Quantiles 0.975 of Student's t distribution with 1, 2, .. 30 degrees of freedom; beyond, 1.96 + 2.4 / df.
+T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def mean_interval(values: np.ndarray, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over seeds and half the width of its 95 % interval (NaN for a single seed)."""
+    seeds = values.shape[axis]
+    mean = values.mean(axis)
+    if seeds < 2:
+        return mean, np.full_like(mean, np.nan)
+    freedom = seeds - 1
+    quantile = T_975[freedom - 1] if freedom <= len(T_975) else 1.96 + 2.4 / freedom
+    return mean, quantile * values.std(axis, ddof=1) / seeds**0.5
+
+
+def with_interval(values: np.ndarray, digits: int = 2) -> str:
+    """`mean ± half width` of seeds' values in words; a dash where there are none."""
+    if np.isnan(values).any():
+        return "-"
+    mean, half = mean_interval(np.asarray(values, dtype=float))
+    return f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")

@@ -1,0 +1,350 @@
+"""The one loop that runs every method: episodes, progress, checkpoints, CSV and plot.
+
+A script gives `run_method` its parameters and a `Method`, which names it and builds its scheduler. Learners train
+episode by episode with checkpoints; fixed schedulers, whose episodes are independent, are run many episodes at once.
+Opt-TS is computed on the same arrivals beside every run. Start reading at `run_method`.
+"""
+
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lad_ts.environment_lad import (
+    CollaborativeMEC,
+    EnvironmentParameters,
+    Scenario,
+    draw_arrivals,
+    draw_scenario,
+)
+from lad_ts.episodes import EpisodeStatistics, run_episode
+from lad_ts.parameters import ParameterError, Parameters, parameter
+from lad_ts.plots import Curve, plot_delays
+from lad_ts.references import LowerBound, OptTS
+from lad_ts.run_folder import (
+    RESULTS,
+    create_folder,
+    load_checkpoint,
+    peak_memory,
+    save_checkpoint,
+    write_config,
+    write_csv,
+)
+from lad_ts.scheduler import Learner, Scheduler
+from lad_ts.statistics_seeds import with_interval
+
+HEADER = ("seed", "episode", "delay_s", "opt_delay_s", "p50_s", "p95_s", "p99_s", "max_s", "seconds")
+CELLS_AT_ONCE = 4_000_000  # task cells of the episodes that Opt-TS takes together, which bounds its memory
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunParameters(Parameters):
+    """What every script takes."""
+
+    episodes: int = parameter(500, "episodes to run", low=1)
+    seeds: int = parameter(1, "seeds that run together", low=1, high=1000)
+    seed: int = parameter(0, "first seed; the others follow it", low=0, high=2**31)
+    device: str = parameter("auto", "where the tensors live; auto takes CUDA when there is one")
+    threads: int = parameter(1, "CPU threads", low=1, high=1024)
+    out: str | None = parameter(None, "folder of the run; default results/<method>/<run>")
+
+    def check(self) -> None:
+        super().check()
+        choose_device(self.device)
+
+
+@dataclasses.dataclass(kw_only=True)
+class FixedParameters(RunParameters, EnvironmentParameters):
+    """What the scripts of schedulers without learning take."""
+
+    held_out: bool = parameter(False, "use the held-out arrivals of --evaluate instead of those of training")
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainingParameters(RunParameters):
+    """What every learner's script takes besides."""
+
+    checkpoint_every: int = parameter(25, "episodes between checkpoints", unit="episodes", low=1)
+    resume: str | None = parameter(None, "go on with the run in this folder; --episodes may be raised")
+    evaluate: str | None = parameter(None, "evaluate this checkpoint on held-out arrivals instead of training")
+    evaluation_episodes: int = parameter(10, "held-out episodes of an evaluation", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method's display name, its folder below results/, and how to build its scheduler."""
+
+    name: str
+    folder: str
+    build: Callable[[Any, Sequence[int], torch.device], Scheduler]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `--device`. Raises ParameterError when there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ParameterError(f"--device={name}: must be one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ParameterError("--device=cuda: must be a device of this machine, which has no CUDA")
+    return torch.device(name)
+
+
+def training_seeds(config: RunParameters) -> list[int]:
+    return list(range(config.seed, config.seed + config.seeds))
+
+
+def run_block(
+    config: EnvironmentParameters,
+    scenario: Scenario,
+    scheduler: Scheduler | LowerBound,
+    seeds: list[int],
+    episodes: range,
+    held_out: bool = False,
+) -> EpisodeStatistics:
+    """Run a fixed scheduler on all (seed, episode) at once; rows are seeds within episodes: [E * S]."""
+    rows = [(seed, episode) for episode in episodes for seed in seeds]
+    columns = [getattr(scenario, field.name) for field in dataclasses.fields(scenario)]
+    stacked = Scenario(*(np.tile(column, (len(episodes), 1)) for column in columns))
+    arrivals = draw_arrivals(config, rows, held_out)
+    if isinstance(scheduler, LowerBound):
+        return scheduler.statistics(stacked, arrivals, config.slot_length)
+    return run_episode(CollaborativeMEC(stacked, slot_length=config.slot_length), scheduler, arrivals, rows)
+
+
+def block_length(config: EnvironmentParameters, seeds: int) -> int:
+    """Episodes that fit into CELLS_AT_ONCE, at least one."""
+    return max(1, CELLS_AT_ONCE // (config.num_slots * config.num_bs * config.num_tasks * seeds))
+
+
+class History:
+    """Rows of delay.csv, one for each seed and episode."""
+
+    def __init__(self, rows: list[list[float]] | None = None) -> None:
+        self.rows = rows or []
+
+    def add(self, seeds: list[int], episode: int, stats: EpisodeStatistics, opt: np.ndarray, seconds: float) -> None:
+        columns = (stats.mean, opt, stats.p50, stats.p95, stats.p99, stats.max)
+        for row, seed in enumerate(seeds):
+            values = [float(column[row]) for column in columns]
+            self.rows.append([seed, episode, *values, seconds / len(seeds)])
+
+    @property
+    def episodes(self) -> int:
+        return int(self.rows[-1][1]) + 1 if self.rows else 0
+
+    def column(self, name: str, seeds: int) -> np.ndarray:
+        """A column as [episodes, seeds]."""
+        return np.array([row[HEADER.index(name)] for row in self.rows]).reshape(-1, seeds)
+
+    def write(self, folder: Path) -> None:
+        """delay.csv holds what the parameters determine; seconds.csv what the machine adds."""
+        write_csv(folder / "delay.csv", HEADER[:-1], [[int(r[0]), int(r[1]), *r[2:-1]] for r in self.rows])
+        write_csv(
+            folder / "seconds.csv",
+            ("seed", "episode", "seconds"),
+            [[int(r[0]), int(r[1]), round(r[-1], 4)] for r in self.rows],
+        )
+
+
+def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
+    """Train, resume or evaluate a learner, or run a fixed scheduler, as the parameters say."""
+    torch.set_num_threads(config.threads)
+    if getattr(config, "evaluate", None):
+        from lad_ts.evaluation import evaluate_checkpoint
+
+        evaluate_checkpoint(config, given, method)
+        return
+    start = time.perf_counter()
+    if getattr(config, "resume", None):
+        config, folder, learner, history = resume_run(config, given, method)
+    else:
+        name = (
+            f"{getattr(config, 'preset', 'fixed')}_e{config.episodes}_s{config.seed}-{config.seed + config.seeds - 1}"
+        )
+        folder = create_folder(config.out, RESULTS / method.folder / name)
+        learner = method.build(config, training_seeds(config), choose_device(config.device))
+        history = History()
+    write_config(folder, method.name, dataclasses.asdict(config))
+    if isinstance(learner, Learner):
+        complete = train(config, method, folder, learner, history)
+    else:
+        complete = run_fixed(config, folder, learner, history)
+    report(config, method, folder, history, time.perf_counter() - start)
+    if not complete:
+        print(f"interrupted after episode {history.episodes}; go on with --resume {folder}")
+        sys.exit(130)
+
+
+def train(config: Any, method: Method, folder: Path, learner: Learner, history: History) -> bool:
+    """The training loop. Returns False when Ctrl-C ended it; the checkpoint then holds all whole episodes."""
+    seeds = training_seeds(config)
+    scenario = draw_scenario(config, seeds)
+    env = CollaborativeMEC(scenario, choose_device(config.device), config.slot_length)
+    block, ahead, opt = block_length(config, len(seeds)), range(0), np.empty(0)  # Opt-TS is some episodes ahead
+    with (
+        Interruption() as interruption,
+        tqdm(total=config.episodes, initial=history.episodes, unit="episode", desc=method.name, smoothing=0.1) as bar,
+    ):
+        for episode in range(history.episodes, config.episodes):
+            if episode not in ahead:
+                ahead = range(episode, min(episode + block, config.episodes))
+                opt = run_block(config, scenario, OptTS(), seeds, ahead).mean.reshape(-1, len(seeds))
+            began = time.perf_counter()
+            rows = [(seed, episode) for seed in seeds]
+            stats = run_episode(env, learner, draw_arrivals(config, rows), rows)
+            if not learner.finite():
+                sys.exit(f"error: training diverged in episode {episode}: a network holds NaN or infinity")
+            history.add(seeds, episode, stats, opt[episode - ahead.start], time.perf_counter() - began)
+            gap = (stats.mean / opt[episode - ahead.start] - 1).mean()
+            bar.set_postfix_str(f"delay {stats.mean.mean():.2f} s, {gap:+.1%} to Opt-TS")
+            bar.update()
+            last = episode + 1 == config.episodes or interruption.asked
+            if last or (episode + 1) % config.checkpoint_every == 0:
+                history.write(folder)
+                save_checkpoint(
+                    folder / "checkpoint.pt",
+                    {
+                        "method": method.name,
+                        "config": dataclasses.asdict(config),
+                        "learner": learner.state_dict(),
+                        "history": history.rows,
+                    },
+                )
+            if interruption.asked:
+                return episode + 1 == config.episodes
+    return True
+
+
+def run_fixed(config: FixedParameters, folder: Path, scheduler: Scheduler, history: History) -> bool:
+    """Episodes of a scheduler that does not learn, many at a time."""
+    seeds = training_seeds(config)
+    scenario = draw_scenario(config, seeds)
+    block = block_length(config, len(seeds))
+    results = []
+    with tqdm(total=config.episodes, unit="episode", desc=type(scheduler).__name__) as bar:
+        for first in range(0, config.episodes, block):
+            episodes = range(first, min(first + block, config.episodes))
+            began = time.perf_counter()
+            stats = run_block(config, scenario, scheduler, seeds, episodes, config.held_out)
+            seconds = (time.perf_counter() - began) / len(episodes)
+            if isinstance(scheduler, OptTS):
+                opt = stats.mean
+            else:
+                opt = run_block(config, scenario, OptTS(), seeds, episodes, config.held_out).mean
+            for k, episode in enumerate(episodes):
+                part = slice(k * len(seeds), (k + 1) * len(seeds))
+                history.add(seeds, episode, stats.rows(part), opt[part], seconds)
+                results.append(stats.rows(part))
+            bar.update(len(episodes))
+    history.write(folder)
+    if not isinstance(scheduler, LowerBound):
+        report_servers(folder, seeds, results)
+    return True
+
+
+class Interruption:
+    """Turns the first Ctrl-C into a request to stop after the current episode; a second one stops at once."""
+
+    def __enter__(self) -> "Interruption":
+        self.asked = False
+        self.previous = signal.signal(signal.SIGINT, self.ask)
+        return self
+
+    def ask(self, *_: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.previous)
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, self.previous)
+
+
+def stored_config(config: Any, given: dict[str, Any], stored: dict[str, Any], flag: str, free: set[str]) -> Any:
+    """The stored parameters with the `free` ones taken from the command line.
+
+    Raises ParameterError when the command line contradicts a stored parameter that is not free.
+    """
+    known = {field.name for field in dataclasses.fields(config)}
+    if not known >= stored.keys():
+        raise ParameterError(f"--{flag}: the stored run has parameters that this version lacks")
+    for name in given.keys() - free - {flag}:
+        if getattr(config, name) != stored.get(name):
+            raise ParameterError(
+                f"--{name}={getattr(config, name)}: does not fit --{flag}; must be {stored.get(name)}, as stored"
+            )
+    changes = {name: getattr(config, name) for name in given.keys() & free}
+    return type(config)(**(stored | changes | {flag: getattr(config, flag)}))
+
+
+def resume_run(config: Any, given: dict[str, Any], method: Method) -> tuple[Any, Path, Learner, History]:
+    """Take up the run in `--resume`'s folder at its last checkpoint."""
+    folder = Path(config.resume)
+    if not (folder / "checkpoint.pt").is_file():
+        raise ParameterError(f"--resume={folder}: must be a run's folder that holds a checkpoint.pt")
+    content = load_checkpoint(folder / "checkpoint.pt", "resume")
+    free = {"episodes", "device", "threads", "checkpoint_every"}
+    config = stored_config(config, given, content["config"], "resume", free)
+    config.resume = None  # config.json describes the run, whether or not it was interrupted
+    history = History(content["history"])
+    if history.episodes >= config.episodes:
+        raise ParameterError(
+            f"--episodes={config.episodes}: the run already has {history.episodes}; must be more to go on"
+        )
+    return config, folder, restore(config, content, method, "resume"), history
+
+
+def restore(config: Any, content: dict[str, Any], method: Method, flag: str) -> Learner:
+    """A learner with a checkpoint's state. Raises ParameterError when they do not fit."""
+    if content["method"] != method.name:
+        raise ParameterError(f"--{flag}: holds a run of {content['method']}; must be one of {method.name}")
+    learner = method.build(config, training_seeds(config), choose_device(config.device))
+    try:
+        learner.load_state_dict(content["learner"])
+    except (KeyError, RuntimeError) as error:
+        raise ParameterError(f"--{flag}: the checkpoint does not fit these parameters ({error})") from None
+    return learner
+
+
+def report_servers(folder: Path, seeds: list[int], results: list[EpisodeStatistics]) -> None:
+    """Write and print the utilisation of every ES, and print the time per decision, over episodes' statistics."""
+    utilisation = np.mean([stats.utilisation for stats in results], 0)  # [S, B]
+    rows = [[seed, es, float(u)] for seed, row in zip(seeds, utilisation, strict=True) for es, u in enumerate(row)]
+    write_csv(folder / "utilisation.csv", ("seed", "edge_server", "utilisation"), rows)
+    shares = " ".join(f"{100 * share:.1f}" for share in utilisation.mean(0)[:50])
+    print(f"utilisation of ES 0, 1, .. in %: {shares}{' ..' if utilisation.shape[1] > 50 else ''}")
+    microseconds = 1e6 * np.mean([stats.decision_seconds.mean() for stats in results])
+    print(f"time per decision {microseconds:.2f} us")
+
+
+def report(config: Any, method: Method, folder: Path, history: History, seconds: float) -> None:
+    """Plot the run and print its table row, time and peak memory."""
+    delay, opt = history.column("delay_s", config.seeds), history.column("opt_delay_s", config.seeds)
+    episodes = np.arange(1, len(delay) + 1)
+    curves = [
+        Curve(method.name, episodes, delay),
+        Curve("Opt-TS, same arrivals", episodes, opt, reference=True),
+    ]
+    plot_delays(
+        folder / "delay",
+        curves,
+        f"{method.name}: {config.num_bs} BSs, up to {config.num_tasks} tasks per slot",
+    )
+    last = slice(-min(100, len(delay)), None)
+    tails = [with_interval(history.column(f"{name}_s", config.seeds)[last].mean(0)) for name in ("p50", "p95", "p99")]
+    gap = 100 * (delay[last].mean(0) / opt[last].mean(0) - 1)
+    pace = history.column("seconds", config.seeds).mean()
+    print(f"results in {folder}; figures below are means of the last {-last.start} episodes, in s")
+    print("| method | delay | Opt-TS | above Opt-TS % | p50 | p95 | p99 | s per episode and seed |")
+    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"| {method.name} | {with_interval(delay[last].mean(0))} | {with_interval(opt[last].mean(0))} "
+        f"| {with_interval(gap)} | {' | '.join(tails)} | {pace:.3f} |"
+    )
+    print(f"time {seconds:.1f} s, peak memory {peak_memory(choose_device(config.device))}")
