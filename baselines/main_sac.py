@@ -7,13 +7,14 @@ python baselines/main_sac.py --episodes 60 --seeds 2
 import dataclasses
 from typing import Any
 
-from baselines.model_sac import SACAgents, SACTSParameters
+from baselines.model_sac import SACAgents
 from lad_ts.parameters import command_line
+from lad_ts.soft_actor_critic import SACParameters
 from lad_ts.training import Method, TrainingParameters, run_method
 
 
 @dataclasses.dataclass(kw_only=True)
-class SACConfig(SACTSParameters, TrainingParameters):
+class SACConfig(SACParameters, TrainingParameters):
     """Every parameter of main_sac.py."""
 
 

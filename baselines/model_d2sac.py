@@ -7,11 +7,9 @@ action is more than e^2 = 7.4 times as likely as another. Start reading at `D2SA
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 
-from baselines.model_sac import PRESETS
 from lad_ts.agents import state_size
 from lad_ts.diffusion_lad import Denoiser, posterior_schedule
 from lad_ts.parameters import parameter
@@ -21,12 +19,10 @@ from lad_ts.stacked import Layout
 
 @dataclasses.dataclass(kw_only=True)
 class D2SACParameters(SACParameters):
-    """Parameters of D2SAC-TS. Those whose default is None take the preset's value."""
+    """Parameters of D2SAC-TS."""
 
     denoising_steps: int = parameter(5, "denoising steps I of the policy", unit="steps", low=1, high=1000)
     beta_schedule: str = parameter("vp", "noise schedule of the policy", choices=("vp", "cosine", "linear"))
-
-    PRESETS: ClassVar = PRESETS
 
 
 class D2SACAgents(SoftActorCritic):

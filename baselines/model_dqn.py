@@ -9,8 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from baselines.model_sac import PRESETS
-from lad_ts.agents import AgentParameters, StackedAgents
+from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents
 from lad_ts.environment_lad import Slot
 from lad_ts.parameters import parameter
 from lad_ts.stacked import Layout, StackedAdam, forward
@@ -24,7 +23,7 @@ class DQNParameters(AgentParameters):
     epsilon: float = parameter(0.01, "probability of a uniformly random action", low=0, high=1)
     target_every: int = parameter(200, "updates between copies of the Q network into its target", low=1)
 
-    PRESETS: ClassVar = PRESETS
+    PRESETS: ClassVar = {"paper": PAPER_STATE, "tuned": TUNED_STATE}
 
 
 class DQNAgents(StackedAgents):

@@ -1,24 +1,9 @@
 """SAC-TS agents: discrete soft actor-critic with a plain MLP as the actor. Start reading at `SACAgents.logits`."""
 
-import dataclasses
-from typing import ClassVar
-
 import torch
 
-from lad_ts.soft_actor_critic import SACParameters, SoftActorCritic
+from lad_ts.soft_actor_critic import SoftActorCritic
 from lad_ts.stacked import Layout, forward
-
-PRESETS = {
-    "paper": {"state_features": "raw", "next_state": "zeros", "tied_sizes": True},
-    "tuned": {"state_features": "scaled", "next_state": "true"},
-}
-
-
-@dataclasses.dataclass(kw_only=True)
-class SACTSParameters(SACParameters):
-    """Parameters of SAC-TS. Those whose default is None take the preset's value."""
-
-    PRESETS: ClassVar = PRESETS
 
 
 class SACAgents(SoftActorCritic):

@@ -17,6 +17,10 @@ from lad_ts.parameters import ParameterError, parameter
 from lad_ts.replay import Replay
 from lad_ts.scheduler import Learner
 
+# What the presets of every learner have in common.
+PAPER_STATE = {"state_features": "raw", "next_state": "zeros", "tied_sizes": True}
+TUNED_STATE = {"state_features": "relative", "next_state": "true"}
+
 
 @dataclasses.dataclass(kw_only=True)
 class AgentParameters(EnvironmentParameters):
@@ -35,7 +39,8 @@ class AgentParameters(EnvironmentParameters):
     updates_per_slot: int = parameter(1, "updates of every agent after each slot", low=1)
     state_features: str | None = parameter(
         None,
-        "raw [d, w, q]; or all scaled to about 1, the backlog as log(1 + q/f)",
+        "raw: [d, w, q]; scaled: d and w over their maxima, log(1 + q/f); relative: as scaled, but the mean of q/f as "
+        "log(1 + mean), and each ES's difference to it in s",
         choices=("raw", "scaled", "relative"),
     )
     next_state: str | None = parameter(

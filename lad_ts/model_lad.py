@@ -39,21 +39,18 @@ class LadParameters(SACParameters):
     posterior_noise: bool | None = parameter(None, "add noise in the posterior steps, as DDPM does")
 
     PRESETS: ClassVar = {
-        "paper": {
-            "state_features": "raw",
-            "next_state": "zeros",
+        "paper": SACParameters.PRESETS["paper"]
+        | {
             "memory": "probabilities",
             "replay_latent": "present",
             "noise_softmax": True,
             "posterior_noise": True,
-            "tied_sizes": True,
         },
-        "tuned": {
-            "state_features": "scaled",
-            "next_state": "true",
+        "tuned": SACParameters.PRESETS["tuned"]
+        | {
             "memory": "probabilities",
             "replay_latent": "input",
-            "noise_softmax": False,
+            "noise_softmax": True,
             "posterior_noise": True,
         },
     }

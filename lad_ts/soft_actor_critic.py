@@ -8,11 +8,12 @@ actions). A subclass gives the actor: `actor_layout`, and `logits` from a miniba
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
-from lad_ts.agents import AgentParameters, StackedAgents, blend
-from lad_ts.environment_lad import Slot
+from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents, blend
+from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.parameters import parameter
 from lad_ts.stacked import Layout, StackedAdam, forward
 
@@ -21,14 +22,22 @@ from lad_ts.stacked import Layout, StackedAdam, forward
 class SACParameters(AgentParameters):
     """Parameters of the soft actor-critic; defaults are the paper's."""
 
-    actor_lr: float = parameter(1e-4, "learning rate of the actor", low=0)
-    critic_lr: float = parameter(1e-3, "learning rate of the critics", low=0)
+    actor_lr: float | None = parameter(None, "learning rate of the actor", low=0)
+    actor_lr_halving: float | None = parameter(
+        None, "the actor's learning rate in episode e is actor_lr / (1 + e / this); 0: constant", unit="episodes", low=0
+    )
+    critic_lr: float | None = parameter(None, "learning rate of the critics", low=0)
     temperature_lr: float = parameter(3e-4, "learning rate of the temperature's logarithm", low=0)
     temperature: float = parameter(0.05, "initial temperature alpha, the weight of the entropy", above=0)
     target_entropy: float = parameter(
         -1.0, "entropy that the temperature steers to; out of reach when negative", unit="nat"
     )
     target_rate: float = parameter(0.005, "soft update of the target networks, per update", above=0, high=1)
+
+    PRESETS: ClassVar = {
+        "paper": PAPER_STATE | {"actor_lr": 1e-4, "actor_lr_halving": 0.0, "critic_lr": 1e-3},
+        "tuned": TUNED_STATE | {"actor_lr": 3e-4, "actor_lr_halving": 10.0, "critic_lr": 3e-3},
+    }
 
 
 def log_probabilities(probabilities: torch.Tensor) -> torch.Tensor:
@@ -54,6 +63,12 @@ class SoftActorCritic(StackedAgents):
         self.actor_adam = StackedAdam(self.theta_actor, params.actor_lr)
         self.critic_adam = StackedAdam(self.theta_critic, params.critic_lr)
         self.temperature_adam = StackedAdam(self.log_temperature, params.temperature_lr)
+
+    def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
+        super().begin(scenario, rows)
+        if self.params.actor_lr_halving:
+            episode = rows[0][1]
+            self.actor_adam.lr = self.params.actor_lr / (1 + episode / self.params.actor_lr_halving)
 
     def actor_layout(self) -> Layout:
         """The layout of the actor's parameters."""
