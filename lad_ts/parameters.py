@@ -82,7 +82,8 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     if kind is str:
         if isinstance(value, bool) or value is None or value == "":
             raise refusal
-        value = str(value)
+        # fire reads a,b as a tuple
+        value = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
     elif kind is bool:
         if not isinstance(value, bool):
             raise refusal

@@ -43,49 +43,64 @@ def save_figure(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
+REFERENCE_DASHES = ("--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
+
+
 def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
-    """Mean over seeds with its 95 % band for every curve."""
+    """Mean over seeds with its 95 % band for every curve; references in black without band."""
     palette = plt.get_cmap("tab10").colors
     learners = [curve for curve in curves if not curve.reference]
+    references = [curve for curve in curves if curve.reference]
     for curve in curves:
         mean, half = mean_interval(smooth(curve.delay, window), axis=1)
         if curve.reference:
-            grey = 0.55 * [c for c in curves if c.reference].index(curve) / max(1, len(curves) - len(learners))
-            axes.plot(curve.episodes, mean, "--", lw=1.3, color=str(grey), label=curve.label)
+            dashes = REFERENCE_DASHES[references.index(curve) % len(REFERENCE_DASHES)]
+            axes.plot(curve.episodes, mean, ls=dashes, lw=1.2, color="black", label=curve.label)
             continue
         colour = palette[learners.index(curve) % len(palette)]
-        axes.plot(curve.episodes, mean, lw=1.6, color=colour, label=curve.label)
+        axes.plot(curve.episodes, mean, lw=1.5, color=colour, label=curve.label)
         if not np.isnan(half).any():
             axes.fill_between(curve.episodes, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
 
 
-def plot_delays(path: Path, curves: list[Curve], title: str, window: int = 5, inset: bool = False) -> None:
-    """Delay against episodes. With `inset`, the last fifth of the episodes is drawn again, larger."""
-    figure, axes = plt.subplots(figsize=(8, 5))
-    draw_curves(axes, curves, window)
-    axes.set(xlabel="Training episode", ylabel="Mean service delay (s)", title=title)
-    axes.grid(alpha=0.3)
-    last = max(curve.episodes[-1] for curve in curves)
-    axes.set_xlim(0, last)
-    if inset and last >= 10:
-        axes.set_ylim(bottom=0)
-        zoom = axes.inset_axes([0.42, 0.5, 0.55, 0.45])
-        draw_curves(zoom, curves, window)
-        start = last * 0.8
-        finals = np.array([c.delay[c.episodes >= start].mean() for c in curves if (c.episodes >= start).any()])
-        near = finals[finals <= 1.5 * np.median(finals)]
-        margin = 0.1 * (near.max() - near.min()) + 0.1
-        zoom.set(xlim=(start, last), ylim=(near.min() - margin, near.max() + margin))
-        zoom.tick_params(labelsize=7)
-        zoom.grid(alpha=0.3)
-    seeds = max(curve.delay.shape[1] for curve in curves)
+def draw_inset(axes: plt.Axes, curves: list[Curve], window: int) -> None:
+    """The last fifth of the episodes again, larger, around the curves that end near the median."""
+    last = curves[0].episodes[-1]
+    start = 0.8 * last
+    finals = np.array([curve.delay[curve.episodes >= start].mean() for curve in curves])
+    near = finals[np.abs(finals - np.median(finals)) <= 0.25 * np.median(finals)]
+    margin = 0.15 * (near.max() - near.min()) + 0.1
+    zoom = axes.inset_axes([0.4, 0.52, 0.57, 0.45])
+    draw_curves(zoom, curves, window)
+    zoom.set(xlim=(start, last), ylim=(near.min() - margin, near.max() + margin))
+    zoom.tick_params(labelsize=7)
+    zoom.grid(alpha=0.3)
+
+
+def plot_delays(path: Path, panels: dict[str, list[Curve]], window: int = 5, inset: bool = False) -> None:
+    """Delay against episodes, one panel for each title and its curves, as PNG and PDF.
+
+    The y axis starts at 0 and leaves out what lies above four times the median curve's end.
+    """
+    figure, row = plt.subplots(1, len(panels), figsize=(7.5 * len(panels), 5), squeeze=False, sharey=True)
+    every = [curve for curves in panels.values() for curve in curves]
+    seeds, last = max(curve.delay.shape[1] for curve in every), max(curve.episodes[-1] for curve in every)
+    means = [smooth(curve.delay.mean(1, keepdims=True), window) for curve in every]
+    top = min(1.05 * max(mean.max() for mean in means), 4 * np.median([mean[-1] for mean in means]))
     band = f"band: 95 % interval over {seeds} seeds" if seeds > 1 else "one seed"
-    axes.legend(
-        fontsize=8,
-        title=f"mean of {window} episodes; {band}",
-        title_fontsize=7,
-        ncols=2,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.13),
-    )
+    for axes, (title, curves) in zip(row[0], panels.items(), strict=True):
+        draw_curves(axes, curves, window)
+        axes.set(xlabel="Training episode", title=title, xlim=(min(1, last - 1), last), ylim=(0, top))
+        axes.grid(alpha=0.3)
+        if inset and last >= 10:
+            draw_inset(axes, curves, window)
+        axes.legend(
+            fontsize=8,
+            title=f"mean of {window} episodes; {band}",
+            title_fontsize=7,
+            ncols=2,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.13),
+        )
+    row[0][0].set_ylabel("Mean service delay (s)")
     save_figure(figure, path)

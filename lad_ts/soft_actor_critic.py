@@ -36,7 +36,7 @@ class SACParameters(AgentParameters):
 
     PRESETS: ClassVar = {
         "paper": PAPER_STATE | {"actor_lr": 1e-4, "actor_lr_halving": 0.0, "critic_lr": 1e-3},
-        "tuned": TUNED_STATE | {"actor_lr": 3e-4, "actor_lr_halving": 10.0, "critic_lr": 3e-3},
+        "tuned": TUNED_STATE | {"actor_lr": 1e-3, "actor_lr_halving": 3.0, "critic_lr": 3e-3},
     }
 
 

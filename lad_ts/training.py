@@ -331,11 +331,8 @@ def report(config: Any, method: Method, folder: Path, history: History, seconds:
         Curve(method.name, episodes, delay),
         Curve("Opt-TS, same arrivals", episodes, opt, reference=True),
     ]
-    plot_delays(
-        folder / "delay",
-        curves,
-        f"{method.name}: {config.num_bs} BSs, up to {config.num_tasks} tasks per slot",
-    )
+    title = f"{method.name}: {config.num_bs} BSs, up to {config.num_tasks} tasks per slot"
+    plot_delays(folder / "delay", {title: curves})
     last = slice(-min(100, len(delay)), None)
     tails = [with_interval(history.column(f"{name}_s", config.seeds)[last].mean(0)) for name in ("p50", "p95", "p99")]
     gap = 100 * (delay[last].mean(0) / opt[last].mean(0) - 1)

@@ -1,0 +1,52 @@
+"""Train LAD-TS and every baseline on the same arrivals, and draw the comparison.
+
+Runs each method's own script, one process and one thread each, into <out>/runs; a second call goes on where the first
+ended. Then scripts/compare.py writes the figure and the table to <out>. Example: python scripts/reproduce.py
+"""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from baselines.methods import FIXED, LEARNERS, ROOT, Job, run_jobs
+from lad_ts.parameters import Parameters, command_line, parameter
+from lad_ts.run_folder import RESULTS
+
+EVERY = (*(f"{name}:{preset}" for preset in ("tuned", "paper") for name in LEARNERS), *FIXED)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ReproduceConfig(Parameters):
+    """Every parameter of reproduce.py."""
+
+    episodes: int = parameter(100, "training episodes of every method", low=2)
+    seeds: int = parameter(3, "seeds of every method, trained together", low=1, high=1000)
+    jobs: int = parameter(2, "methods that run at the same time, best the number of cores", low=1)
+    methods: str = parameter(",".join(EVERY), "methods, separated by commas; FILE.py:ClassName is one of your own")
+    out: str = parameter(str(RESULTS / "comparison"), "folder of the comparison")
+
+
+def main(config: ReproduceConfig, given: dict[str, Any]) -> None:
+    start = time.perf_counter()
+    out = Path(config.out)
+    flags = {"episodes": config.episodes, "seeds": config.seeds}
+    print(f"{config.episodes} episodes, {config.seeds} seeds; the full run of the README takes --episodes 500")
+    names = config.methods.replace(" ", "").split(",")
+    jobs = [Job(name, out / "runs" / name.rpartition("/")[2].replace(":", "_"), flags) for name in names]
+    peak = run_jobs(jobs, config.jobs)
+    subprocess.run(
+        [sys.executable, str(ROOT / "scripts/compare.py"), f"--runs={out / 'runs'}", f"--out={out}"], check=True
+    )
+    seconds = time.perf_counter() - start
+    print(f"time {seconds / 60:.1f} min, peak memory {peak:.0f} MiB in the largest process, {config.jobs} at a time")
+    full = seconds / 60 * 500 / config.episodes
+    print(
+        f"a full run (--episodes 500 --seeds {config.seeds}) would take about {full:.0f} min here, in the same memory"
+    )
+
+
+if __name__ == "__main__":
+    command_line(ReproduceConfig, main, __doc__)

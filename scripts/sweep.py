@@ -1,0 +1,120 @@
+"""Delay against one parameter, for chosen methods: trains every method at every value, and plots the final delay.
+
+Runs go to <out>/runs; a second call goes on where the first ended. Writes sweep.png, sweep.pdf and sweep.csv. Examples:
+python scripts/sweep.py --vary num_tasks --values 20,35,50,65
+python scripts/sweep.py --vary denoising_steps --values 1,2,3,5,8 --methods lad_ts,d2sac_ts,opt_ts
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from baselines.methods import Job, run_jobs
+from lad_ts.parameters import ParameterError, Parameters, command_line, convert, parameter
+from lad_ts.plots import save_figure
+from lad_ts.run_folder import RESULTS, read_csv, write_csv
+from lad_ts.statistics_seeds import mean_interval
+
+AXIS = {
+    "num_tasks": "Most tasks per slot and base station N",
+    "num_bs": "Edge servers B",
+    "capacity_max": "Greatest capacity of an edge server (Gcycles/s)",
+    "quality_max": "Most denoising steps that a task asks for",
+    "denoising_steps": "Denoising steps I of the policy",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class SweepConfig(Parameters):
+    """Every parameter of sweep.py."""
+
+    vary: str = parameter(
+        "num_tasks", f"what to vary: {', '.join(AXIS)}, or any other parameter of the methods' scripts"
+    )
+    values: str = parameter("20,35,50,65", "its values, separated by commas")
+    methods: str = parameter(
+        "lad_ts,sac_ts,opt_ts,capacity_proportional,water_filling", "methods, separated by commas, as in reproduce.py"
+    )
+    episodes: int = parameter(60, "training episodes of every run", low=2)
+    seeds: int = parameter(2, "seeds of every run, trained together", low=1, high=1000)
+    last: int = parameter(20, "the delay is the mean over this many last episodes, at most the last half", low=1)
+    jobs: int = parameter(2, "runs at the same time, best the number of cores", low=1)
+    out: str | None = parameter(None, "folder; default results/sweep_<vary>")
+
+
+def parse_values(config: SweepConfig, jobs: list[Job]) -> list[float]:
+    """The values as numbers that the methods accept. Raises ParameterError otherwise."""
+    takers = [job.script[1] for job in jobs if job.takes(config.vary)]
+    if not takers:
+        raise ParameterError(f"--vary={config.vary}: must be a parameter of one of the methods' scripts")
+    values = []
+    for text in config.values.split(","):
+        try:
+            number = float(text)
+        except ValueError:
+            raise ParameterError(f"--values={text.strip()}: must be a number") from None
+        values.append(convert(takers[0], config.vary, number))
+    if len(set(values)) < 2:
+        raise ParameterError(f"--values={config.values}: must be at least two different values")
+    return values
+
+
+def final_delays(job: Job, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean delay and Opt-TS's mean delay over the last episodes, for every seed."""
+    seeds = json.loads((job.folder / "config.json").read_text())["parameters"]["seeds"]
+    rows = read_csv(job.folder / "delay.csv")
+    table = np.array([[float(row["delay_s"]), float(row["opt_delay_s"])] for row in rows]).reshape(-1, seeds, 2)
+    return tuple(table[-min(last, max(1, len(table) // 2)) :].mean(0).T)
+
+
+def main(config: SweepConfig, given: dict[str, Any]) -> None:
+    out = Path(config.out) if config.out else RESULTS / f"sweep_{config.vary}"
+    flags = {"episodes": config.episodes, "seeds": config.seeds}
+    names = config.methods.replace(" ", "").split(",")
+    values = parse_values(config, [Job(name, out, flags) for name in names])
+    jobs = {}
+    for name in names:
+        plain = Job(name, out / "runs" / name.rpartition("/")[2].replace(":", "_"), flags)
+        for value in values:
+            # A method without the parameter runs once and is drawn as a level line.
+            varied = Job(name, plain.folder.with_name(f"{plain.folder.name}_{value:g}"), flags | {config.vary: value})
+            jobs[name, value] = varied if plain.takes(config.vary) else plain
+    run_jobs(list(dict.fromkeys(jobs.values())), config.jobs)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
+    rows = []
+    for name in names:
+        finals = [final_delays(jobs[name, value], config.last) for value in values]
+        delay, opt = (np.array(column) for column in zip(*finals, strict=True))  # [values, seeds]
+        for axes, numbers in ((left, delay), (right, 100 * (delay / opt - 1))):
+            mean, half = mean_interval(numbers, axis=1)
+            axes.errorbar(values, mean, yerr=np.nan_to_num(half), marker="o", ms=4, capsize=3, lw=1.3, label=name)
+        for value, mine, best in zip(values, delay, opt, strict=True):
+            rows += [
+                [name, value, seed, float(a), float(b)] for seed, (a, b) in enumerate(zip(mine, best, strict=True))
+            ]
+    for axes, label in ((left, "Mean service delay (s)"), (right, "Above Opt-TS (%)")):
+        axes.set(xlabel=AXIS.get(config.vary, config.vary), ylabel=label)
+        axes.grid(alpha=0.3)
+    left.set_ylim(bottom=0)
+    last = min(config.last, max(1, config.episodes // 2))
+    left.legend(
+        fontsize=8, title=f"last {last} of {config.episodes} episodes, 95 % over {config.seeds} seeds", title_fontsize=7
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    save_figure(figure, out / "sweep")
+    write_csv(out / "sweep.csv", ("method", config.vary, "seed", "delay_s", "opt_delay_s"), rows)
+    print(f"{'method':24s}{config.vary:>16s}{'delay s':>10s}{'above Opt-TS %':>16s}")
+    for name in names:
+        for value in values:
+            delay, opt = final_delays(jobs[name, value], config.last)
+            print(f"{name:24s}{value:16g}{delay.mean():10.2f}{100 * (delay / opt - 1).mean():16.2f}")
+    print(f"figure and CSV in {out}")
+
+
+if __name__ == "__main__":
+    command_line(SweepConfig, main, __doc__)
