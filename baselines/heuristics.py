@@ -77,7 +77,7 @@ class CapacityRoundRobin(Heuristic):
     @staticmethod
     def sequence(capacity: np.ndarray, length: int) -> np.ndarray:
         share = capacity / capacity.sum()
-        turns = np.ceil(length * share).astype(np.int64) + 1
+        turns = np.ceil(length * share).astype(np.int64) + capacity.size // 2 + 1
         server = np.repeat(np.arange(capacity.size), turns)
         number = np.concatenate([np.arange(count) for count in turns])
         return server[np.argsort((number + 0.5) / share[server], kind="stable")][:length]

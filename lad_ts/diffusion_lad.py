@@ -187,7 +187,8 @@ class FastChain(torch.autograd.Function):
         w1, _, w2, _, w3, _ = denoiser.layout.split(theta)
         wt1, wt2, wt3 = (w.transpose(1, 2) for w in (w1[:, :, : denoiser.inputs[0]], w2, w3))
         # Gradients of the three weights and biases, added up over the steps; of the first layer's step share, too.
-        g1, g2, g3 = (torch.zeros_like(w, memory_format=torch.contiguous_format) for w in (wt1, w2, w3))
+        weights = (w1[:, :, : denoiser.inputs[0]], w2, w3)
+        g1, g2, g3 = (torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights)
         o1, o2, o3, per_step = [], [], [], []
         for i, (x, h1, h2, z) in enumerate(reversed(ctx.chain)):
             d3 = torch._softmax_backward_data(gradient, z, 1, z.dtype) if denoiser.softmax else gradient

@@ -96,14 +96,14 @@ class LadAgents(SoftActorCritic):
         return self.denoiser.forward_fast(theta, latent, state, noise)
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
-        self._latent = self.memory[slot.t]
+        self._latent = self.memory[slot.t].clone()  # the replay needs it after the cell is overwritten
         with torch.no_grad():
             x0 = self.logits(self.theta_actor, state, self._latent)
         probabilities = x0.softmax(1)
         if self.params.memory == "probabilities":
             remembered = probabilities
         elif self.params.memory == "x0_standardised":
-            remembered = (x0 - x0.mean(1, keepdim=True)) / (x0.std(1, keepdim=True) + 1e-6)
+            remembered = (x0 - x0.mean(1, keepdim=True)) / (x0.std(1, keepdim=True, unbiased=False) + 1e-6)
         else:
             remembered = x0
         scheduled = slot.mask.reshape(self.agents, 1, -1)

@@ -18,6 +18,8 @@ from typing import Any
 
 import fire
 
+LARGEST = 2**31 - 1  # no number of this project is larger, and integers of that size fit everywhere
+
 
 class ParameterError(ValueError):
     """A parameter has a value that is not allowed; the message is one line for the user."""
@@ -92,6 +94,8 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
             raise refusal
         if not math.isfinite(value) or (kind is int and value != int(value)):
             raise refusal
+        if abs(value) > LARGEST:
+            raise ParameterError(f"--{name}={value}: must be at most {LARGEST}")
         value = kind(value)
         meta = field.metadata
         low, high, above = meta["low"], meta["high"], meta["above"]
@@ -123,7 +127,8 @@ def resolve(cls: type[Parameters], given: dict[str, Any]) -> Parameters:
         if values.get(name) is None:
             values[name] = value
     config = cls(**values)
-    config.check()
+    if not (getattr(config, "resume", None) or getattr(config, "evaluate", None)):
+        config.check()  # otherwise it is checked once the stored run's parameters are in
     return config
 
 

@@ -87,6 +87,7 @@ def plot_delays(path: Path, panels: dict[str, list[Curve]], window: int = 5, ins
     seeds, last = max(curve.delay.shape[1] for curve in every), max(curve.episodes[-1] for curve in every)
     means = [smooth(curve.delay.mean(1, keepdims=True), window) for curve in every]
     top = min(1.05 * max(mean.max() for mean in means), 4 * np.median([mean[-1] for mean in means]))
+    top = top if np.isfinite(top) else 1.0  # an episode without any task has no delay
     band = f"band: 95 % interval over {seeds} seeds" if seeds > 1 else "one seed"
     for axes, (title, curves) in zip(row[0], panels.items(), strict=True):
         draw_curves(axes, curves, window)

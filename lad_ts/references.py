@@ -86,5 +86,5 @@ def pooled_srpt_bound(scenario: Scenario, arrivals: Arrivals, slot_length: float
                 remaining[done] = (finish[done] - slot_length) * pool[row]
             remaining = remaining[done:]
         result = (mask[row, :-1] * scenario.result_size[row]).sum() / scenario.link_rate[row].max()
-        bounds[row] = (total + result) / max(tasks, 1)
+        bounds[row] = (total + result) / tasks if tasks else np.nan
     return bounds

@@ -50,7 +50,7 @@ class RunParameters(Parameters):
 
     episodes: int = parameter(500, "episodes to run", low=1)
     seeds: int = parameter(1, "seeds that run together", low=1, high=1000)
-    seed: int = parameter(0, "first seed; the others follow it", low=0, high=2**31)
+    seed: int = parameter(0, "first seed; the others follow it", low=0)
     device: str = parameter("auto", "where the tensors live; auto takes CUDA when there is one")
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the run; default results/<method>/<run>")
@@ -157,6 +157,8 @@ class History:
 def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
     """Train, resume or evaluate a learner, or run a fixed scheduler, as the parameters say."""
     torch.set_num_threads(config.threads)
+    if getattr(config, "evaluate", None) and config.resume:
+        raise ParameterError(f"--evaluate={config.evaluate}: must not be combined with --resume")
     if getattr(config, "evaluate", None):
         from lad_ts.evaluation import evaluate_checkpoint
 
@@ -280,7 +282,9 @@ def stored_config(config: Any, given: dict[str, Any], stored: dict[str, Any], fl
                 f"--{name}={getattr(config, name)}: does not fit --{flag}; must be {stored.get(name)}, as stored"
             )
     changes = {name: getattr(config, name) for name in given.keys() & free}
-    return type(config)(**(stored | changes | {flag: getattr(config, flag)}))
+    merged = type(config)(**(stored | changes | {flag: getattr(config, flag)}))
+    merged.check()
+    return merged
 
 
 def resume_run(config: Any, given: dict[str, Any], method: Method) -> tuple[Any, Path, Learner, History]:
