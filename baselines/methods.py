@@ -27,8 +27,8 @@ from lad_ts.training import FixedParameters, TrainingParameters
 ROOT = Path(__file__).resolve().parents[1]
 LEARNERS = {
     "lad_ts": ("lad_ts/main_lad.py", LadConfig),
-    "sac_ts": ("baselines/main_sac.py", SACConfig),
     "d2sac_ts": ("baselines/main_d2sac.py", D2SACConfig),
+    "sac_ts": ("baselines/main_sac.py", SACConfig),
     "dqn_ts": ("baselines/main_dqn.py", DQNConfig),
 }
 FIXED = ("opt_ts", "lower_bound", *HEURISTICS)

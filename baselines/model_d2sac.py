@@ -47,7 +47,9 @@ class D2SACAgents(SoftActorCritic):
     def actor_layout(self) -> Layout:
         return self.denoiser.layout
 
-    def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: None) -> torch.Tensor:
-        # One draw holds x_I and the noise of the steps I .. 2.
-        noise = self.draw("normal", self.params.denoising_steps, self.num_bs, state.shape[2])
+    def draw_noise(self, samples: int) -> torch.Tensor:
+        """x_I and the noise of the steps I .. 2 in one draw, [G, I, B, samples]."""
+        return self.draw("normal", self.params.denoising_steps, self.num_bs, samples)
+
+    def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: None, noise: torch.Tensor) -> torch.Tensor:
         return self.denoiser.forward(theta, noise[:, -1], state, noise[:, :-1])

@@ -12,5 +12,5 @@ class SACAgents(SoftActorCritic):
     def actor_layout(self) -> Layout:
         return Layout(self.state_size, self.params.hidden, self.params.hidden, self.num_bs)
 
-    def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: None) -> torch.Tensor:
+    def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: None, noise: None) -> torch.Tensor:
         return forward(self.actor_layout().split(theta), state, torch.relu)

@@ -89,16 +89,21 @@ class LadAgents(SoftActorCritic):
         width = self.num_bs if self.params.replay_latent == "input" else 1
         return {"latent": width, "next_latent": width}
 
-    def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor | None) -> torch.Tensor:
-        noise = None
-        if self.params.posterior_noise and self.params.denoising_steps > 1:
-            noise = self.draw("normal", self.params.denoising_steps - 1, self.num_bs, state.shape[2])
+    def draw_noise(self, samples: int) -> torch.Tensor | None:
+        """The noise of the steps I .. 2, [G, I - 1, B, samples]."""
+        if not self.params.posterior_noise or self.params.denoising_steps == 1:
+            return None
+        return self.draw("normal", self.params.denoising_steps - 1, self.num_bs, samples)
+
+    def logits(
+        self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor, noise: torch.Tensor | None
+    ) -> torch.Tensor:
         return self.denoiser.forward_fast(theta, latent, state, noise)
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
         self._latent = self.memory[slot.t].clone()  # the replay needs it after the cell is overwritten
         with torch.no_grad():
-            x0 = self.logits(self.theta_actor, state, self._latent)
+            x0 = self.logits(self.theta_actor, state, self._latent, self.draw_noise(state.shape[2]))
         probabilities = x0.softmax(1)
         if self.params.memory == "probabilities":
             remembered = probabilities

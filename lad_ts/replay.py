@@ -34,7 +34,8 @@ class Replay:
     def take(self, uniform: torch.Tensor) -> dict[str, torch.Tensor]:
         """A minibatch [G, M, width] of each column, drawn with replacement by uniform numbers [G, M] in [0, 1)."""
         index = torch.minimum((uniform * self.size).long(), (self.size - 1).clamp(min=0))
-        batch = self.rows.view(-1, self.rows.shape[-1])[self.offset + index]
+        flat = self.rows.view(-1, self.rows.shape[-1])
+        batch = flat.index_select(0, (self.offset + index).view(-1)).view(*index.shape, -1)
         return dict(zip(self.columns, batch.split(list(self.columns.values()), -1), strict=True))
 
     def state_dict(self) -> dict[str, torch.Tensor]:

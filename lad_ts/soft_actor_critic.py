@@ -74,9 +74,15 @@ class SoftActorCritic(StackedAgents):
         """The layout of the actor's parameters."""
         raise NotImplementedError(f"{type(self).__name__} must define actor_layout()")
 
-    def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor | None) -> torch.Tensor:
-        """x_0 [G, B, M], whose softmax is the policy, for state [G, 2 + B, M] and, where there is one, latent."""
-        raise NotImplementedError(f"{type(self).__name__} must define logits(theta, state, latent)")
+    def logits(
+        self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor | None, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x_0 [G, B, M]; its softmax is the policy for state [G, F, M]; latent and noise where the actor has them."""
+        raise NotImplementedError(f"{type(self).__name__} must define logits(theta, state, latent, noise)")
+
+    def draw_noise(self, samples: int) -> torch.Tensor | None:
+        """The random numbers of the actor for `samples` states of every agent, for actors that need them."""
+        return None
 
     def latents(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Latent actions [G, B, M] of the batch's states and next states, for actors that have them."""
@@ -84,7 +90,7 @@ class SoftActorCritic(StackedAgents):
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
         with torch.no_grad():
-            return self.pick(self.logits(self.theta_actor, state, None).softmax(1))
+            return self.pick(self.logits(self.theta_actor, state, None, self.draw_noise(state.shape[2])).softmax(1))
 
     def update(self, batch: dict[str, torch.Tensor], learning: torch.Tensor | None) -> None:
         """One step of critics, actor and temperature, then of the targets.
@@ -94,28 +100,31 @@ class SoftActorCritic(StackedAgents):
         temperature: minimise alpha * (entropy - target entropy) over log alpha
         """
         p = self.params
-        state, next_state = batch["state"].transpose(1, 2), batch["next_state"].transpose(1, 2)
+        state, next_state = (batch[name].transpose(1, 2).contiguous() for name in ("state", "next_state"))
         latent, next_latent = self.latents(batch)
+        # Both policies may use the same noise: they enter different losses, and each of those stays unbiased.
+        noise = self.draw_noise(state.shape[2])
+        state_twice = torch.cat([state, state])
         twice = None if learning is None else torch.cat([learning, learning + self.agents])
         alpha = self.log_temperature.exp()
 
         with torch.no_grad():
-            probabilities = self.logits(self.theta_actor_target, next_state, next_latent).softmax(1)
+            probabilities = self.logits(self.theta_actor_target, next_state, next_latent, noise).softmax(1)
             entropy = -(probabilities * log_probabilities(probabilities)).sum(1)
-            worst = self.critics(self.theta_critic_target, next_state).amin(0)
+            worst = self.critics(self.theta_critic_target, torch.cat([next_state, next_state])).amin(0)
             value = (probabilities * worst).sum(1) + alpha * entropy
             target = batch["reward"][..., 0] + p.gamma * value
 
         theta_critic = self.theta_critic.detach().requires_grad_()
         action = batch["action"].long().transpose(1, 2).expand(2, -1, -1, -1)
-        chosen = self.critics(theta_critic, state).gather(2, action)[:, :, 0]
+        chosen = self.critics(theta_critic, state_twice).gather(2, action)[:, :, 0]
         loss = (chosen - target).square().mean(-1).sum()
         self.critic_adam.step(torch.autograd.grad(loss, theta_critic)[0], twice)
 
         with torch.no_grad():
-            worst = self.critics(self.theta_critic, state).amin(0)
+            worst = self.critics(self.theta_critic, state_twice).amin(0)
         theta_actor = self.theta_actor.detach().requires_grad_()
-        probabilities = self.logits(theta_actor, state, latent).softmax(1)
+        probabilities = self.logits(theta_actor, state, latent, noise).softmax(1)
         entropy = -(probabilities * log_probabilities(probabilities)).sum(1)
         loss = -(alpha * entropy + (probabilities * worst).sum(1)).mean(-1).sum()
         self.actor_adam.step(torch.autograd.grad(loss, theta_actor)[0], learning)
@@ -127,9 +136,9 @@ class SoftActorCritic(StackedAgents):
         if self.target_actor:
             blend(self.theta_actor_target, self.theta_actor, p.target_rate, learning)
 
-    def critics(self, theta: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Both critics' values [2, G, B, M] of state [G, 2 + B, M]."""
-        q = forward(self.critic_layout.split(theta), state.repeat(2, 1, 1), torch.relu)
+    def critics(self, theta: torch.Tensor, state_twice: torch.Tensor) -> torch.Tensor:
+        """Both critics' values [2, G, B, M] of the states, which come twice over, [2 G, F, M]."""
+        q = forward(self.critic_layout.split(theta), state_twice, torch.relu)
         return q.view(2, self.agents, self.num_bs, -1)
 
     def modules(self) -> dict[str, object]:

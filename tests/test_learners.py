@@ -139,11 +139,11 @@ class PlainSAC:
 
     def update(self, batch: dict[str, torch.Tensor], draws: list[torch.Tensor]) -> None:
         p, mine = self.learner.params, {name: value[self.g] for name, value in batch.items()}
-        next_draw, draw = (d[self.g] for d in draws) if draws else (None, None)
+        draw = draws[0][self.g] if draws else None  # one draw of noise serves both policies
         state, alpha = mine["state"], self.log_alpha.exp().item()
         with torch.no_grad():
             next_latent = self.latent(mine.get("next_latent"))
-            pi = self.policy(self.actor_target, mine["next_state"], next_latent, next_draw)
+            pi = self.policy(self.actor_target, mine["next_state"], next_latent, draw)
             q = torch.min(*(target(mine["next_state"]) for target in self.critic_targets))
             soft_value = (pi * (q - alpha * torch.log(pi + 1e-8))).sum(1)
             target = mine["reward"][:, 0] + p.gamma * soft_value
