@@ -8,7 +8,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ class Job:
     def takes(self, parameter: str) -> bool:
         return parameter in self.script[1].__dataclass_fields__
 
+    def episodes_done(self) -> int:
+        """Whole episodes in the folder's delay.csv, which a running learner renews at every checkpoint."""
+        table = self.folder / "delay.csv"
+        return (len(read_csv(table)) if table.is_file() else 0) // self.flags["seeds"]
+
     def complete(self) -> bool:
         """Whether the folder holds this very run. Raises ParameterError when it holds another one."""
         if not (self.folder / "config.json").is_file():
@@ -68,8 +73,7 @@ class Job:
         for name, value in (self.flags | self.script[2]).items():
             if stored.get(name) != value and not (name == "episodes" and stored[name] < value):
                 raise ParameterError(f"--out: {self.folder} holds a run with {name}={stored.get(name)}, not {value}")
-        table = self.folder / "delay.csv"
-        return table.is_file() and len(read_csv(table)) >= self.flags["episodes"] * self.flags["seeds"]
+        return self.episodes_done() >= self.flags["episodes"]
 
     def run(self) -> float:
         """Run or resume the job unless it is complete; its output goes to log.txt. Returns its peak memory in MiB."""
@@ -105,15 +109,17 @@ def run_jobs(jobs: list[Job], parallel: int) -> float:
     """
     for job in jobs:
         job.complete()  # finds wrong names and folders before anything runs
-    peak = 0.0
-    with ThreadPoolExecutor(parallel) as pool, tqdm(total=len(jobs), unit="run") as bar:
-        futures = {pool.submit(job.run): job for job in jobs}
+    total = sum(job.flags["episodes"] for job in jobs)
+    with ThreadPoolExecutor(parallel) as pool, tqdm(total=total, unit="episode") as bar:
+        waiting = futures = {pool.submit(job.run): job for job in jobs}
         try:
-            for future in as_completed(futures):
-                peak = max(peak, future.result())
-                bar.set_postfix_str(f"{futures[future].method} done")
-                bar.update()
+            while waiting:
+                done, waiting = wait(waiting, timeout=2, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()  # raises what the job raised
+                bar.n = sum(job.episodes_done() for job in jobs)
+                bar.set_postfix_str(f"{len(jobs) - len(waiting)} of {len(jobs)} runs done")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return peak
+    return max(future.result() for future in futures)

@@ -98,9 +98,9 @@ class StackedAgents(Learner):
     def draw(self, kind: str, *shape: int) -> torch.Tensor:
         """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator."""
         out = torch.empty(len(self.seeds), self.num_bs, *shape, device=self.device)
-        fill = {"uniform": torch.rand, "normal": torch.randn}[kind]
+        fill = {"uniform": torch.Tensor.uniform_, "normal": torch.Tensor.normal_}[kind]
         for row, generator in zip(out, self.generators, strict=True):
-            fill(row.shape, generator=generator, out=row)
+            fill(row, generator=generator)
         return out.view(self.agents, *shape)
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:

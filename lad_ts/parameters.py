@@ -191,3 +191,8 @@ def command_line(
     except ParameterError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:  # numpy raises the first, torch the second
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        print(f"error: these sizes need more memory than there is ({str(error).splitlines()[0]})", file=sys.stderr)
+        sys.exit(2)
