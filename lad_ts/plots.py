@@ -15,18 +15,18 @@ from lad_ts.statistics_seeds import mean_interval
 
 @dataclasses.dataclass
 class Curve:
-    """A line of the figure: delay [E, S] in s at episodes [E]. A reference is drawn dashed, without its band."""
+    """A line of a figure: values [E, S] at episodes [E]. A reference is drawn in black, dashed, without its band."""
 
     label: str
     episodes: np.ndarray
-    delay: np.ndarray
+    values: np.ndarray
     reference: bool = False
 
 
-def smooth(delay: np.ndarray, window: int) -> np.ndarray:
-    """Mean over the last `window` episodes (fewer at the start) of delay [E, S]."""
-    total = np.cumsum(np.concatenate([np.zeros_like(delay[:1]), delay]), 0)
-    end = np.arange(1, len(delay) + 1)
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the last `window` episodes (fewer at the start) of values [E, S]."""
+    total = np.cumsum(np.concatenate([np.zeros_like(values[:1]), values]), 0)
+    end = np.arange(1, len(values) + 1)
     start = np.maximum(end - window, 0)
     return (total[end] - total[start]) / (end - start)[:, None]
 
@@ -52,7 +52,7 @@ def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
     learners = [curve for curve in curves if not curve.reference]
     references = [curve for curve in curves if curve.reference]
     for curve in curves:
-        mean, half = mean_interval(smooth(curve.delay, window), axis=1)
+        mean, half = mean_interval(smooth(curve.values, window), axis=1)
         if curve.reference:
             dashes = REFERENCE_DASHES[references.index(curve) % len(REFERENCE_DASHES)]
             axes.plot(curve.episodes, mean, ls=dashes, lw=1.2, color="black", label=curve.label)
@@ -64,37 +64,59 @@ def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
 
 
 def draw_inset(axes: plt.Axes, curves: list[Curve], window: int) -> None:
-    """The last fifth of the episodes again, larger, around the curves that end near the median."""
+    """The last fifth of the episodes again, larger and smoother, around the curves that end near the median."""
+    window = max(window, 20)
     last = curves[0].episodes[-1]
     start = 0.8 * last
-    finals = np.array([curve.delay[curve.episodes >= start].mean() for curve in curves])
+    finals = np.array([curve.values[curve.episodes >= start].mean() for curve in curves])
     near = finals[np.abs(finals - np.median(finals)) <= 0.25 * np.median(finals)]
-    margin = 0.15 * (near.max() - near.min()) + 0.1
+    margin = 0.15 * (near.max() - near.min()) + 0.2
     zoom = axes.inset_axes([0.4, 0.52, 0.57, 0.45])
     draw_curves(zoom, curves, window)
     zoom.set(xlim=(start, last), ylim=(near.min() - margin, near.max() + margin))
     zoom.tick_params(labelsize=7)
+    zoom.set_title(f"mean of {window} episodes", fontsize=7, pad=2)
     zoom.grid(alpha=0.3)
 
 
 def plot_delays(path: Path, panels: dict[str, list[Curve]], window: int = 5, inset: bool = False) -> None:
-    """Delay against episodes, one panel for each title and its curves, as PNG and PDF.
+    """Delay in s against episodes, one panel for each title and its curves, as PNG and PDF.
 
     The y axis starts at 0 and leaves out what lies above four times the median curve's end.
     """
+    every = [curve for curves in panels.values() for curve in curves]
+    means = [smooth(curve.values.mean(1, keepdims=True), window) for curve in every]
+    middle = np.median([mean[-1] for mean in means])
+    top = np.clip(1.05 * max(mean.max() for mean in means), 2.4 * middle if inset else 0, 4 * middle)
+    top = top if np.isfinite(top) else 1.0  # an episode without any task has no delay
+    figure, row = draw_panels(panels, "Mean service delay (s)", window)
+    for axes, curves in zip(row, panels.values(), strict=True):
+        axes.set_ylim(0, top)
+        if inset and curves[0].episodes[-1] >= 10:
+            draw_inset(axes, curves, window)
+    save_figure(figure, path)
+
+
+def plot_gaps(path: Path, panels: dict[str, list[Curve]], window: int = 5) -> None:
+    """Percent above Opt-TS against episodes, on a logarithmic axis, one panel for each title and its curves."""
+    figure, row = draw_panels(panels, "Mean delay above Opt-TS (%)", window)
+    for axes in row:
+        axes.set(yscale="log", ylim=(0.3, 300))
+        axes.grid(alpha=0.15, which="minor")
+        axes.yaxis.set_major_formatter("{x:g}")
+    save_figure(figure, path)
+
+
+def draw_panels(panels: dict[str, list[Curve]], ylabel: str, window: int) -> tuple[plt.Figure, np.ndarray]:
+    """A figure with one panel for each title and its curves, with labels and legends."""
     figure, row = plt.subplots(1, len(panels), figsize=(7.5 * len(panels), 5), squeeze=False, sharey=True)
     every = [curve for curves in panels.values() for curve in curves]
-    seeds, last = max(curve.delay.shape[1] for curve in every), max(curve.episodes[-1] for curve in every)
-    means = [smooth(curve.delay.mean(1, keepdims=True), window) for curve in every]
-    top = min(1.05 * max(mean.max() for mean in means), 4 * np.median([mean[-1] for mean in means]))
-    top = top if np.isfinite(top) else 1.0  # an episode without any task has no delay
+    seeds, last = max(curve.values.shape[1] for curve in every), max(curve.episodes[-1] for curve in every)
     band = f"band: 95 % interval over {seeds} seeds" if seeds > 1 else "one seed"
     for axes, (title, curves) in zip(row[0], panels.items(), strict=True):
         draw_curves(axes, curves, window)
-        axes.set(xlabel="Training episode", title=title, xlim=(min(1, last - 1), last), ylim=(0, top))
+        axes.set(xlabel="Training episode", title=title, xlim=(min(1, last - 1), last))
         axes.grid(alpha=0.3)
-        if inset and last >= 10:
-            draw_inset(axes, curves, window)
         axes.legend(
             fontsize=8,
             title=f"mean of {window} episodes; {band}",
@@ -103,5 +125,5 @@ def plot_delays(path: Path, panels: dict[str, list[Curve]], window: int = 5, ins
             loc="upper center",
             bbox_to_anchor=(0.5, -0.13),
         )
-    row[0][0].set_ylabel("Mean service delay (s)")
-    save_figure(figure, path)
+    row[0][0].set_ylabel(ylabel)
+    return figure, row[0]

@@ -1,6 +1,7 @@
 """Compare runs on the same arrivals: the learning-performance figure and a table, from the runs' CSV files.
 
-Takes every run folder below --runs and writes comparison.png, comparison.pdf, table.md and table.csv. Example:
+Takes every run folder below --runs and writes comparison (delay) and gap (percent above Opt-TS)
+as PNG and PDF, table.md and table.csv. Example:
 python scripts/compare.py --runs results/comparison/runs --out results/comparison
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 from baselines.heuristics import HEURISTICS
 from lad_ts.environment_lad import EnvironmentParameters
 from lad_ts.parameters import ParameterError, Parameters, command_line, parameter
-from lad_ts.plots import Curve, plot_delays, smooth
+from lad_ts.plots import Curve, plot_delays, plot_gaps, smooth
 from lad_ts.run_folder import RESULTS, read_csv, write_csv, write_text
 from lad_ts.statistics_seeds import with_interval
 
@@ -151,12 +152,21 @@ def main(config: CompareConfig, given: dict[str, Any]) -> None:
         elif not run.learns and run.method != "Opt-TS" and (run.method in drawn or run.method not in BUILT_IN):
             references.append(curve)
     panels = {}
-    for preset, words in (("paper", "published settings"), ("tuned", "tuned settings")):
+    for preset, words in (("paper", "the published semantics"), ("tuned", "what works better")):
         learners = [run for run in runs if run.learns and run.parameters["preset"] == preset]
         if learners:
             curves = [Curve(run.method, episodes, run.columns["delay_s"]) for run in learners]
-            panels[f"{preset} preset: {words}"] = curves + references
+            panels[f"Preset {preset}: {words}"] = curves + references
     plot_delays(out / "comparison", panels or {"no learning": references}, config.window, inset=True)
+
+    gap = {run.method: 100 * (run.columns["delay_s"] / run.columns["opt_delay_s"] - 1) for run in runs}
+    above = {method for method, values in gap.items() if values.mean() > 0}  # a logarithm needs what is positive
+    gaps = {
+        title: [dataclasses.replace(c, values=gap[c.label]) for c in curves if c.label in above]
+        for title, curves in panels.items()
+    }
+    if gaps:
+        plot_gaps(out / "gap", gaps, config.window)
 
     first = runs[0].parameters
     rows = sorted((table_row(run, last, config.window) for run in runs), key=lambda row: float(row[1].split(" ")[0]))
