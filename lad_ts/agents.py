@@ -84,6 +84,7 @@ class StackedAgents(Learner):
         columns = {"state": self.state_size, "next_state": self.state_size, "action": 1, "reward": 1}
         self.replay = Replay(self.agents, params.replay_capacity, columns | self.extra_columns(), self.device)
         self._warm = False  # True once every agent learns
+        self._drawing = [True] * len(self.seeds)
 
     def extra_columns(self) -> dict[str, int]:
         """Further replay columns of a subclass."""
@@ -96,11 +97,12 @@ class StackedAgents(Learner):
             generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
     def draw(self, kind: str, *shape: int) -> torch.Tensor:
-        """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator."""
-        out = torch.empty(len(self.seeds), self.num_bs, *shape, device=self.device)
+        """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator; 0 for seeds that wait."""
+        out = torch.zeros(len(self.seeds), self.num_bs, *shape, device=self.device)
         fill = {"uniform": torch.Tensor.uniform_, "normal": torch.Tensor.normal_}[kind]
-        for row, generator in zip(out, self.generators, strict=True):
-            fill(row, generator=generator)
+        for row, generator, drawing in zip(out, self.generators, self._drawing, strict=True):
+            if drawing:
+                fill(row, generator=generator)
         return out.view(self.agents, *shape)
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
@@ -173,8 +175,11 @@ class StackedAgents(Learner):
                 return
             self._warm = bool(ready.all())
             learning = None if self._warm else ready.nonzero()[:, 0]
+            # A seed none of whose agents learns yet draws nothing, whatever the seeds beside it do.
+            self._drawing = ready.view(len(self.seeds), -1).any(1).tolist()
         for _ in range(self.params.updates_per_slot):
             self.update(self.replay.take(self.draw("uniform", self.params.batch_size)), learning)
+        self._drawing = [True] * len(self.seeds)
 
     def extra_values(self, slot: Slot, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Values [G, N, width] of the subclass's further replay columns."""

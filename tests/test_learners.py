@@ -457,9 +457,13 @@ def test_a_seed_learns_the_same_alone_and_beside_another(method):
         rows = [(seed, 0) for seed in seeds]
         return run_episode(env, learner, draw_arrivals(config, rows), rows).mean, learner
 
-    (together, pair), (alone, single) = train([4, 7]), train([7])
-    np.testing.assert_allclose(together[1], alone[0], rtol=1e-6)
-    for name, value in single.modules().items():
-        if name in ("theta", "theta_actor", "log_temperature"):
-            torch.testing.assert_close(pair.modules()[name][3:], value, rtol=0, atol=1e-5)
-    torch.testing.assert_close(pair.replay.rows[3:], single.replay.rows, rtol=0, atol=1e-5)
+    seeds = [0, 1, 2, 3, 4, 5]  # their agents begin to learn in different slots
+    together, batch = train(seeds)
+    for k, seed in enumerate(seeds):
+        alone, single = train([seed])
+        np.testing.assert_allclose(together[k], alone[0], rtol=1e-6)
+        mine = slice(3 * k, 3 * k + 3)
+        for name, value in single.modules().items():
+            if name in ("theta", "theta_actor", "log_temperature"):
+                torch.testing.assert_close(batch.modules()[name][mine], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(batch.replay.rows[mine], single.replay.rows, rtol=0, atol=1e-5)
