@@ -84,18 +84,17 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     if kind is str:
         if isinstance(value, bool) or value is None or value == "":
             raise refusal
-        # fire reads a,b as a tuple
-        value = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+        value = str(value)
     elif kind is bool:
         if not isinstance(value, bool):
             raise refusal
     else:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise refusal
-        if not math.isfinite(value) or (kind is int and value != int(value)):
+        if abs(value) > LARGEST:  # infinity, too
+            raise ParameterError(f"--{name}={str(value)[:40]}: must be {allowed_values(cls, field)}, at most {LARGEST}")
+        if math.isnan(value) or (kind is int and value != int(value)):
             raise refusal
-        if abs(value) > LARGEST:
-            raise ParameterError(f"--{name}={value}: must be at most {LARGEST}")
         value = kind(value)
         meta = field.metadata
         low, high, above = meta["low"], meta["high"], meta["above"]
@@ -172,7 +171,21 @@ def parse(cls: type[Parameters], arguments: list[str], description: str, script:
         matches = [field.name for field in fields if field.name.startswith(letter)]
         if len(matches) == 1:  # the short flags that the help shows
             given[matches[0]] = given.pop(letter)
+    for name in given.keys() & {f.name for f in fields if field_type(cls, f.name)[0] is str}:
+        given[name] = raw_text(arguments, name, given[name])
     return given
+
+
+def raw_text(arguments: list[str], name: str, parsed: Any) -> Any:
+    """The text given for a parameter, as it was typed: fire reads 2024_12 as a number, and a,b as a tuple."""
+    for k, argument in enumerate(arguments):
+        flag, equals, text = argument.partition("=")
+        if flag.startswith("-") and flag.lstrip("-").replace("-", "_") in (name, name[0]):
+            if equals:
+                return text
+            if k + 1 < len(arguments) and not arguments[k + 1].startswith("--"):
+                return arguments[k + 1]
+    return parsed
 
 
 def command_line(
@@ -191,8 +204,11 @@ def command_line(
     except ParameterError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except (MemoryError, RuntimeError) as error:  # numpy raises the first, torch the second
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("allocate memory", "out of memory")):
             raise
         print(f"error: these sizes need more memory than there is ({str(error).splitlines()[0]})", file=sys.stderr)
         sys.exit(2)

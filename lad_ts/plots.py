@@ -69,6 +69,7 @@ def draw_inset(axes: plt.Axes, curves: list[Curve], window: int) -> None:
     last = curves[0].episodes[-1]
     start = 0.8 * last
     finals = np.array([curve.values[curve.episodes >= start].mean() for curve in curves])
+    finals = finals[np.isfinite(finals)] if np.isfinite(finals).any() else np.ones(1)
     near = finals[np.abs(finals - np.median(finals)) <= 0.25 * np.median(finals)]
     margin = 0.15 * (near.max() - near.min()) + 0.2
     zoom = axes.inset_axes([0.4, 0.52, 0.57, 0.45])

@@ -1,4 +1,4 @@
-"""Run folders: where a run writes, and how nothing is ever left half written or overwritten.
+"""Run folders: where a run writes, so that nothing is left half written and no run overwrites another.
 
 A run's folder holds config.json, delay.csv, delay.png, delay.pdf and, for learners, checkpoint.pt. Every file is
 written under a temporary name and then renamed. Start reading at `create_folder`.
