@@ -8,17 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from lad_ts.environment_lad import EnvironmentParameters, Scenario, Slot
 from lad_ts.scheduler import Scheduler
 
 
 class Heuristic(Scheduler):
-    """A scheduler that is built like a learner: from parameters, seeds and device."""
-
-    def __init__(self, params: EnvironmentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
-        self.params = params
+    """A scheduler that draws servers from probabilities."""
 
     def draw_from(self, probabilities: np.ndarray, slot: Slot) -> np.ndarray:
         """Independent draws [R, B, N] from probabilities [R, N or 1, B]."""

@@ -18,7 +18,7 @@ class D2SACConfig(D2SACParameters, TrainingParameters):
 
 
 def main(config: D2SACConfig, given: dict[str, Any]) -> None:
-    run_method(config, given, Method(f"D2SAC-TS ({config.preset})", "d2sac_ts", D2SACAgents))
+    run_method(config, given, Method("D2SAC-TS", "d2sac_ts", D2SACAgents))
 
 
 if __name__ == "__main__":

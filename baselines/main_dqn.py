@@ -18,7 +18,7 @@ class DQNConfig(DQNParameters, TrainingParameters):
 
 
 def main(config: DQNConfig, given: dict[str, Any]) -> None:
-    run_method(config, given, Method(f"DQN-TS ({config.preset})", "dqn_ts", DQNAgents))
+    run_method(config, given, Method("DQN-TS", "dqn_ts", DQNAgents))
 
 
 if __name__ == "__main__":

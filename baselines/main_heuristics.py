@@ -1,7 +1,7 @@
 """Schedulers without learning on LAD-TS's environment: honest yardsticks for every learner, and the lower bound.
 
-Writes results/<method>/<run>/ with config.json, delay.csv, delay.png and delay.pdf. --method also takes a class of your
-own as FILE.py:ClassName, see the README. Example:
+Writes results/<method>/<run>/ with config.json, delay.csv, utilisation.csv, delay.png and delay.pdf.
+--method also takes a class of your own as FILE.py:ClassName, see the README. Example:
 python baselines/main_heuristics.py --method water_filling --episodes 60 --seeds 2
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from baselines.heuristics import HEURISTICS
 from lad_ts.parameters import ParameterError, command_line, parameter
 from lad_ts.references import LowerBound
-from lad_ts.scheduler import Scheduler
+from lad_ts.scheduler import Learner, Scheduler
 from lad_ts.training import FixedParameters, Method, run_method
 
 
@@ -39,10 +39,13 @@ def load_class(place: str) -> Callable[..., Scheduler]:
     if spec is None or spec.loader is None:
         raise ParameterError(refusal)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's file may fail in any way
+        raise ParameterError(f"--method={place}: the file fails with {type(error).__name__}: {error}") from None
     found = getattr(module, name, None)
-    if not (isinstance(found, type) and issubclass(found, Scheduler)):
-        raise ParameterError(f"{refusal} of a Scheduler ({name} is none)")
+    if not (isinstance(found, type) and issubclass(found, Scheduler) and not issubclass(found, Learner)):
+        raise ParameterError(f"{refusal} of a Scheduler that does not learn ({name} is none)")
     return found
 
 

@@ -12,7 +12,7 @@ from lad_ts.training import FixedParameters, Method, run_method
 
 
 def main(config: FixedParameters, given: dict[str, Any]) -> None:
-    run_method(config, given, Method("Opt-TS", "opt_ts", lambda *_: OptTS()))
+    run_method(config, given, Method("Opt-TS", "opt_ts", OptTS))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class SACConfig(SACParameters, TrainingParameters):
 
 
 def main(config: SACConfig, given: dict[str, Any]) -> None:
-    run_method(config, given, Method(f"SAC-TS ({config.preset})", "sac_ts", SACAgents))
+    run_method(config, given, Method("SAC-TS", "sac_ts", SACAgents))
 
 
 if __name__ == "__main__":

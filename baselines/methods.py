@@ -20,7 +20,7 @@ from baselines.main_dqn import DQNConfig
 from baselines.main_heuristics import HeuristicConfig
 from baselines.main_sac import SACConfig
 from lad_ts.main_lad import LadConfig
-from lad_ts.parameters import ParameterError
+from lad_ts.parameters import ParameterError, resolve
 from lad_ts.run_folder import read_csv
 from lad_ts.training import FixedParameters, TrainingParameters
 
@@ -31,6 +31,7 @@ LEARNERS = {
     "sac_ts": ("baselines/main_sac.py", SACConfig),
     "dqn_ts": ("baselines/main_dqn.py", DQNConfig),
 }
+FILES_WITHOUT_CHECKPOINT = ("config.json", "delay.csv", "seconds.csv", "utilisation.csv", "delay.png", "delay.pdf")
 FIXED = ("opt_ts", "lower_bound", *HEURISTICS)
 
 
@@ -65,53 +66,75 @@ class Job:
         table = self.folder / "delay.csv"
         return (len(read_csv(table)) if table.is_file() else 0) // self.flags["seeds"]
 
-    def complete(self) -> bool:
-        """Whether the folder holds this very run. Raises ParameterError when it holds another one."""
-        if not (self.folder / "config.json").is_file():
-            return False
-        stored = json.loads((self.folder / "config.json").read_text())["parameters"]
-        for name, value in (self.flags | self.script[2]).items():
+    def check(self) -> None:
+        """Refuse unknown methods, bad flags and a folder that holds another run. Raises ParameterError."""
+        _, config, flags = self.script
+        resolve(config, self.flags | flags)
+        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+            return
+        try:
+            stored = json.loads((self.folder / "config.json").read_text())["parameters"]
+        except (OSError, ValueError, KeyError):
+            raise ParameterError(f"--out: {self.folder} holds files but no run; must be empty or absent") from None
+        for name, value in (self.flags | flags).items():
             if stored.get(name) != value and not (name == "episodes" and stored[name] < value):
                 raise ParameterError(f"--out: {self.folder} holds a run with {name}={stored.get(name)}, not {value}")
-        return self.episodes_done() >= self.flags["episodes"]
 
-    def run(self) -> float:
-        """Run or resume the job unless it is complete; its output goes to log.txt. Returns its peak memory in MiB."""
-        if self.complete():
-            return 0.0
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def run(self) -> None:
+        """Run or resume the job unless it is complete; what it prints goes to <folder>.log beside the folder."""
+        if self.episodes_done() >= self.flags["episodes"]:
+            return
         script, config, flags = self.script
-        flags = self.flags | flags
         if issubclass(config, TrainingParameters) and (self.folder / "checkpoint.pt").is_file():
             flags = {"resume": self.folder, "episodes": self.flags["episodes"]}
         else:
-            self.discard()
-            flags |= {"out": self.folder}
+            for name in FILES_WITHOUT_CHECKPOINT:  # of a run that ended before its first checkpoint
+                (self.folder / name).unlink(missing_ok=True)
+            flags = self.flags | flags | {"out": self.folder}
         command = [sys.executable, str(ROOT / script), *(f"--{name}={value}" for name, value in flags.items())]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        log = self.folder.with_name(f"{self.folder.name}.log")
-        with log.open("a") as file:
+        with self.log.open("a") as file:
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
         if code != 0:
-            raise RuntimeError(f"{' '.join(command)} ended with exit code {code}: {log.read_text().splitlines()[-1]}")
-        words = log.read_text().split("peak memory ")[-1].split()
-        return float(words[0])
+            last = self.log.read_text().strip().splitlines()[-1:]
+            raise ChildProcessError(f"{self.method} ended with exit code {code}: {' '.join(last)} (see {self.log})")
 
-    def discard(self) -> None:
-        """Empty the folder of a run that ended before its first checkpoint."""
-        for file in self.folder.glob("*") if self.folder.is_dir() else []:
-            file.unlink()
+    def peak_memory(self) -> float:
+        """Peak memory in MiB that the run's log states last; 0 where there is none."""
+        words = self.log.read_text().rpartition("peak memory ")[2].split() if self.log.is_file() else []
+        return float(words[0]) if words else 0.0
+
+    def seconds(self) -> float:
+        """Seconds that the run's episodes took, all seeds together."""
+        return sum(float(row["seconds"]) for row in read_csv(self.folder / "seconds.csv"))
 
 
-def run_jobs(jobs: list[Job], parallel: int) -> float:
-    """Run all jobs, `parallel` at a time, with a progress bar. Returns the peak memory in MiB of the largest.
+def parse_methods(text: str) -> list[str]:
+    """The methods of a comma-separated list, each once; a learner without a preset is the tuned one."""
+    names = [name.strip() for name in text.split(",")]
+    return list(dict.fromkeys(f"{name}:tuned" if name in LEARNERS else name for name in names))
 
-    Raises ParameterError for unknown methods and RuntimeError for a job that fails, with the last line it printed.
+
+def folder_name(method: str) -> str:
+    """A folder's name for a method: lad_ts_tuned, or my_scheduler.py_MyClass."""
+    return method.rpartition("/")[2].replace(":", "_")
+
+
+def run_jobs(jobs: list[Job], parallel: int) -> None:
+    """Run all jobs, `parallel` at a time, with a progress bar.
+
+    Raises ParameterError before anything runs when a job is refused. When a job fails, ends the process with exit code
+    1 and one line, after the jobs that are running.
     """
     for job in jobs:
-        job.complete()  # finds wrong names and folders before anything runs
+        job.check()
     total = sum(job.flags["episodes"] for job in jobs)
     with ThreadPoolExecutor(parallel) as pool, tqdm(total=total, unit="episode") as bar:
-        waiting = futures = {pool.submit(job.run): job for job in jobs}
+        waiting = {pool.submit(job.run) for job in jobs}
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=2, return_when=FIRST_EXCEPTION)
@@ -119,7 +142,9 @@ def run_jobs(jobs: list[Job], parallel: int) -> float:
                     future.result()  # raises what the job raised
                 bar.n = sum(job.episodes_done() for job in jobs)
                 bar.set_postfix_str(f"{len(jobs) - len(waiting)} of {len(jobs)} runs done")
+        except ChildProcessError as error:
+            pool.shutdown(cancel_futures=True)
+            sys.exit(f"error: {error}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return max(future.result() for future in futures)

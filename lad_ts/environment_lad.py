@@ -100,11 +100,6 @@ class Scenario:
         """w = rho * z, [S, N] in Gcycles."""
         return self.density * self.steps
 
-    def repeat(self, times: int) -> "Scenario":
-        """Every row `times` times in a row: [S * times, ...]."""
-        fields = [np.repeat(getattr(self, f.name), times, axis=0) for f in dataclasses.fields(self)]
-        return Scenario(*fields)
-
 
 def draw_scenario(params: EnvironmentParameters, seeds: Sequence[int]) -> Scenario:
     """The scenario of each training seed: one for all, or one each with `scenario_per_seed`."""
@@ -174,7 +169,7 @@ def work_ahead(workload: torch.Tensor, action: torch.Tensor, num_es: int) -> tup
     """Work sent to a task's ES earlier in the slot, and the slot's total per ES.
 
     workload [S, K] in Gcycles (0 where there is no task) and action [S, K], tasks in scheduling order. Returns
-    in_slot [S, K] and total [S, num_es] in Gcycles. The running sum per ES adds in the same order as a loop would.
+    in_slot [S, K] and total [S, num_es] in Gcycles. On the CPU, the running sum adds in a loop's order.
     """
     sent = workload.new_zeros(workload.shape[0], num_es, workload.shape[1] + 1)
     position = torch.arange(workload.shape[1], device=workload.device).expand_as(action)

@@ -57,6 +57,8 @@ def run_episode(
     for _ in range(env.num_slots - 1):
         began = time.perf_counter()
         action = torch.as_tensor(scheduler.act(slot), device=env.device)
+        if env.device.type == "cuda":
+            torch.cuda.synchronize(env.device)  # the clock must see the decision's end
         deciding += time.perf_counter() - began
         delay, following = env.step(action)
         if learning:

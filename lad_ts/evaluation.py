@@ -34,22 +34,22 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
     content = load_checkpoint(Path(config.evaluate), "evaluate")
     free = {"evaluation_episodes", "evaluation_action", "device", "threads", "out"}
     config = stored_config(config, given, content["config"], "evaluate", free)
+    learner = restore(config, content, method, "evaluate")
     out = config.out if "out" in given else None
     folder = create_folder(out, Path(config.evaluate).parent / f"evaluation_{config.evaluation_action}")
-    learner = restore(config, content, method, "evaluate")
     learner.training = False
     seeds = training_seeds(config)
     scenario = draw_scenario(config, seeds)
     env = CollaborativeMEC(scenario, choose_device(config.device), config.slot_length)
     history, results = History(), []
-    for episode in tqdm(range(config.evaluation_episodes), unit="episode", desc=f"{method.name}, held out"):
+    for episode in tqdm(range(config.evaluation_episodes), unit="episode", desc=f"{method.label(config)}, held out"):
         rows = [(seed, episode) for seed in seeds]
         began = time.perf_counter()
         results.append(run_episode(env, learner, draw_arrivals(config, rows, held_out=True), rows))
         seconds = time.perf_counter() - began
         opt = run_block(config, scenario, OptTS(), seeds, range(episode, episode + 1), held_out=True).mean
         history.add(seeds, episode, results[-1], opt, seconds)
-    write_config(folder, f"{method.name}, evaluation", dataclasses.asdict(config))
+    write_config(folder, f"{method.label(config)}, evaluation", dataclasses.asdict(config))
     history.write(folder)
     report_servers(folder, seeds, results)
     report(config, method, folder, history, time.perf_counter() - start)

@@ -18,7 +18,7 @@ class LadConfig(LadParameters, TrainingParameters):
 
 
 def main(config: LadConfig, given: dict[str, Any]) -> None:
-    run_method(config, given, Method(f"LAD-TS ({config.preset})", "lad_ts", LadAgents))
+    run_method(config, given, Method("LAD-TS", "lad_ts", LadAgents))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class OptTS(Scheduler):
 class LowerBound:
     """Stands where a scheduler does, but schedules nothing: its mean delay is the bound, and it has no tails."""
 
+    needs = "everything, and one server that may interrupt tasks: a bound, not a scheduler"
+
     def statistics(self, scenario: Scenario, arrivals: Arrivals, slot_length: float) -> EpisodeStatistics:
         mean = pooled_srpt_bound(scenario, arrivals, slot_length)
         none = np.full_like(mean, np.nan)

@@ -5,6 +5,7 @@ To add a method, subclass `Scheduler` and write `act`. A method that learns subc
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,11 @@ from lad_ts.environment_lad import POLICY, Scenario, Slot, random_generator
 class Scheduler:
     """Chooses the edge server of every task of a slot, for R independent rows of (seed, episode)."""
 
-    needs = "what the rule must know, printed in the table"
+    needs = "what the rule must know, in words"
+
+    def __init__(self, params: Any = None, seeds: Sequence[int] = (), device: Any = "cpu") -> None:
+        """`params` are the script's parameters; learners also need the seeds and the device."""
+        self.params = params
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
         """Start an episode in every row. `self.random` then holds a generator for each row."""

@@ -51,7 +51,7 @@ class RunParameters(Parameters):
     episodes: int = parameter(500, "episodes to run", low=1)
     seeds: int = parameter(1, "seeds that run together", low=1, high=1000)
     seed: int = parameter(0, "first seed; the others follow it", low=0)
-    device: str = parameter("auto", "where the tensors live; auto takes CUDA when there is one")
+    device: str = parameter("auto", "where learners live: auto, cpu or cuda; the rest runs on the CPU")
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the run; default results/<method>/<run>")
 
@@ -79,11 +79,15 @@ class TrainingParameters(RunParameters):
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method's display name, its folder below results/, and how to build its scheduler."""
+    """A method's name, its folder below results/, and how to build its scheduler."""
 
     name: str
     folder: str
     build: Callable[[Any, Sequence[int], torch.device], Scheduler]
+
+    def label(self, config: Any) -> str:
+        """The name with the preset, where there is one, as figures and tables show it."""
+        return f"{self.name} ({config.preset})" if hasattr(config, "preset") else self.name
 
 
 def choose_device(name: str) -> torch.device:
@@ -174,7 +178,7 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
         folder = create_folder(config.out, RESULTS / method.folder / name)
         learner = method.build(config, training_seeds(config), choose_device(config.device))
         history = History()
-    write_config(folder, method.name, dataclasses.asdict(config))
+    write_config(folder, method.label(config), dataclasses.asdict(config))
     if isinstance(learner, Learner):
         complete = train(config, method, folder, learner, history)
     else:
@@ -193,7 +197,9 @@ def train(config: Any, method: Method, folder: Path, learner: Learner, history: 
     block, ahead, opt = block_length(config, len(seeds)), range(0), np.empty(0)  # Opt-TS is some episodes ahead
     with (
         Interruption() as interruption,
-        tqdm(total=config.episodes, initial=history.episodes, unit="episode", desc=method.name, smoothing=0.1) as bar,
+        tqdm(
+            total=config.episodes, initial=history.episodes, unit="episode", desc=method.label(config), smoothing=0.1
+        ) as bar,
     ):
         for episode in range(history.episodes, config.episodes):
             if episode not in ahead:
@@ -247,6 +253,7 @@ def run_fixed(config: FixedParameters, folder: Path, scheduler: Scheduler, histo
                 results.append(stats.rows(part))
             bar.update(len(episodes))
     history.write(folder)
+    print(f"must know: {scheduler.needs}")
     if not isinstance(scheduler, LowerBound):
         report_servers(folder, seeds, results)
     return True
@@ -332,10 +339,10 @@ def report(config: Any, method: Method, folder: Path, history: History, seconds:
     delay, opt = history.column("delay_s", config.seeds), history.column("opt_delay_s", config.seeds)
     episodes = np.arange(1, len(delay) + 1)
     curves = [
-        Curve(method.name, episodes, delay),
+        Curve(method.label(config), episodes, delay),
         Curve("Opt-TS, same arrivals", episodes, opt, reference=True),
     ]
-    title = f"{method.name}: {config.num_bs} BSs, up to {config.num_tasks} tasks per slot"
+    title = f"{method.label(config)}: {config.num_bs} BSs, up to {config.num_tasks} tasks per slot"
     plot_delays(folder / "delay", {title: curves})
     last = slice(-min(100, len(delay)), None)
     tails = [with_interval(history.column(f"{name}_s", config.seeds)[last].mean(0)) for name in ("p50", "p95", "p99")]
@@ -345,7 +352,7 @@ def report(config: Any, method: Method, folder: Path, history: History, seconds:
     print("| method | delay | Opt-TS | above Opt-TS % | p50 | p95 | p99 | s per episode and seed |")
     print("|---|---|---|---|---|---|---|---|")
     print(
-        f"| {method.name} | {with_interval(delay[last].mean(0))} | {with_interval(opt[last].mean(0))} "
+        f"| {method.label(config)} | {with_interval(delay[last].mean(0))} | {with_interval(opt[last].mean(0))} "
         f"| {with_interval(gap)} | {' | '.join(tails)} | {pace:.3f} |"
     )
     print(f"time {seconds:.1f} s, peak memory {peak_memory(choose_device(config.device))}")

@@ -18,6 +18,7 @@ from lad_ts.parameters import ParameterError, Parameters, command_line, paramete
 from lad_ts.plots import Curve, plot_delays, plot_gaps, smooth
 from lad_ts.run_folder import RESULTS, read_csv, write_csv, write_text
 from lad_ts.statistics_seeds import with_interval
+from lad_ts.training import FixedParameters
 
 # Steady delays in s that are read off the published figure (arXiv 2412.18212).
 PUBLISHED = {
@@ -28,6 +29,7 @@ PUBLISHED = {
     "DQN-TS (paper)": 8.93,
 }
 # result sizes change the delay by about 1 ms: with tied_sizes a run still counts as the same environment
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(FixedParameters)}
 ENVIRONMENT = {field.name for field in dataclasses.fields(EnvironmentParameters)} - {"tied_sizes"}
 BUILT_IN = {name.replace("_", " ") for name in HEURISTICS}
 HEADER = (
@@ -68,13 +70,17 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    config = json.loads((folder / "config.json").read_text())
-    seeds = config["parameters"]["seeds"]
-    rows, times = read_csv(folder / "delay.csv"), read_csv(folder / "seconds.csv")
-    names = [name for name in rows[0] if name.endswith("_s")]
-    columns = {name: np.array([float(row[name]) for row in rows]).reshape(-1, seeds) for name in names}
-    columns["seconds"] = np.array([float(row["seconds"]) for row in times]).reshape(-1, seeds)
-    return Run(config["method"], config["parameters"], columns, folder)
+    """A run from its folder. Raises ParameterError when its files are not whole."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        seeds = config["parameters"]["seeds"]
+        rows, times = read_csv(folder / "delay.csv"), read_csv(folder / "seconds.csv")
+        names = [name for name in rows[0] if name.endswith("_s")]
+        columns = {name: np.array([float(row[name]) for row in rows]).reshape(-1, seeds) for name in names}
+        columns["seconds"] = np.array([float(row["seconds"]) for row in times]).reshape(-1, seeds)
+        return Run(config["method"], config["parameters"], columns, folder)
+    except (OSError, ValueError, LookupError) as error:
+        raise ParameterError(f"--runs: {folder} must hold a whole run ({type(error).__name__}: {error})") from None
 
 
 def read_runs(top: Path) -> list[Run]:
@@ -85,8 +91,8 @@ def read_runs(top: Path) -> list[Run]:
     runs = [read_run(folder) for folder in folders]
     first = runs[0]
     for run in runs[1:]:
-        for name in sorted(ENVIRONMENT | {"seed", "seeds"}):
-            ours, theirs = run.parameters[name], first.parameters[name]
+        for name in sorted(ENVIRONMENT | {"seed", "seeds", "held_out"}):
+            ours, theirs = (r.parameters.get(name, DEFAULTS.get(name)) for r in (run, first))
             if ours != theirs:
                 raise ParameterError(
                     f"--runs={top}: {run.folder.name} has {name}={ours}, {first.folder.name} {theirs}; must be the same"
@@ -115,10 +121,12 @@ def table_row(run: Run, last: int, window: int) -> list[str]:
     reach_opt = reach_own = "-"
     if run.learns:
         smoothed = smooth(ratio, window)
+        smoothed[: window - 1] = np.inf  # not yet a mean of `window` episodes
         reach_opt = first_within(smoothed, np.full(ratio.shape[1], 1.05))
         reach_own = first_within(smoothed, 1.05 * final)
     name = f"{run.method} (bound, not a scheduler)" if run.method == "lower bound" else run.method
-    published = PUBLISHED.get(run.method)
+    same = all(run.parameters[name] == DEFAULTS[name] for name in ENVIRONMENT - {"scenario_seed", "scenario_per_seed"})
+    published = PUBLISHED.get(run.method) if same else None
     return [
         name,
         with_interval(run.final("delay_s", last)),
@@ -169,12 +177,14 @@ def main(config: CompareConfig, given: dict[str, Any]) -> None:
         plot_gaps(out / "gap", gaps, config.window)
 
     first = runs[0].parameters
-    rows = sorted((table_row(run, last, config.window) for run in runs), key=lambda row: float(row[1].split(" ")[0]))
+    runs.sort(key=lambda run: np.nan_to_num(run.final("delay_s", last).mean(), nan=np.inf))
+    rows = [table_row(run, last, config.window) for run in runs]
     write_csv(out / "table.csv", HEADER, rows)
     lines = ["| " + " | ".join(line) + " |" for line in (HEADER, ["---"] * len(HEADER), *rows)]
     note = (
         f"Means of the last {last} of {len(episodes)} episodes with 95 % intervals over {first['seeds']} seeds; "
-        f"reaching means the {config.window}-episode mean."
+        f"the last columns tell when the {config.window}-episode mean first got there. "
+        + ("Every seed has a scenario of its own." if first["scenario_per_seed"] else "All seeds share one scenario.")
     )
     write_text(out / "table.md", "\n".join([*lines, "", note, ""]))
     print("\n".join([*lines, "", note]))

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from baselines.methods import FIXED, LEARNERS, ROOT, Job, run_jobs
+from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs
 from lad_ts.parameters import Parameters, command_line, parameter
 from lad_ts.run_folder import RESULTS
 
@@ -34,17 +34,19 @@ def main(config: ReproduceConfig, given: dict[str, Any]) -> None:
     out = Path(config.out)
     flags = {"episodes": config.episodes, "seeds": config.seeds}
     print(f"{config.episodes} episodes, {config.seeds} seeds; the full run of the README takes --episodes 500")
-    names = config.methods.replace(" ", "").split(",")
-    jobs = [Job(name, out / "runs" / name.rpartition("/")[2].replace(":", "_"), flags) for name in names]
-    peak = run_jobs(jobs, config.jobs)
-    subprocess.run(
-        [sys.executable, str(ROOT / "scripts/compare.py"), f"--runs={out / 'runs'}", f"--out={out}"], check=True
-    )
-    seconds = time.perf_counter() - start
-    print(f"time {seconds / 60:.1f} min, peak memory {peak:.0f} MiB in the largest process, {config.jobs} at a time")
-    full = seconds / 60 * 500 / config.episodes
+    names = parse_methods(config.methods)
+    jobs = [Job(name, out / "runs" / folder_name(name), flags) for name in names]
+    run_jobs(jobs, config.jobs)
+    compare = [sys.executable, str(ROOT / "scripts/compare.py"), f"--runs={out / 'runs'}", f"--out={out}"]
+    code = subprocess.run(compare, check=False).returncode
+    if code:
+        sys.exit(code)
+    peak, work = max(job.peak_memory() for job in jobs), sum(job.seconds() for job in jobs)
+    print(f"time {(time.perf_counter() - start) / 60:.1f} min, peak memory {peak:.0f} MiB in the largest process")
+    full = work / 60 / config.jobs * 500 / config.episodes
     print(
-        f"a full run (--episodes 500 --seeds {config.seeds}) would take about {full:.0f} min here, in the same memory"
+        f"a full run (--episodes 500 --seeds {config.seeds}) takes about {full:.0f} min at this pace, "
+        f"{config.jobs} at a time, in the same memory"
     )
 
 

@@ -13,11 +13,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from baselines.methods import Job, run_jobs
-from lad_ts.parameters import ParameterError, Parameters, command_line, convert, parameter
+from baselines.methods import Job, folder_name, parse_methods, run_jobs
+from lad_ts.parameters import ParameterError, Parameters, command_line, convert, field_type, parameter
 from lad_ts.plots import save_figure
 from lad_ts.run_folder import RESULTS, read_csv, write_csv
 from lad_ts.statistics_seeds import mean_interval
+from lad_ts.training import TrainingParameters
 
 AXIS = {
     "num_tasks": "Most tasks per slot and base station N",
@@ -49,8 +50,10 @@ class SweepConfig(Parameters):
 def parse_values(config: SweepConfig, jobs: list[Job]) -> list[float]:
     """The values as numbers that the methods accept. Raises ParameterError otherwise."""
     takers = [job.script[1] for job in jobs if job.takes(config.vary)]
-    if not takers:
-        raise ParameterError(f"--vary={config.vary}: must be a parameter of one of the methods' scripts")
+    if not takers or config.vary in TrainingParameters.__dataclass_fields__:
+        raise ParameterError(f"--vary={config.vary}: must be a parameter of the methods' environment or agents")
+    if field_type(takers[0], config.vary)[0] not in (int, float):
+        raise ParameterError(f"--vary={config.vary}: must be a parameter that is a number")
     values = []
     for text in config.values.split(","):
         try:
@@ -74,14 +77,14 @@ def final_delays(job: Job, last: int) -> tuple[np.ndarray, np.ndarray]:
 def main(config: SweepConfig, given: dict[str, Any]) -> None:
     out = Path(config.out) if config.out else RESULTS / f"sweep_{config.vary}"
     flags = {"episodes": config.episodes, "seeds": config.seeds}
-    names = config.methods.replace(" ", "").split(",")
+    names = parse_methods(config.methods)
     values = parse_values(config, [Job(name, out, flags) for name in names])
     jobs = {}
     for name in names:
-        plain = Job(name, out / "runs" / name.rpartition("/")[2].replace(":", "_"), flags)
+        plain = Job(name, out / "runs" / folder_name(name), flags)
         for value in values:
             # A method without the parameter runs once and is drawn as a level line.
-            varied = Job(name, plain.folder.with_name(f"{plain.folder.name}_{value:g}"), flags | {config.vary: value})
+            varied = Job(name, plain.folder.with_name(f"{plain.folder.name}_{value!r}"), flags | {config.vary: value})
             jobs[name, value] = varied if plain.takes(config.vary) else plain
     run_jobs(list(dict.fromkeys(jobs.values())), config.jobs)
 

@@ -147,7 +147,7 @@ def test_size_interval_separates_classes_and_beats_opt():
     assert all(low[1] <= high[0] for low, high in itertools.pairwise(sizes))
 
     rows = [(0, episode) for episode in range(3)]
-    scenario, arrivals = draw_scenario(config, [0]).repeat(3), draw_arrivals(config, rows)
+    scenario, arrivals = draw_scenario(config, [0, 0, 0]), draw_arrivals(config, rows)
     scheduler = HEURISTICS["size_interval"](config, [0], "cpu")
     ours, opt = (run_episode(CollaborativeMEC(scenario), s, arrivals, rows).mean for s in (scheduler, OptTS()))
     assert (ours < 0.85 * opt).all()

@@ -34,8 +34,8 @@ def test_reproduce_leaves_a_figure_and_a_table_that_agree_with_the_runs(comparis
         assert (comparison / name).stat().st_size > 0
     table = {row["method"]: row for row in rows(comparison / "table.csv")}
     assert set(table) == {"SAC-TS (tuned)", "Opt-TS", "lower bound (bound, not a scheduler)"}
-    runs = {folder: rows(comparison / "runs" / folder / "delay.csv") for folder in ("sac_ts", "opt_ts", "lower_bound")}
-    last = [row for row in runs["sac_ts"] if row["episode"] == "1"]  # the last half of two episodes
+    runs = {folder: rows(comparison / "runs" / folder / "delay.csv") for folder in ("sac_ts_tuned", "opt_ts", "lower_bound")}
+    last = [row for row in runs["sac_ts_tuned"] if row["episode"] == "1"]  # the last half of two episodes
     shown = float(table["SAC-TS (tuned)"]["delay s"].split(" ")[0])
     assert shown == pytest.approx(np.mean([float(row["delay_s"]) for row in last]), abs=0.005)
     for sac, opt, bound in zip(*runs.values(), strict=True):  # one environment, the same arrivals
@@ -44,9 +44,9 @@ def test_reproduce_leaves_a_figure_and_a_table_that_agree_with_the_runs(comparis
 
 
 def test_reproduce_runs_nothing_twice_and_refuses_other_runs(comparison):
-    before = (comparison / "runs" / "sac_ts" / "checkpoint.pt").stat().st_mtime_ns
+    before = (comparison / "runs" / "sac_ts_tuned" / "checkpoint.pt").stat().st_mtime_ns
     run("reproduce.py", "--episodes=2", "--seeds=2", "--methods=sac_ts,opt_ts,lower_bound", f"--out={comparison}")
-    assert (comparison / "runs" / "sac_ts" / "checkpoint.pt").stat().st_mtime_ns == before
+    assert (comparison / "runs" / "sac_ts_tuned" / "checkpoint.pt").stat().st_mtime_ns == before
     refused = run("reproduce.py", "--episodes=2", "--seeds=1", "--methods=sac_ts", f"--out={comparison}", code=2)
     assert "seeds=2" in refused.stderr
     assert "unknown_method" in run("reproduce.py", "--methods=unknown_method", code=2).stderr
@@ -58,7 +58,7 @@ def test_sweep_plots_every_method_at_every_value(tmp_path):
     run("sweep.py", "--vary=num_tasks", *flags)
     table = rows(tmp_path / "sweep.csv")
     assert {(row["method"], float(row["num_tasks"])) for row in table} == {
-        (method, value) for method in ("sac_ts", "water_filling") for value in (1, 3)
+        (method, value) for method in ("sac_ts:tuned", "water_filling") for value in (1, 3)
     }
     assert (tmp_path / "sweep.png").stat().st_size > 0
     assert "--vary=nothing" in run("sweep.py", "--vary=nothing", code=2).stderr
