@@ -19,11 +19,14 @@ from lad_ts.stacked import Layout, StackedAdam, forward
 class DQNParameters(AgentParameters):
     """Parameters of DQN-TS. Those whose default is None take the preset's value."""
 
-    learning_rate: float = parameter(1e-4, "learning rate of the Q network", low=0)
+    learning_rate: float | None = parameter(None, "learning rate of the Q network", low=0)
     epsilon: float = parameter(0.01, "probability of a uniformly random action", low=0, high=1)
     target_every: int = parameter(200, "updates between copies of the Q network into its target", low=1)
 
-    PRESETS: ClassVar = {"paper": PAPER_STATE, "tuned": TUNED_STATE}
+    PRESETS: ClassVar = {
+        "paper": PAPER_STATE | {"learning_rate": 1e-4},
+        "tuned": TUNED_STATE | {"learning_rate": 3e-3},  # as the tuned critics of the others
+    }
 
 
 class DQNAgents(StackedAgents):

@@ -43,7 +43,10 @@ class EnvironmentParameters(Parameters):
         False, "draw rho and r from the same uniform numbers, as the published code does by seeding twice"
     )
     scenario_seed: int = parameter(
-        4, "seed of capacities, link rates and task classes, shared by all training seeds", low=0
+        4,
+        "seed of capacities, link rates and task classes, shared by all training seeds; 4 is the first whose offered "
+        "load, 1.25 of the capacity, is that of the published script's draw (1.24)",
+        low=0,
     )
     scenario_per_seed: bool = parameter(False, "give every training seed a scenario of its own")
 

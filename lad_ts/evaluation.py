@@ -52,4 +52,4 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
     write_config(folder, f"{method.label(config)}, evaluation", dataclasses.asdict(config))
     history.write(folder)
     report_servers(folder, seeds, results)
-    report(config, method, folder, history, time.perf_counter() - start)
+    report(config, method, folder, history, config.evaluation_episodes, time.perf_counter() - start)

@@ -183,7 +183,8 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
         complete = train(config, method, folder, learner, history)
     else:
         complete = run_fixed(config, folder, learner, history)
-    report(config, method, folder, history, time.perf_counter() - start)
+    final = min(100, max(1, history.episodes // 2)) if isinstance(learner, Learner) else history.episodes
+    report(config, method, folder, history, final, time.perf_counter() - start)
     if not complete:
         print(f"interrupted after episode {history.episodes}; go on with --resume {folder}")
         sys.exit(130)
@@ -334,8 +335,8 @@ def report_servers(folder: Path, seeds: list[int], results: list[EpisodeStatisti
     print(f"time per decision {microseconds:.2f} us")
 
 
-def report(config: Any, method: Method, folder: Path, history: History, seconds: float) -> None:
-    """Plot the run and print its table row, time and peak memory."""
+def report(config: Any, method: Method, folder: Path, history: History, final: int, seconds: float) -> None:
+    """Plot the run and print its table row, a mean over the `final` last episodes, its time and peak memory."""
     delay, opt = history.column("delay_s", config.seeds), history.column("opt_delay_s", config.seeds)
     episodes = np.arange(1, len(delay) + 1)
     curves = [
@@ -344,11 +345,11 @@ def report(config: Any, method: Method, folder: Path, history: History, seconds:
     ]
     title = f"{method.label(config)}: {config.num_bs} BSs, up to {config.num_tasks} tasks per slot"
     plot_delays(folder / "delay", {title: curves})
-    last = slice(-min(100, len(delay)), None)
+    last = slice(len(delay) - final, None)
     tails = [with_interval(history.column(f"{name}_s", config.seeds)[last].mean(0)) for name in ("p50", "p95", "p99")]
     gap = 100 * (delay[last].mean(0) / opt[last].mean(0) - 1)
     pace = history.column("seconds", config.seeds).mean()
-    print(f"results in {folder}; figures below are means of the last {-last.start} episodes, in s")
+    print(f"results in {folder}; figures below are means of the last {final} of {len(delay)} episodes, in s")
     print("| method | delay | Opt-TS | above Opt-TS % | p50 | p95 | p99 | s per episode and seed |")
     print("|---|---|---|---|---|---|---|---|")
     print(

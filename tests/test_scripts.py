@@ -34,7 +34,8 @@ def test_reproduce_leaves_a_figure_and_a_table_that_agree_with_the_runs(comparis
         assert (comparison / name).stat().st_size > 0
     table = {row["method"]: row for row in rows(comparison / "table.csv")}
     assert set(table) == {"SAC-TS (tuned)", "Opt-TS", "lower bound (bound, not a scheduler)"}
-    runs = {folder: rows(comparison / "runs" / folder / "delay.csv") for folder in ("sac_ts_tuned", "opt_ts", "lower_bound")}
+    folders = ("sac_ts_tuned", "opt_ts", "lower_bound")
+    runs = {folder: rows(comparison / "runs" / folder / "delay.csv") for folder in folders}
     last = [row for row in runs["sac_ts_tuned"] if row["episode"] == "1"]  # the last half of two episodes
     shown = float(table["SAC-TS (tuned)"]["delay s"].split(" ")[0])
     assert shown == pytest.approx(np.mean([float(row["delay_s"]) for row in last]), abs=0.005)
