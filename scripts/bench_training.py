@@ -1,8 +1,9 @@
 """How fast LAD-TS trains and decides, against a plain per-task loop measured in the same run.
 
 Prints three tables: seconds per training episode and seed (one seed and eight, by threads and device, quiet and beside
-a busy process), the cost of a decision for growing numbers of servers and tasks, and the plain loop that is the
-baseline. Times are the least of several repeats, since other programs only ever add. Example:
+busy processes; first the plain loop that is the baseline), what kinds of operation an episode's time goes to, and the
+cost of a decision for growing numbers of servers and tasks. Times are the least of several repeats, since other
+programs only ever add. Example:
 python scripts/bench_training.py --quick True
 """
 
@@ -31,6 +32,7 @@ class BenchConfig(Parameters):
     repeats: int = parameter(5, "timed episodes of each setting; the least time counts", low=1)
     plain_slots: int = parameter(4, "slots that the plain loop runs before it is scaled to an episode", low=2)
     busy: bool = parameter(True, "also measure one seed beside as many busy processes as there are cores")
+    shares: bool = parameter(True, "also measure what kinds of operation the time goes to")
     scaling: bool = parameter(True, "also measure the cost of a decision up to 200 servers and 200 tasks")
     quick: bool = parameter(False, "one repeat, and only the smallest of each table")
 
@@ -54,6 +56,28 @@ def episode_seconds(device: str, seeds: int, threads: int, repeats: int) -> floa
         run_episode(env, agents, arrivals, rows)
         times.append((time.perf_counter() - began) / seeds)
     return min(times[1:])
+
+
+# Operators by what they do; all others are elementwise work, sums, copies and the calls themselves.
+KINDS = {
+    "batched matrix products": ("aten::bmm", "aten::baddbmm", "aten::baddbmm_"),
+    "random numbers": ("aten::normal_", "aten::uniform_"),
+    "softmax": ("aten::_softmax", "aten::_softmax_backward_data"),
+}
+
+
+def operator_shares(seeds: int) -> dict[str, float]:
+    """Seconds per seed that one training episode on one CPU thread spends in each kind of operator."""
+    torch.set_num_threads(1)
+    config, env, agents = prepare("cpu", seeds)
+    for episode in range(2):
+        rows = [(seed, episode) for seed in range(seeds)]
+        arrivals = draw_arrivals(config, rows)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            run_episode(env, agents, arrivals, rows)
+    times = {event.key: event.self_cpu_time_total / 1e6 / seeds for event in profile.key_averages()}
+    shares = {kind: sum(times.pop(name, 0.0) for name in names) for kind, names in KINDS.items()}
+    return shares | {"elementwise operations, sums, copies and calls": sum(times.values())}
 
 
 class PlainAgent:
@@ -195,6 +219,12 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
                 seconds = episode_seconds("cpu", 1, threads, repeats)
                 row = f"| cpu beside {cores} busy processes | {threads} | 1 | {seconds:.3f} | {plain / seconds:.0f} |"
                 print(row, flush=True)
+    if config.shares and not config.quick:
+        one, eight = operator_shares(1), operator_shares(8)
+        print("\n## Where the time goes, seconds per episode and seed (one thread, as a profiler counts)\n")
+        print("| kind of operation | 1 seed | 8 seeds |\n|---|---|---|")
+        for kind in one:
+            print(f"| {kind} | {one[kind]:.3f} | {eight[kind]:.3f} |", flush=True)
     if config.scaling:
         print("\n## Decision, microseconds (actor and environment, one thread)\n")
         print("| servers B | tasks N | us per decision | per server, against B = 20, N = 50 |\n|---|---|---|---|")
