@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.heuristics import HEURISTICS
-from lad_ts.parameters import ParameterError, command_line, parameter
+from common.parameters import ParameterError, command_line, parameter
 from lad_ts.references import LowerBound
 from lad_ts.scheduler import Learner, Scheduler
 from lad_ts.training import FixedParameters, Method, run_method

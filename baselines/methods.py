@@ -19,9 +19,9 @@ from baselines.main_d2sac import D2SACConfig
 from baselines.main_dqn import DQNConfig
 from baselines.main_heuristics import HeuristicConfig
 from baselines.main_sac import SACConfig
+from common.parameters import ParameterError, resolve
+from common.run_folder import read_csv
 from lad_ts.main_lad import LadConfig
-from lad_ts.parameters import ParameterError, resolve
-from lad_ts.run_folder import read_csv
 from lad_ts.training import FixedParameters, TrainingParameters
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
+from common.parameters import parameter
 from lad_ts.agents import state_size
 from lad_ts.diffusion_lad import Denoiser, posterior_schedule
-from lad_ts.parameters import parameter
 from lad_ts.soft_actor_critic import SACParameters, SoftActorCritic
 from lad_ts.stacked import Layout
 

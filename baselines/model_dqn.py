@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import torch
 
+from common.parameters import parameter
 from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents
 from lad_ts.environment_lad import Slot
-from lad_ts.parameters import parameter
 from lad_ts.stacked import Layout, StackedAdam, forward
 
 

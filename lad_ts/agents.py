@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from common.parameters import ParameterError, parameter
 from lad_ts.environment_lad import POLICY, WEIGHTS, EnvironmentParameters, Scenario, Slot
-from lad_ts.parameters import ParameterError, parameter
 from lad_ts.replay import Replay
 from lad_ts.scheduler import Learner
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lad_ts.parameters import ParameterError, Parameters, parameter
+from common.parameters import ParameterError, Parameters, parameter
 
 # Independent random streams: a generator is seeded by [stream, seed, episode], so no draw disturbs another.
 SCENARIO, TRAINING_ARRIVALS, HELD_OUT_ARRIVALS, POLICY, WEIGHTS = range(5)

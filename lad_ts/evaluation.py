@@ -7,10 +7,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.run_folder import create_folder, load_checkpoint, write_config
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
 from lad_ts.references import OptTS
-from lad_ts.run_folder import create_folder, load_checkpoint, write_config
 from lad_ts.training import (
     History,
     Method,

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import torch
 
+from common.parameters import ParameterError, parameter
 from lad_ts.agents import state_size
 from lad_ts.diffusion_lad import Denoiser, posterior_schedule
 from lad_ts.environment_lad import Slot
-from lad_ts.parameters import ParameterError, parameter
 from lad_ts.soft_actor_critic import SACParameters, SoftActorCritic
 from lad_ts.stacked import Layout
 

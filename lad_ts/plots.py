@@ -9,8 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from lad_ts.run_folder import replace_file
-from lad_ts.statistics_seeds import mean_interval
+from common.run_folder import replace_file
+from common.statistics_seeds import mean_interval
 
 
 @dataclasses.dataclass

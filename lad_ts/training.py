@@ -17,18 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lad_ts.environment_lad import (
-    CollaborativeMEC,
-    EnvironmentParameters,
-    Scenario,
-    draw_arrivals,
-    draw_scenario,
-)
-from lad_ts.episodes import EpisodeStatistics, run_episode
-from lad_ts.parameters import ParameterError, Parameters, parameter
-from lad_ts.plots import Curve, plot_delays
-from lad_ts.references import LowerBound, OptTS
-from lad_ts.run_folder import (
+from common.parameters import ParameterError, Parameters, parameter
+from common.run_folder import (
     RESULTS,
     create_folder,
     load_checkpoint,
@@ -37,8 +27,18 @@ from lad_ts.run_folder import (
     write_config,
     write_csv,
 )
+from common.statistics_seeds import with_interval
+from lad_ts.environment_lad import (
+    CollaborativeMEC,
+    EnvironmentParameters,
+    Scenario,
+    draw_arrivals,
+    draw_scenario,
+)
+from lad_ts.episodes import EpisodeStatistics, run_episode
+from lad_ts.plots import Curve, plot_delays
+from lad_ts.references import LowerBound, OptTS
 from lad_ts.scheduler import Learner, Scheduler
-from lad_ts.statistics_seeds import with_interval
 
 HEADER = ("seed", "episode", "delay_s", "opt_delay_s", "p50_s", "p95_s", "p99_s", "max_s", "seconds")
 CELLS_AT_ONCE = 4_000_000  # task cells of the episodes that Opt-TS takes together, which bounds its memory

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from common.parameters import Parameters, command_line, parameter, resolve
+from common.run_folder import peak_memory
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
 from lad_ts.main_lad import LadConfig
 from lad_ts.model_lad import LadAgents
-from lad_ts.parameters import Parameters, command_line, parameter, resolve
-from lad_ts.run_folder import peak_memory
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from baselines.heuristics import HEURISTICS
+from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.run_folder import RESULTS, read_csv, write_csv, write_text
+from common.statistics_seeds import with_interval
 from lad_ts.environment_lad import EnvironmentParameters
-from lad_ts.parameters import ParameterError, Parameters, command_line, parameter
 from lad_ts.plots import Curve, plot_delays, plot_gaps, smooth
-from lad_ts.run_folder import RESULTS, read_csv, write_csv, write_text
-from lad_ts.statistics_seeds import with_interval
 from lad_ts.training import FixedParameters
 
 # Steady delays in s that are read off the published figure (arXiv 2412.18212).

@@ -7,8 +7,8 @@ from baselines.main_d2sac import D2SACConfig
 from baselines.main_dqn import DQNConfig
 from baselines.main_heuristics import HeuristicConfig
 from baselines.main_sac import SACConfig
+from common.parameters import Parameters, allowed_values, command_line
 from lad_ts.main_lad import LadConfig
-from lad_ts.parameters import Parameters, allowed_values, command_line
 from lad_ts.training import FixedParameters
 
 SCRIPTS = {

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs
-from lad_ts.parameters import Parameters, command_line, parameter
-from lad_ts.run_folder import RESULTS
+from common.parameters import Parameters, command_line, parameter
+from common.run_folder import RESULTS
 
 EVERY = (*(f"{name}:{preset}" for preset in ("tuned", "paper") for name in LEARNERS), *FIXED)
 

@@ -14,10 +14,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from baselines.methods import Job, folder_name, parse_methods, run_jobs
-from lad_ts.parameters import ParameterError, Parameters, command_line, convert, field_type, parameter
+from common.parameters import ParameterError, Parameters, command_line, convert, field_type, parameter
+from common.run_folder import RESULTS, read_csv, write_csv
+from common.statistics_seeds import mean_interval
 from lad_ts.plots import save_figure
-from lad_ts.run_folder import RESULTS, read_csv, write_csv
-from lad_ts.statistics_seeds import mean_interval
 from lad_ts.training import TrainingParameters
 
 AXIS = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from common.parameters import Parameters, command_line, resolve
 from lad_ts.environment_lad import Arrivals, Scenario
-from lad_ts.parameters import Parameters, command_line, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 

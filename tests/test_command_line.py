@@ -11,12 +11,12 @@ from helpers import run_here, start_script
 
 from baselines import main_d2sac, main_heuristics, main_opt, main_sac
 from baselines.heuristics import HEURISTICS
+from common.run_folder import create_folder
 from lad_ts import main_lad
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
 from lad_ts.model_lad import LadAgents
 from lad_ts.references import OptTS
-from lad_ts.run_folder import create_folder
 
 SMALL = ["--num_bs=3", "--num_tasks=4", "--num_slots=5", "--episodes=3", "--seeds=2"]
 LEARN = [*SMALL, "--learning_start=10"]

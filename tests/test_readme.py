@@ -7,7 +7,7 @@ from pathlib import Path
 
 from baselines.main_heuristics import HeuristicConfig
 from baselines.main_heuristics import main as run_heuristic
-from lad_ts.parameters import resolve
+from common.parameters import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

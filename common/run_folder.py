@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lad_ts.parameters import ParameterError
+from common.parameters import ParameterError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
