@@ -30,7 +30,11 @@ class HeuristicConfig(FixedParameters):
 
 
 def load_class(place: str) -> Callable[..., Scheduler]:
-    """The scheduler class of FILE.py:ClassName. Raises ParameterError when there is none."""
+    """The scheduler class of a method's name or of FILE.py:ClassName. Raises ParameterError when there is none."""
+    if place in HEURISTICS:
+        return HEURISTICS[place]
+    if place == "lower_bound":
+        return lambda *_: LowerBound()
     file, _, name = place.rpartition(":")
     refusal = f"--method={place}: must be one of {', '.join([*HEURISTICS, 'lower_bound'])}, or FILE.py:ClassName"
     if not Path(file).is_file():
@@ -41,19 +45,19 @@ def load_class(place: str) -> Callable[..., Scheduler]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's file may fail in any way
+    except (Exception, SystemExit) as error:  # the user's file may fail in any way
         raise ParameterError(f"--method={place}: the file fails with {type(error).__name__}: {error}") from None
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Scheduler) and not issubclass(found, Learner)):
         raise ParameterError(f"{refusal} of a Scheduler that does not learn ({name} is none)")
+    if found.act is Scheduler.act:
+        raise ParameterError(f"--method={place}: the class must define act(slot)")
     return found
 
 
 def main(config: HeuristicConfig, given: dict[str, Any]) -> None:
-    builtin = HEURISTICS | {"lower_bound": lambda *_: LowerBound()}
-    build = builtin.get(config.method) or load_class(config.method)
     name = config.method.rpartition(":")[2]
-    run_method(config, given, Method(name.replace("_", " "), name, build))
+    run_method(config, given, Method(name.replace("_", " "), name, load_class(config.method)))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ A job whose folder is complete is not run again, and one that was interrupted is
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from tqdm import tqdm
 from baselines.heuristics import HEURISTICS
 from baselines.main_d2sac import D2SACConfig
 from baselines.main_dqn import DQNConfig
-from baselines.main_heuristics import HeuristicConfig
+from baselines.main_heuristics import HeuristicConfig, load_class
 from baselines.main_sac import SACConfig
-from common.parameters import ParameterError, resolve
-from common.run_folder import read_csv
+from common.parameters import ParameterError, fail, resolve
+from common.run_folder import read_config, read_csv, writable
 from lad_ts.main_lad import LadConfig
 from lad_ts.training import FixedParameters, TrainingParameters
 
@@ -31,7 +32,7 @@ LEARNERS = {
     "sac_ts": ("baselines/main_sac.py", SACConfig),
     "dqn_ts": ("baselines/main_dqn.py", DQNConfig),
 }
-FILES_WITHOUT_CHECKPOINT = ("config.json", "delay.csv", "seconds.csv", "utilisation.csv", "delay.png", "delay.pdf")
+RUN_FILES = ("config.json", "delay.csv", "seconds.csv", "utilisation.csv", "delay.png", "delay.pdf", "summary.json")
 FIXED = ("opt_ts", "lower_bound", *HEURISTICS)
 
 
@@ -61,52 +62,59 @@ class Job:
     def takes(self, parameter: str) -> bool:
         return parameter in self.script[1].__dataclass_fields__
 
+    def complete(self) -> bool:
+        """Whether the folder's summary.json, a run's last file, tells of all the episodes."""
+        try:
+            return json.loads((self.folder / "summary.json").read_text())["episodes"] >= self.flags["episodes"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
     def episodes_done(self) -> int:
         """Whole episodes in the folder's delay.csv, which a running learner renews at every checkpoint."""
-        table = self.folder / "delay.csv"
-        return (len(read_csv(table)) if table.is_file() else 0) // self.flags["seeds"]
+        try:
+            return len((self.folder / "delay.csv").read_bytes().splitlines()[1:]) // self.flags["seeds"]
+        except OSError:
+            return 0
 
     def check(self) -> None:
         """Refuse unknown methods, bad flags and a folder that holds another run. Raises ParameterError."""
-        _, config, flags = self.script
+        script, config, flags = self.script
         resolve(config, self.flags | flags)
-        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+        if script.endswith("main_heuristics.py"):
+            load_class(self.method)
+        writable(self.folder)
+        if not any(self.folder.iterdir()):
             return
-        try:
-            stored = json.loads((self.folder / "config.json").read_text())["parameters"]
-        except (OSError, ValueError, KeyError):
-            raise ParameterError(f"--out: {self.folder} holds files but no run; must be empty or absent") from None
+        _, stored = read_config(self.folder)
         for name, value in (self.flags | flags).items():
-            if stored.get(name) != value and not (name == "episodes" and stored[name] < value):
+            longer = name == "episodes" and isinstance(stored.get(name), int) and stored[name] < value
+            if stored.get(name) != value and not longer:
                 raise ParameterError(f"--out: {self.folder} holds a run with {name}={stored.get(name)}, not {value}")
 
     @property
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
 
-    def run(self) -> None:
-        """Run or resume the job unless it is complete; what it prints goes to <folder>.log beside the folder."""
-        if self.episodes_done() >= self.flags["episodes"]:
-            return
+    def command(self) -> list[str]:
+        """How to run the job, or to go on with it; files of a run that ended before its first checkpoint go."""
         script, config, flags = self.script
         if issubclass(config, TrainingParameters) and (self.folder / "checkpoint.pt").is_file():
             flags = {"resume": self.folder, "episodes": self.flags["episodes"]}
         else:
-            for name in FILES_WITHOUT_CHECKPOINT:  # of a run that ended before its first checkpoint
+            for name in RUN_FILES:
                 (self.folder / name).unlink(missing_ok=True)
             flags = self.flags | flags | {"out": self.folder}
-        command = [sys.executable, str(ROOT / script), *(f"--{name}={value}" for name, value in flags.items())]
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a") as file:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-        if code != 0:
-            last = self.log.read_text().strip().splitlines()[-1:]
-            raise ChildProcessError(f"{self.method} ended with exit code {code}: {' '.join(last)} (see {self.log})")
+        return [sys.executable, str(ROOT / script), *(f"--{name}={value}" for name, value in flags.items())]
 
-    def peak_memory(self) -> float:
-        """Peak memory in MiB that the run's log states last; 0 where there is none."""
-        words = self.log.read_text().rpartition("peak memory ")[2].split() if self.log.is_file() else []
-        return float(words[0]) if words else 0.0
+    def start(self) -> subprocess.Popen:
+        """Start the job's process; what it prints goes to <folder>.log beside the folder."""
+        with self.log.open("a") as file:
+            # In a session of its own: run_jobs alone decides what Ctrl-C means for it.
+            return subprocess.Popen(self.command(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def summary(self) -> dict[str, Any]:
+        """What a whole run's summary.json says."""
+        return json.loads((self.folder / "summary.json").read_text())
 
     def seconds(self) -> float:
         """Seconds that the run's episodes took, all seeds together."""
@@ -125,26 +133,38 @@ def folder_name(method: str) -> str:
 
 
 def run_jobs(jobs: list[Job], parallel: int) -> None:
-    """Run all jobs, `parallel` at a time, with a progress bar.
+    """Run all jobs that are not complete, `parallel` at a time, with a progress bar.
 
-    Raises ParameterError before anything runs when a job is refused. When a job fails, ends the process with exit code
-    1 and one line, after the jobs that are running.
+    Raises ParameterError before anything runs when a job is refused. When one fails, the others that run are
+    interrupted, which makes learners write a checkpoint, and the process ends with exit code 1 and one line; at Ctrl-C
+    and SIGTERM with 130.
     """
+    folders = [job.folder for job in jobs]
     for job in jobs:
+        if folders.count(job.folder) > 1:
+            raise ParameterError(f"--methods={job.method}: must differ from the others in file or class name")
         job.check()
-    total = sum(job.flags["episodes"] for job in jobs)
-    with ThreadPoolExecutor(parallel) as pool, tqdm(total=total, unit="episode") as bar:
-        waiting = {pool.submit(job.run) for job in jobs}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=2, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()  # raises what the job raised
+    waiting = [job for job in jobs if not job.complete()]
+    running: dict[Job, subprocess.Popen] = {}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tqdm(total=sum(job.flags["episodes"] for job in jobs), unit="episode") as bar:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    job = waiting.pop(0)
+                    running[job] = job.start()
+                for job in [job for job, process in running.items() if process.poll() is not None]:
+                    if (code := running.pop(job).returncode) != 0:
+                        last = " ".join(job.log.read_text(errors="replace").strip().splitlines()[-1:])
+                        fail(f"{job.method} ended with exit code {code}: {last} (see {job.log})", 1)
                 bar.n = sum(job.episodes_done() for job in jobs)
-                bar.set_postfix_str(f"{len(jobs) - len(waiting)} of {len(jobs)} runs done")
-        except ChildProcessError as error:
-            pool.shutdown(cancel_futures=True)
-            sys.exit(f"error: {error}")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+                bar.set_postfix_str(f"{len(jobs) - len(waiting) - len(running)} of {len(jobs)} runs done")
+                time.sleep(0.2)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on", 130)
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        for process in running.values():
+            process.wait()
+        signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,9 @@ flags, wrong types and values out of range with one line and exit code 2. Start 
 import dataclasses
 import difflib
 import inspect
+import io
 import math
+import re
 import sys
 import types
 import typing
@@ -68,7 +70,7 @@ def allowed_values(cls: type[Parameters], field: dataclasses.Field) -> str:
     meta = field.metadata
     if meta["choices"]:
         return "one of " + ", ".join(meta["choices"])
-    words = {int: "an integer", float: "a number", bool: "True or False", str: "text"}[kind]
+    words = {int: "an integer", float: "a number", bool: "True or False", str: "text, not empty"}[kind]
     limits = (("low", "at least"), ("above", "above"), ("high", "at most"))
     bounds = [f"{phrase} {meta[key]:g}" for key, phrase in limits if meta[key] is not None]
     return ", ".join(filter(None, [words, " and ".join(bounds)]))
@@ -80,7 +82,10 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     kind, optional = field_type(cls, name)
     if value is None and optional:
         return None
-    refusal = ParameterError(f"--{name}={value}: must be {allowed_values(cls, field)}")
+    allowed = allowed_values(cls, field)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST:
+        value = math.inf if value > 0 else -math.inf  # it may be too long to print
+    refusal = ParameterError(f"--{name}={value}: must be {allowed}")
     if kind is str:
         if isinstance(value, bool) or value is None or value == "":
             raise refusal
@@ -92,7 +97,8 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise refusal
         if abs(value) > LARGEST:  # infinity, too
-            raise ParameterError(f"--{name}={str(value)[:40]}: must be {allowed_values(cls, field)}, at most {LARGEST}")
+            limit = "" if "at most" in allowed else f", at most {LARGEST}"
+            raise ParameterError(f"--{name}={value}: must be {allowed}{limit}")
         if math.isnan(value) or (kind is int and value != int(value)):
             raise refusal
         value = kind(value)
@@ -153,6 +159,10 @@ def parse(cls: type[Parameters], arguments: list[str], description: str, script:
 
     given: dict[str, Any] = {}
     fields = dataclasses.fields(cls)
+    flags = [match[1].replace("-", "_") for a in arguments if (match := re.match(r"--?([A-Za-z][\w-]*)(=|$)", a))]
+    for name in flags:
+        if flags.count(name) > 1:
+            raise ParameterError(f"--{name}: must be given once, not {flags.count(name)} times")
     declared = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields]
     collect.__doc__ = help_text(cls, description)
     if {"-h", "--help"} & set(arguments):
@@ -196,19 +206,26 @@ def command_line(
 ) -> None:
     """Run `main(config, given)` on parsed and checked parameters; `given` holds the explicit ones.
 
-    Any ParameterError ends the process with exit code 2 and one line on standard error.
+    Any ParameterError ends the process with exit code 2 and one line on standard error, Ctrl-C with 130.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign is no reason to fail
     try:
         given = parse(cls, sys.argv[1:] if arguments is None else arguments, description, Path(sys.argv[0]).name)
         main(resolve(cls, given), given)
     except ParameterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
     except OSError as error:
-        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
     except (MemoryError, RuntimeError) as error:  # numpy raises the first, torch the second
         if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("allocate memory", "out of memory")):
             raise
-        print(f"error: these sizes need more memory than there is ({str(error).splitlines()[0]})", file=sys.stderr)
-        sys.exit(2)
+        fail(f"these sizes need more memory than there is ({str(error).splitlines()[0]})", 2)
+
+
+def fail(message: str, code: int) -> typing.NoReturn:
+    """End the process with one line on standard error."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,16 +1,22 @@
 """Run folders: where a run writes, so that nothing is left half written and no run overwrites another.
 
-A run's folder holds config.json, delay.csv, delay.png, delay.pdf and, for learners, checkpoint.pt. Every file is
-written under a temporary name and then renamed. Start reading at `create_folder`.
+A run's folder holds config.json, its CSV files and plots, for learners checkpoint.pt, and at last summary.json, which
+says that the run is whole. Every file is written under a temporary name and then renamed. Start reading at
+`create_folder`.
 """
 
 import csv
+import errno
+import fcntl
+import io
 import json
 import os
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +26,7 @@ import torch
 from common.parameters import ParameterError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+PARTIAL = ".partial"  # in the names of files that are being written
 
 
 def create_folder(out: str | None, default: Path) -> Path:
@@ -33,22 +40,52 @@ def create_folder(out: str | None, default: Path) -> Path:
             folder, number = default.with_name(f"{default.name}_{number}"), number + 1
     else:
         folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ParameterError(f"--out={folder}: must be a new or empty folder, to overwrite nothing")
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("no write permission")
-    except OSError as error:
-        raise ParameterError(f"--out={folder}: must be a folder that can be written ({error})") from None
+    writable(folder)
+    if any(folder.iterdir()):
+        raise ParameterError(f"--out={folder}: must be a new or empty folder, to overwrite nothing")
     return folder
 
 
-def replace_file(path: Path, write: Any) -> None:
+def writable(folder: Path) -> Path:
+    """The folder, made if need be, without the half-written files that a killed run may have left.
+
+    Raises ParameterError when it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("no write permission")
+        for leftover in folder.glob(f".*{PARTIAL}*"):
+            leftover.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ParameterError(f"--out={folder}: must be a folder that can be written ({reason})") from None
+    return folder
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep a run's folder for this process. Raises ParameterError when another one works in it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ParameterError(f"--out={folder}: must be free, but another process is working in it") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)` and rename the result to `path`, so that `path` is always whole."""
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(temporary)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.stem}{PARTIAL}{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -64,7 +101,8 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    """The rows of a CSV file. Raises OSError or ValueError when it cannot be read."""
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -84,26 +122,56 @@ def write_config(folder: Path, method: str, config: dict[str, Any]) -> None:
     write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
+def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Method and parameters of a run's config.json. Raises ParameterError when it is not whole."""
+    try:
+        content = json.loads((folder / "config.json").read_text())
+        method, parameters = content["method"], content["parameters"]
+        if not (isinstance(method, str) and isinstance(parameters, dict) and isinstance(parameters["seeds"], int)):
+            raise TypeError("values of the wrong type")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ParameterError(f"{folder}: must hold a run, with a whole config.json ({describe(error)})") from None
+    return method, parameters
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one short line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:100]}" if lines else type(error).__name__
+
+
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    replace_file(path, lambda temporary: torch.save(content, temporary))
+    buffer = io.BytesIO()  # torch tells a full disk as a RuntimeError, writing bytes as an OSError
+    torch.save(content, buffer)
+    replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
-    """A checkpoint's content, read with weights_only. Raises ParameterError when it is none of ours."""
+    """A checkpoint's content, read with weights_only. Raises ParameterError when it is none of ours, or damaged."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums
+            if damaged := archive.testzip():
+                raise OSError(errno.EIO, f"{damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
-        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-        raise ParameterError(f"--{flag}={path}: must be a checkpoint written by this script ({reason})") from None
-    if not isinstance(content, dict) or not {"method", "config", "learner", "history"} <= content.keys():
+        raise ParameterError(
+            f"--{flag}={path}: must be a checkpoint written by this script ({describe(error)})"
+        ) from None
+    kinds = {"method": str, "config": dict, "learner": dict, "history": list}
+    if not isinstance(content, dict) or any(not isinstance(content.get(name), kind) for name, kind in kinds.items()):
         raise ParameterError(f"--{flag}={path}: must be a checkpoint written by this script (other content)")
     return content
 
 
+def peak_mebibytes() -> float:
+    """The most memory in MiB that the process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
 def peak_memory(device: torch.device | str = "cpu") -> str:
     """The most memory that the process has held, in words; on CUDA also the device's."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    words = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB"
+    words = f"{peak_mebibytes():.0f} MiB"
     if torch.device(device).type == "cuda":
         words += f" + {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB on the GPU"
     return words

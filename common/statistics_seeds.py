@@ -10,6 +10,18 @@ T_975 = (
 )
 
 
+def final_span(episodes: int, most: int = 100) -> int:
+    """How many last episodes a run's final values are means of: `most`, but at most the last half."""
+    return min(most, max(1, episodes // 2))
+
+
+def episode_mean(values: np.ndarray) -> np.ndarray:
+    """Mean [S] over episodes of values [E, S], without episodes that had no task (NaN), unless none had one."""
+    counted = ~np.isnan(values)
+    total = np.where(counted, values, 0).sum(0)
+    return np.where(counted.any(0), total / np.maximum(counted.sum(0), 1), np.nan)
+
+
 def mean_interval(values: np.ndarray, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Mean over seeds and half the width of its 95 % interval (NaN for a single seed)."""
     seeds = values.shape[axis]

@@ -205,6 +205,9 @@ class StackedAgents(Learner):
         return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            if state[name].shape != tensor.shape:
+                raise ValueError(f"{name} has shape {list(state[name].shape)}, not {list(tensor.shape)}")
         for name, part in self.modules().items():
             if isinstance(part, torch.Tensor):
                 part.copy_(state[name])

@@ -9,6 +9,7 @@ gradient worked out by hand. Start reading at `Denoiser.forward`.
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 
@@ -118,7 +119,7 @@ class Denoiser:
         self.inputs = [num_actions, self.EMBEDDING, state_size]
         self.schedule, self.clip = schedule, clip
         self.activation, self.predictor = ACTIVATIONS[activation], PREDICTORS[predictor]
-        self.fast = activation == "relu" and predictor in ("linear", "softmax") and not clip
+        self.plain = activation == "relu" and predictor in ("linear", "softmax") and not clip
         self.softmax = predictor == "softmax"
         self.embedding = step_embedding(schedule.steps, self.EMBEDDING).T.to(device)
 
@@ -151,6 +152,7 @@ class Denoiser:
         self, theta: torch.Tensor, latent: torch.Tensor, state: torch.Tensor, noise: torch.Tensor | None
     ) -> torch.Tensor:
         """`forward` for rectified units without clipping, with gradients for theta only; about twice as fast."""
+        assert self.plain, "only for relu, a linear or softmax predictor, and no clipping"
         return FastChain.apply(theta, self, latent, state, noise)
 
 
@@ -158,7 +160,14 @@ class FastChain(torch.autograd.Function):
     """The denoising chain with its gradient by hand, which saves most of autograd's elementwise passes."""
 
     @staticmethod
-    def forward(ctx, theta, denoiser, latent, state, noise):
+    def forward(
+        ctx: Any,
+        theta: torch.Tensor,
+        denoiser: Denoiser,
+        latent: torch.Tensor,
+        state: torch.Tensor,
+        noise: torch.Tensor | None,
+    ) -> torch.Tensor:
         s, steps = denoiser.schedule, denoiser.schedule.steps
         w1, b1, w2, b2, w3, b3 = denoiser.layout.split(theta)
         w_latent, w_step, w_state = w1.split(denoiser.inputs, dim=2)
@@ -181,7 +190,7 @@ class FastChain(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         denoiser, s = ctx.denoiser, ctx.denoiser.schedule
         theta, state = ctx.saved_tensors
         w1, _, w2, _, w3, _ = denoiser.layout.split(theta)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lad_ts.environment_lad import Arrivals, CollaborativeMEC
+from common.parameters import ParameterError
+from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Slot
 from lad_ts.scheduler import Learner, Scheduler
 
 PERCENTILES = (50, 95, 99)
@@ -45,6 +46,17 @@ def summarise(delay: torch.Tensor, mask: torch.Tensor, utilisation: torch.Tensor
     return EpisodeStatistics(*table, utilisation.cpu().numpy(), tasks, per_decision)
 
 
+def check_action(action: torch.Tensor, slot: Slot, name: str) -> None:
+    """Raise ParameterError unless every task of the slot gets a number of an edge server."""
+    shape, servers = tuple(slot.mask.shape), slot.backlog.shape[1]
+    if tuple(action.shape) != shape or action.is_floating_point() or action.dtype == torch.bool:
+        found = f"{action.dtype} {list(action.shape)}"
+        raise ParameterError(f"{name}.act returned {found}; must be integers {list(shape)}")
+    if action.numel() and not 0 <= int(action.min()) <= int(action.max()) < servers:
+        found = f"servers {int(action.min())}..{int(action.max())}"
+        raise ParameterError(f"{name}.act returned {found}; must be within 0..{servers - 1}")
+
+
 def run_episode(
     env: CollaborativeMEC, scheduler: Scheduler, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
 ) -> EpisodeStatistics:
@@ -57,6 +69,8 @@ def run_episode(
     for _ in range(env.num_slots - 1):
         began = time.perf_counter()
         action = torch.as_tensor(scheduler.act(slot), device=env.device)
+        if not isinstance(scheduler, Learner):
+            check_action(action, slot, type(scheduler).__name__)
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # the clock must see the decision's end
         deciding += time.perf_counter() - began

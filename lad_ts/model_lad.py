@@ -18,6 +18,8 @@ from lad_ts.environment_lad import Slot
 from lad_ts.soft_actor_critic import SACParameters, SoftActorCritic
 from lad_ts.stacked import Layout
 
+LARGEST_LATENT = 1e6  # an x_0 that is remembered as it is grows until float32 cannot hold it
+
 
 @dataclasses.dataclass(kw_only=True)
 class LadParameters(SACParameters):
@@ -27,7 +29,8 @@ class LadParameters(SACParameters):
     beta_schedule: str = parameter("vp", "noise schedule of the policy", choices=("vp", "cosine", "linear"))
     memory: str | None = parameter(
         None,
-        "what a cell remembers: x_0 as it is (grows with every visit), standardised, or probabilities",
+        "what a cell remembers: x_0 as in the paper's figure (grows 12-fold with every visit at the defaults, and is "
+        "held within +-1e6), x_0 standardised over the actions, or probabilities as in the published code",
         choices=("x0", "x0_standardised", "probabilities"),
     )
     replay_latent: str | None = parameter(
@@ -110,7 +113,7 @@ class LadAgents(SoftActorCritic):
         elif self.params.memory == "x0_standardised":
             remembered = (x0 - x0.mean(1, keepdim=True)) / (x0.std(1, keepdim=True, unbiased=False) + 1e-6)
         else:
-            remembered = x0
+            remembered = x0.clamp(-LARGEST_LATENT, LARGEST_LATENT)
         scheduled = slot.mask.reshape(self.agents, 1, -1)
         self.memory[slot.t] = torch.where(scheduled, remembered, self._latent)
         return self.pick(probabilities)

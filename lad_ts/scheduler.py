@@ -55,5 +55,5 @@ class Learner(Scheduler):
         raise NotImplementedError(f"{type(self).__name__} must define state_dict()")
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take back what `state_dict` gave. Raises KeyError or RuntimeError when it does not fit."""
+        """Take back what `state_dict` gave. Raises KeyError or ValueError when it does not fit."""
         raise NotImplementedError(f"{type(self).__name__} must define load_state_dict(state)")

@@ -6,41 +6,45 @@ Opt-TS is computed on the same arrivals beside every run. Start reading at `run_
 """
 
 import dataclasses
+import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.parameters import ParameterError, Parameters, parameter
+from common.parameters import ParameterError, Parameters, fail, parameter, resolve
 from common.run_folder import (
     RESULTS,
+    claimed,
     create_folder,
     load_checkpoint,
+    peak_mebibytes,
     peak_memory,
     save_checkpoint,
+    writable,
     write_config,
     write_csv,
+    write_text,
 )
-from common.statistics_seeds import with_interval
-from lad_ts.environment_lad import (
-    CollaborativeMEC,
-    EnvironmentParameters,
-    Scenario,
-    draw_arrivals,
-    draw_scenario,
-)
+from common.statistics_seeds import episode_mean, final_span, with_interval
+from lad_ts.environment_lad import CollaborativeMEC, EnvironmentParameters, Scenario, draw_arrivals, draw_scenario
 from lad_ts.episodes import EpisodeStatistics, run_episode
 from lad_ts.plots import Curve, plot_delays
 from lad_ts.references import LowerBound, OptTS
 from lad_ts.scheduler import Learner, Scheduler
 
 HEADER = ("seed", "episode", "delay_s", "opt_delay_s", "p50_s", "p95_s", "p99_s", "max_s", "seconds")
+# Parameters that the command line may change for a stored run.
+FREE = {
+    "resume": {"episodes", "device", "threads", "checkpoint_every"},
+    "evaluate": {"evaluation_episodes", "evaluation_action", "device", "threads", "out"},
+}
 CELLS_AT_ONCE = 4_000_000  # task cells of the episodes that Opt-TS takes together, which bounds its memory
 
 
@@ -64,6 +68,11 @@ class RunParameters(Parameters):
 class FixedParameters(RunParameters, EnvironmentParameters):
     """What the scripts of schedulers without learning take."""
 
+    PRESETS: ClassVar = {"paper": {"tied_sizes": True}, "tuned": {}}
+
+    preset: str = parameter(
+        "tuned", "paper: the published environment, with rho and r tied; tuned: without", choices=("tuned", "paper")
+    )
     held_out: bool = parameter(False, "use the held-out arrivals of --evaluate instead of those of training")
 
 
@@ -86,8 +95,8 @@ class Method:
     build: Callable[[Any, Sequence[int], torch.device], Scheduler]
 
     def label(self, config: Any) -> str:
-        """The name with the preset, where there is one, as figures and tables show it."""
-        return f"{self.name} ({config.preset})" if hasattr(config, "preset") else self.name
+        """The name, for learners with the preset, as figures and tables show it."""
+        return f"{self.name} ({config.preset})" if isinstance(config, TrainingParameters) else self.name
 
 
 def choose_device(name: str) -> torch.device:
@@ -140,6 +149,16 @@ class History:
             values = [float(column[row]) for column in columns]
             self.rows.append([seed, episode, *values, seconds / len(seeds)])
 
+    @classmethod
+    def stored(cls, rows: list, seeds: list[int]) -> "History":
+        """The history of a checkpoint. Raises ValueError when it does not fit the seeds."""
+        table = np.array(rows, dtype=float)
+        if table.size and (table.ndim != 2 or table.shape[1] != len(HEADER) or len(table) % len(seeds)):
+            raise ValueError(f"a history of shape {table.shape}")
+        if table.size and not (table[:, 0].reshape(-1, len(seeds)) == seeds).all():
+            raise ValueError("a history of other seeds")
+        return cls(rows)
+
     @property
     def episodes(self) -> int:
         return int(self.rows[-1][1]) + 1 if self.rows else 0
@@ -170,23 +189,39 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
         return
     start = time.perf_counter()
     if getattr(config, "resume", None):
-        config, folder, learner, history = resume_run(config, given, method)
+        folder = Path(config.resume)
+        if not (folder / "checkpoint.pt").is_file():
+            raise ParameterError(f"--resume={folder}: must be a run's folder that holds a checkpoint.pt")
+        with claimed(writable(folder)):
+            config, scheduler, history = resume_run(config, given, method)
+            finish_run(config, method, folder, scheduler, history, start)
     else:
-        name = (
-            f"{getattr(config, 'preset', 'fixed')}_e{config.episodes}_s{config.seed}-{config.seed + config.seeds - 1}"
-        )
+        learns = isinstance(config, TrainingParameters)
+        name = f"{config.preset if learns else 'fixed'}_e{config.episodes}_s{config.seed}-{training_seeds(config)[-1]}"
+        scheduler = method.build(config, training_seeds(config), choose_device(config.device))
         folder = create_folder(config.out, RESULTS / method.folder / name)
-        learner = method.build(config, training_seeds(config), choose_device(config.device))
-        history = History()
+        with claimed(folder):
+            finish_run(config, method, folder, scheduler, History(), start)
+
+
+def finish_run(
+    config: Any, method: Method, folder: Path, scheduler: Scheduler | LowerBound, history: History, start: float
+) -> None:
+    """Run from the history's end to the last episode, and report. Exits with 130 when Ctrl-C ended it."""
     write_config(folder, method.label(config), dataclasses.asdict(config))
-    if isinstance(learner, Learner):
-        complete = train(config, method, folder, learner, history)
-    else:
-        complete = run_fixed(config, folder, learner, history)
-    final = min(100, max(1, history.episodes // 2)) if isinstance(learner, Learner) else history.episodes
+    try:
+        run = train if isinstance(scheduler, Learner) else run_fixed
+        complete = run(config, method, folder, scheduler, history)
+    except BaseException:
+        if [path.name for path in folder.iterdir()] == ["config.json"]:  # nothing came of it
+            (folder / "config.json").unlink()
+        raise
+    history.write(folder)
+    final = final_span(history.episodes) if isinstance(scheduler, Learner) else history.episodes
     report(config, method, folder, history, final, time.perf_counter() - start)
     if not complete:
-        print(f"interrupted after episode {history.episodes}; go on with --resume {folder}")
+        ways = f"go on with --resume {folder}" if isinstance(scheduler, Learner) else f"{folder} holds what was done"
+        print(f"interrupted after episode {history.episodes}; {ways}")
         sys.exit(130)
 
 
@@ -210,7 +245,9 @@ def train(config: Any, method: Method, folder: Path, learner: Learner, history: 
             rows = [(seed, episode) for seed in seeds]
             stats = run_episode(env, learner, draw_arrivals(config, rows), rows)
             if not learner.finite():
-                sys.exit(f"error: training diverged in episode {episode}: a network holds NaN or infinity")
+                history.write(folder)
+                bar.close()
+                fail(f"training diverged in episode {episode}: a network holds NaN or infinity; see {folder}", 1)
             history.add(seeds, episode, stats, opt[episode - ahead.start], time.perf_counter() - began)
             gap = (stats.mean / opt[episode - ahead.start] - 1).mean()
             bar.set_postfix_str(f"delay {stats.mean.mean():.2f} s, {gap:+.1%} to Opt-TS")
@@ -232,13 +269,15 @@ def train(config: Any, method: Method, folder: Path, learner: Learner, history: 
     return True
 
 
-def run_fixed(config: FixedParameters, folder: Path, scheduler: Scheduler, history: History) -> bool:
-    """Episodes of a scheduler that does not learn, many at a time."""
+def run_fixed(
+    config: FixedParameters, method: Method, folder: Path, scheduler: Scheduler | LowerBound, history: History
+) -> bool:
+    """Episodes of a scheduler that does not learn, many at a time. Returns False when Ctrl-C ended them."""
     seeds = training_seeds(config)
     scenario = draw_scenario(config, seeds)
     block = block_length(config, len(seeds))
     results = []
-    with tqdm(total=config.episodes, unit="episode", desc=type(scheduler).__name__) as bar:
+    with Interruption() as interruption, tqdm(total=config.episodes, unit="episode", desc=method.name) as bar:
         for first in range(0, config.episodes, block):
             episodes = range(first, min(first + block, config.episodes))
             began = time.perf_counter()
@@ -253,11 +292,12 @@ def run_fixed(config: FixedParameters, folder: Path, scheduler: Scheduler, histo
                 history.add(seeds, episode, stats.rows(part), opt[part], seconds)
                 results.append(stats.rows(part))
             bar.update(len(episodes))
-    history.write(folder)
+            if interruption.asked:
+                break
     print(f"must know: {scheduler.needs}")
     if not isinstance(scheduler, LowerBound):
         report_servers(folder, seeds, results)
-    return True
+    return history.episodes == config.episodes
 
 
 class Interruption:
@@ -276,51 +316,53 @@ class Interruption:
         signal.signal(signal.SIGINT, self.previous)
 
 
-def stored_config(config: Any, given: dict[str, Any], stored: dict[str, Any], flag: str, free: set[str]) -> Any:
-    """The stored parameters with the `free` ones taken from the command line.
+def stored_config(config: Any, given: dict[str, Any], content: dict[str, Any], method: Method, flag: str) -> Any:
+    """The parameters of a checkpoint with those of `FREE[flag]` taken from the command line.
 
-    Raises ParameterError when the command line contradicts a stored parameter that is not free.
+    Raises ParameterError when the checkpoint is another method's or version's, or when the command line contradicts a
+    stored parameter that is not free.
     """
-    known = {field.name for field in dataclasses.fields(config)}
-    if not known >= stored.keys():
-        raise ParameterError(f"--{flag}: the stored run has parameters that this version lacks")
-    for name in given.keys() - free - {flag}:
-        if getattr(config, name) != stored.get(name):
-            raise ParameterError(
-                f"--{name}={getattr(config, name)}: does not fit --{flag}; must be {stored.get(name)}, as stored"
-            )
-    changes = {name: getattr(config, name) for name in given.keys() & free}
-    merged = type(config)(**(stored | changes | {flag: getattr(config, flag)}))
-    merged.check()
-    return merged
-
-
-def resume_run(config: Any, given: dict[str, Any], method: Method) -> tuple[Any, Path, Learner, History]:
-    """Take up the run in `--resume`'s folder at its last checkpoint."""
-    folder = Path(config.resume)
-    if not (folder / "checkpoint.pt").is_file():
-        raise ParameterError(f"--resume={folder}: must be a run's folder that holds a checkpoint.pt")
-    content = load_checkpoint(folder / "checkpoint.pt", "resume")
-    free = {"episodes", "device", "threads", "checkpoint_every"}
-    config = stored_config(config, given, content["config"], "resume", free)
-    config.resume = None  # config.json describes the run, whether or not it was interrupted
-    history = History(content["history"])
-    if history.episodes >= config.episodes:
-        raise ParameterError(
-            f"--episodes={config.episodes}: the run already has {history.episodes}; must be more to go on"
-        )
-    return config, folder, restore(config, content, method, "resume"), history
-
-
-def restore(config: Any, content: dict[str, Any], method: Method, flag: str) -> Learner:
-    """A learner with a checkpoint's state. Raises ParameterError when they do not fit."""
+    place, free, stored = f"--{flag}={getattr(config, flag)}", FREE[flag], content["config"]
     if content["method"] != method.name:
-        raise ParameterError(f"--{flag}: holds a run of {content['method']}; must be one of {method.name}")
+        raise ParameterError(f"{place}: holds a run of {content['method']}; must be one of {method.name}")
+    known = {field.name for field in dataclasses.fields(config)}
+    if known != stored.keys():
+        names = ", ".join(sorted(known ^ stored.keys())[:3])
+        raise ParameterError(f"{place}: must hold the parameters of this version; they differ in {names}")
+    for name in given.keys() - free - {flag}:
+        if getattr(config, name) != stored[name]:
+            raise ParameterError(f"--{name}={getattr(config, name)}: must be {stored[name]}, as stored in {place}")
+    changes = {name: getattr(config, name) for name in given.keys() & free}
+    try:
+        return resolve(type(config), stored | changes | {"resume": None, "evaluate": None})
+    except ParameterError as error:
+        raise ParameterError(f"{place}: holds a parameter that is not allowed ({error})") from None
+
+
+def resume_run(config: Any, given: dict[str, Any], method: Method) -> tuple[Any, Learner, History]:
+    """Take up the run in `--resume`'s folder at its last checkpoint; one that is at its end is only drawn again."""
+    place = f"--resume={config.resume}"
+    content = load_checkpoint(Path(config.resume) / "checkpoint.pt", "resume")
+    config = stored_config(config, given, content, method, "resume")  # describes the run, interrupted or not
+    learner = restore(config, content, method, place)
+    try:
+        history = History.stored(content["history"], training_seeds(config))
+    except (ValueError, TypeError) as error:
+        raise ParameterError(f"{place}: must hold a whole checkpoint ({error})") from None
+    if history.episodes > config.episodes:
+        raise ParameterError(f"--episodes={config.episodes}: must be at least the {history.episodes} of {place}")
+    return config, learner, history
+
+
+def restore(config: Any, content: dict[str, Any], method: Method, place: str) -> Learner:
+    """A learner with a checkpoint's state. Raises ParameterError when they do not fit."""
     learner = method.build(config, training_seeds(config), choose_device(config.device))
     try:
         learner.load_state_dict(content["learner"])
-    except (KeyError, RuntimeError) as error:
-        raise ParameterError(f"--{flag}: the checkpoint does not fit these parameters ({error})") from None
+    except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+        raise ParameterError(f"{place}: the checkpoint must fit its own parameters ({error})") from None
+    if not learner.finite():
+        raise ParameterError(f"{place}: must hold finite weights, but has NaN or infinity")
     return learner
 
 
@@ -336,7 +378,10 @@ def report_servers(folder: Path, seeds: list[int], results: list[EpisodeStatisti
 
 
 def report(config: Any, method: Method, folder: Path, history: History, final: int, seconds: float) -> None:
-    """Plot the run and print its table row, a mean over the `final` last episodes, its time and peak memory."""
+    """Plot the run and print its table row, a mean over the `final` last episodes, its time and peak memory.
+
+    At last writes summary.json, by which other scripts know that the run is whole.
+    """
     delay, opt = history.column("delay_s", config.seeds), history.column("opt_delay_s", config.seeds)
     episodes = np.arange(1, len(delay) + 1)
     curves = [
@@ -345,15 +390,23 @@ def report(config: Any, method: Method, folder: Path, history: History, final: i
     ]
     title = f"{method.label(config)}: {config.num_bs} BSs, up to {config.num_tasks} tasks per slot"
     plot_delays(folder / "delay", {title: curves})
-    last = slice(len(delay) - final, None)
-    tails = [with_interval(history.column(f"{name}_s", config.seeds)[last].mean(0)) for name in ("p50", "p95", "p99")]
-    gap = 100 * (delay[last].mean(0) / opt[last].mean(0) - 1)
+    means = {
+        name: episode_mean(history.column(f"{name}_s", config.seeds)[len(delay) - final :])
+        for name in ("delay", "opt_delay", "p50", "p95", "p99")
+    }
+    gap = 100 * (means["delay"] / means["opt_delay"] - 1)
+    cells = [with_interval(values) for values in means.values()]
     pace = history.column("seconds", config.seeds).mean()
     print(f"results in {folder}; figures below are means of the last {final} of {len(delay)} episodes, in s")
     print("| method | delay | Opt-TS | above Opt-TS % | p50 | p95 | p99 | s per episode and seed |")
     print("|---|---|---|---|---|---|---|---|")
-    print(
-        f"| {method.label(config)} | {with_interval(delay[last].mean(0))} | {with_interval(opt[last].mean(0))} "
-        f"| {with_interval(gap)} | {' | '.join(tails)} | {pace:.3f} |"
-    )
+    print(f"| {' | '.join([method.label(config), *cells[:2], with_interval(gap), *cells[2:]])} | {pace:.3f} |")
     print(f"time {seconds:.1f} s, peak memory {peak_memory(choose_device(config.device))}")
+    summary = {
+        "episodes": history.episodes,
+        "averaged_episodes": final,
+        "seconds": round(seconds, 3),
+        "peak_memory_mib": round(peak_mebibytes(), 1),
+        **{f"{name}_s": float(values.mean()) for name, values in means.items() if not np.isnan(values).any()},
+    }
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -6,7 +6,6 @@ python scripts/compare.py --runs results/comparison/runs --out results/compariso
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import numpy as np
 
 from baselines.heuristics import HEURISTICS
 from common.parameters import ParameterError, Parameters, command_line, parameter
-from common.run_folder import RESULTS, read_csv, write_csv, write_text
-from common.statistics_seeds import with_interval
+from common.run_folder import RESULTS, describe, read_config, read_csv, writable, write_csv, write_text
+from common.statistics_seeds import episode_mean, final_span, with_interval
 from lad_ts.environment_lad import EnvironmentParameters
 from lad_ts.plots import Curve, plot_delays, plot_gaps, smooth
+from lad_ts.training import HEADER as DELAY_COLUMNS
 from lad_ts.training import FixedParameters
 
 # Steady delays in s that are read off the published figure (arXiv 2412.18212).
@@ -31,6 +31,7 @@ PUBLISHED = {
 # result sizes change the delay by about 1 ms: with tied_sizes a run still counts as the same environment
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(FixedParameters)}
 ENVIRONMENT = {field.name for field in dataclasses.fields(EnvironmentParameters)} - {"tied_sizes"}
+COLUMNS = tuple(name for name in DELAY_COLUMNS if name.endswith("_s"))
 BUILT_IN = {name.replace("_", " ") for name in HEURISTICS}
 HEADER = (
     *("method", "delay s", "above Opt-TS %", "p50 s", "p95 s", "p99 s", "episodes to 5 % of Opt-TS"),
@@ -66,21 +67,24 @@ class Run:
 
     def final(self, name: str, last: int) -> np.ndarray:
         """Mean of a column over the last episodes, for every seed."""
-        return self.columns[name][-last:].mean(0)
+        return episode_mean(self.columns[name][-last:])
 
 
 def read_run(folder: Path) -> Run:
     """A run from its folder. Raises ParameterError when its files are not whole."""
+    method, parameters = read_config(folder)
+    seeds = parameters["seeds"]
     try:
-        config = json.loads((folder / "config.json").read_text())
-        seeds = config["parameters"]["seeds"]
         rows, times = read_csv(folder / "delay.csv"), read_csv(folder / "seconds.csv")
-        names = [name for name in rows[0] if name.endswith("_s")]
-        columns = {name: np.array([float(row[name]) for row in rows]).reshape(-1, seeds) for name in names}
+        columns = {name: np.array([float(row[name]) for row in rows]).reshape(-1, seeds) for name in COLUMNS}
         columns["seconds"] = np.array([float(row["seconds"]) for row in times]).reshape(-1, seeds)
-        return Run(config["method"], config["parameters"], columns, folder)
-    except (OSError, ValueError, LookupError) as error:
-        raise ParameterError(f"--runs: {folder} must hold a whole run ({type(error).__name__}: {error})") from None
+        if not len(rows):
+            raise ValueError("no episode")
+        if missing := ENVIRONMENT - {"tied_sizes"} - parameters.keys():
+            raise LookupError(f"config.json lacks {', '.join(sorted(missing))}")
+        return Run(method, parameters, columns, folder)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ParameterError(f"--runs: {folder} must hold a whole run ({describe(error)})") from None
 
 
 def read_runs(top: Path) -> list[Run]:
@@ -146,12 +150,14 @@ def draw_order(run: Run) -> tuple[bool, bool, str]:
 
 def main(config: CompareConfig, given: dict[str, Any]) -> None:
     runs = sorted(read_runs(Path(config.runs)), key=draw_order)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = writable(Path(config.out))
     episodes = np.arange(1, len(runs[0].columns["delay_s"]) + 1)
-    last = min(config.last, max(1, len(episodes) // 2))
+    last = final_span(len(episodes), config.last)
 
     drawn = [name.strip() for name in config.draw.split(",")]
+    for name in drawn:
+        if name and name not in BUILT_IN:
+            raise ParameterError(f"--draw={name}: must be one of {', '.join(sorted(BUILT_IN))}")
     references = [Curve("Opt-TS (greedy)", episodes, runs[0].columns["opt_delay_s"], reference=True)]
     for run in runs:
         curve = Curve(run.method, episodes, run.columns["delay_s"], reference=True)
@@ -161,7 +167,7 @@ def main(config: CompareConfig, given: dict[str, Any]) -> None:
             references.append(curve)
     panels = {}
     for preset, words in (("paper", "the published semantics"), ("tuned", "what works better")):
-        learners = [run for run in runs if run.learns and run.parameters["preset"] == preset]
+        learners = [run for run in runs if run.learns and run.parameters.get("preset") == preset]
         if learners:
             curves = [Curve(run.method, episodes, run.columns["delay_s"]) for run in learners]
             panels[f"Preset {preset}: {words}"] = curves + references

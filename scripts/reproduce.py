@@ -13,7 +13,7 @@ from typing import Any
 
 from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs
 from common.parameters import Parameters, command_line, parameter
-from common.run_folder import RESULTS
+from common.run_folder import RESULTS, writable
 
 EVERY = (*(f"{name}:{preset}" for preset in ("tuned", "paper") for name in LEARNERS), *FIXED)
 
@@ -31,7 +31,7 @@ class ReproduceConfig(Parameters):
 
 def main(config: ReproduceConfig, given: dict[str, Any]) -> None:
     start = time.perf_counter()
-    out = Path(config.out)
+    out = writable(Path(config.out))
     flags = {"episodes": config.episodes, "seeds": config.seeds}
     print(f"{config.episodes} episodes, {config.seeds} seeds; the full run of the README takes --episodes 500")
     names = parse_methods(config.methods)
@@ -41,7 +41,7 @@ def main(config: ReproduceConfig, given: dict[str, Any]) -> None:
     code = subprocess.run(compare, check=False).returncode
     if code:
         sys.exit(code)
-    peak, work = max(job.peak_memory() for job in jobs), sum(job.seconds() for job in jobs)
+    peak, work = max(job.summary()["peak_memory_mib"] for job in jobs), sum(job.seconds() for job in jobs)
     print(f"time {(time.perf_counter() - start) / 60:.1f} min, peak memory {peak:.0f} MiB in the largest process")
     full = work / 60 / config.jobs * 500 / config.episodes
     print(

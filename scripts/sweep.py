@@ -6,7 +6,6 @@ python scripts/sweep.py --vary denoising_steps --values 1,2,3,5,8 --methods lad_
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import numpy as np
 
 from baselines.methods import Job, folder_name, parse_methods, run_jobs
 from common.parameters import ParameterError, Parameters, command_line, convert, field_type, parameter
-from common.run_folder import RESULTS, read_csv, write_csv
-from common.statistics_seeds import mean_interval
+from common.run_folder import RESULTS, read_csv, writable, write_csv
+from common.statistics_seeds import episode_mean, final_span, mean_interval
 from lad_ts.plots import save_figure
 from lad_ts.training import TrainingParameters
 
@@ -57,10 +56,10 @@ def parse_values(config: SweepConfig, jobs: list[Job]) -> list[float]:
     values = []
     for text in config.values.split(","):
         try:
-            number = float(text)
-        except ValueError:
-            raise ParameterError(f"--values={text.strip()}: must be a number") from None
-        values.append(convert(takers[0], config.vary, number))
+            values.append(convert(takers[0], config.vary, float(text)))
+        except ValueError as error:
+            reason = str(error).partition(": ")[2] if isinstance(error, ParameterError) else "must be a number"
+            raise ParameterError(f"--values={text.strip()}: {reason}") from None
     if len(set(values)) < 2:
         raise ParameterError(f"--values={config.values}: must be at least two different values")
     return values
@@ -68,14 +67,15 @@ def parse_values(config: SweepConfig, jobs: list[Job]) -> list[float]:
 
 def final_delays(job: Job, last: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean delay and Opt-TS's mean delay over the last episodes, for every seed."""
-    seeds = json.loads((job.folder / "config.json").read_text())["parameters"]["seeds"]
     rows = read_csv(job.folder / "delay.csv")
-    table = np.array([[float(row["delay_s"]), float(row["opt_delay_s"])] for row in rows]).reshape(-1, seeds, 2)
-    return tuple(table[-min(last, max(1, len(table) // 2)) :].mean(0).T)
+    columns = (np.array([float(row[name]) for row in rows]) for name in ("delay_s", "opt_delay_s"))
+    delay, opt = (column.reshape(-1, job.flags["seeds"]) for column in columns)
+    span = final_span(len(delay), last)
+    return episode_mean(delay[-span:]), episode_mean(opt[-span:])
 
 
 def main(config: SweepConfig, given: dict[str, Any]) -> None:
-    out = Path(config.out) if config.out else RESULTS / f"sweep_{config.vary}"
+    out = writable(Path(config.out) if config.out else RESULTS / f"sweep_{config.vary}")
     flags = {"episodes": config.episodes, "seeds": config.seeds}
     names = parse_methods(config.methods)
     values = parse_values(config, [Job(name, out, flags) for name in names])
@@ -104,11 +104,9 @@ def main(config: SweepConfig, given: dict[str, Any]) -> None:
         axes.set(xlabel=AXIS.get(config.vary, config.vary), ylabel=label)
         axes.grid(alpha=0.3)
     left.set_ylim(bottom=0)
-    last = min(config.last, max(1, config.episodes // 2))
-    left.legend(
-        fontsize=8, title=f"last {last} of {config.episodes} episodes, 95 % over {config.seeds} seeds", title_fontsize=7
-    )
-    out.mkdir(parents=True, exist_ok=True)
+    last = final_span(config.episodes, config.last)
+    title = f"last {last} of {config.episodes} episodes, 95 % over {config.seeds} seeds"
+    left.legend(fontsize=8, title=title, title_fontsize=7)
     save_figure(figure, out / "sweep")
     write_csv(out / "sweep.csv", ("method", config.vary, "seed", "delay_s", "opt_delay_s"), rows)
     print(f"{'method':24s}{config.vary:>16s}{'delay s':>10s}{'above Opt-TS %':>16s}")

@@ -21,7 +21,7 @@ from lad_ts.references import OptTS
 SMALL = ["--num_bs=3", "--num_tasks=4", "--num_slots=5", "--episodes=3", "--seeds=2"]
 LEARN = [*SMALL, "--learning_start=10"]
 COLUMNS = ["seed", "episode", "delay_s", "opt_delay_s", "p50_s", "p95_s", "p99_s", "max_s"]
-ALWAYS = {"config.json", "delay.csv", "seconds.csv", "delay.png", "delay.pdf"}
+ALWAYS = {"config.json", "delay.csv", "seconds.csv", "delay.png", "delay.pdf", "summary.json"}
 
 
 def check_run(folder: Path, stdout: str, method: str, extra: set[str], episodes: int = 3) -> list[dict[str, str]]:
@@ -65,6 +65,21 @@ class FirstServer(Scheduler):
 
 class NoScheduler:
     pass
+
+class NoAct(Scheduler):
+    pass
+
+class Misses(FirstServer):
+    def act(self, slot):
+        return np.full(slot.mask.shape, 3)
+
+class Floats(FirstServer):
+    def act(self, slot):
+        return np.zeros(slot.mask.shape)
+
+class Flat(FirstServer):
+    def act(self, slot):
+        return np.zeros(slot.mask.numel(), dtype=int)
 """
 
 
@@ -159,13 +174,62 @@ def test_evaluation_runs_the_stored_policy_on_held_out_arrivals(checkpoint, caps
         assert [float(row["opt_delay_s"]) for row in found["sample"][2 * episode :][:2]] == mean.tolist()
 
 
+def altered(checkpoint: Path, path: Path, change) -> Path:
+    content = torch.load(checkpoint, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c.update(config=[]), "other content"),
+        (lambda c: c.update(learner=None), "other content"),
+        (lambda c: c.update(history=None), "other content"),
+        (lambda c: c["config"].update(num_bs="x"), "--num_bs=x"),
+        (lambda c: c["config"].pop("memory"), "memory"),
+        (lambda c: c["learner"].pop("theta_actor"), "theta_actor"),
+        (lambda c: c["learner"].update(theta_actor=torch.zeros(1)), "theta_actor has shape [1]"),
+        (lambda c: c["learner"]["theta_actor"].fill_(float("nan")), "NaN"),
+    ],
+)
+def test_altered_checkpoints_are_refused(checkpoint, tmp_path, capsys, change, told):
+    path = altered(checkpoint, tmp_path / "altered.pt", change)
+    line = refusal(capsys, main_lad, "--evaluate", path)
+    assert f"--evaluate={path}" in line and told in line
+    path.rename(tmp_path / "checkpoint.pt")
+    assert told in refusal(capsys, main_lad, "--resume", tmp_path, "--episodes", "9")
+
+
+@pytest.mark.parametrize("rows", [[[0, 0]], [[0.0] * 9], [["x"] * 9] * 2, [[5.0] * 9] * 2])
+def test_a_history_that_does_not_fit_is_refused(checkpoint, tmp_path, capsys, rows):
+    altered(checkpoint, tmp_path / "checkpoint.pt", lambda c: c.update(history=rows))
+    assert f"--resume={tmp_path}" in refusal(capsys, main_lad, "--resume", tmp_path, "--episodes", "9")
+
+
+def test_a_damaged_byte_is_found(checkpoint, tmp_path, capsys):
+    data = bytearray(checkpoint.read_bytes())
+    data[len(data) // 2] ^= 16
+    (tmp_path / "damaged.pt").write_bytes(data)
+    assert "damaged" in refusal(capsys, main_lad, "--evaluate", tmp_path / "damaged.pt")
+
+
+def test_training_that_diverges_says_so_and_keeps_its_rows(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_here(main_lad, *LEARN, "--actor_lr=1e9", "--critic_lr=1e9", "--out", tmp_path)
+    assert ended.value.code == 1
+    assert "training diverged in episode" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "delay.csv").is_file()
+
+
 def test_evaluation_refuses_what_does_not_fit(checkpoint, tmp_path, capsys):
     missing, garbage = tmp_path / "missing.pt", tmp_path / "garbage.pt"
     garbage.write_bytes(bytes(range(256)))
     for path in (missing, garbage, tmp_path):
         assert f"--evaluate={path}" in refusal(capsys, main_lad, "--evaluate", path)
     line = refusal(capsys, main_sac, "--evaluate", checkpoint)
-    assert "--evaluate" in line and ("LAD-TS" in line or "parameters that this version lacks" in line)
+    assert line == f"error: --evaluate={checkpoint}: holds a run of LAD-TS; must be one of SAC-TS"
     assert "--num_bs=5" in refusal(capsys, main_lad, "--evaluate", checkpoint, "--num_bs", 5)
     assert "--preset=paper" in refusal(capsys, main_lad, "--evaluate", checkpoint, "--preset", "paper")
     assert [path.name for path in tmp_path.iterdir()] == ["garbage.pt"]
@@ -196,6 +260,9 @@ def test_evaluation_refuses_what_does_not_fit(checkpoint, tmp_path, capsys):
         (["--preset", "best"], "--preset=best"),
         (["--device", "tpu"], "--device=tpu"),
         (["--resume", "/dev/null"], "--resume=/dev/null"),
+        (["--seed", "1", "--seed=2"], "--seed: must be given once"),
+        (["--preset", "a\nb"], "--preset=a b"),
+        (["--episodes", "0x" + "f" * 5000], "--episodes=inf"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments, told, tmp_path, capsys):
@@ -214,11 +281,24 @@ def test_no_folder_is_overwritten_and_unusable_ones_are_refused(tmp_path, capsys
         (folder / "delay.csv").touch()
 
 
-@pytest.mark.parametrize("method", ["nothing", "missing.py:Own", "mine.py:Missing", "mine.py:NoScheduler", "mine.py"])
+@pytest.mark.parametrize(
+    "method", ["nothing", "missing.py:Own", "mine.py:Missing", "mine.py:NoScheduler", "mine.py:NoAct", "mine.py"]
+)
 def test_unknown_schedulers_are_refused(method, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(OWN_SCHEDULER)
     assert f"--method={method}" in refusal(capsys, main_heuristics, *SMALL, "--method", method, "--out", "new")
+
+
+@pytest.mark.parametrize(("name", "told"), [("Misses", "0..2"), ("Floats", "integers"), ("Flat", "integers")])
+def test_a_scheduler_that_returns_nonsense_is_told_so(name, told, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN_SCHEDULER)
+    own = ["--method", f"{tmp_path / 'mine.py'}:{name}", "--out", tmp_path / "run"]
+    with pytest.raises(SystemExit) as ended:
+        run_here(main_heuristics, *SMALL, *own)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and f"{name}.act" in line and told in line
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_help_names_every_parameter(capsys):

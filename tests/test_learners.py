@@ -284,6 +284,19 @@ def test_vp_schedule_and_posterior_follow_their_equations(steps):
         assert s.remove(i) == pytest.approx(-beta / math.sqrt(1 - bar) / math.sqrt(alpha))
 
 
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_cosine_and_linear_schedules_follow_their_papers(steps):
+    """Cosine: Nichol and Dhariwal 2021, equation 17, beta cut at 0.999; linear: 1e-4 to 0.02, times 1000 / I."""
+
+    def bar(i: int) -> float:
+        return math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    cosine = [1 - min(0.999, 1 - bar(i) / bar(i - 1)) for i in range(1, steps + 1)]
+    np.testing.assert_allclose(retained_signal("cosine", steps), cosine, rtol=1e-9)
+    beta = np.linspace(1e-4, 0.02, steps) * 1000 / steps
+    np.testing.assert_allclose(retained_signal("linear", steps), 1 - np.minimum(beta, 0.999), rtol=1e-9)
+
+
 def chain_case(predictor: str, samples: int, noisy: bool, **more: Any) -> tuple[Denoiser, tuple[Any, ...]]:
     denoiser = Denoiser(5, 3, 8, posterior_schedule("vp", 5), predictor=predictor, **more)
     generator = torch.Generator().manual_seed(samples)
@@ -421,6 +434,42 @@ def test_stored_transitions_equal_a_loop_over_tasks(preset, features):
     for g in range(6):
         stored = learner.replay.rows[g, : learner.replay.size[g]]
         np.testing.assert_allclose(stored, expected[g], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", ["x0", "x0_standardised", "probabilities"])
+def test_memory_keeps_what_its_name_says(memory):
+    learner, config = build("lad tuned", memory=memory)
+    slot = CollaborativeMEC(learner.scenario).reset(draw_arrivals(config, [(0, 0), (1, 0)]))
+    outputs, original = [], learner.logits
+    learner.logits = lambda *args: outputs.append(original(*args)) or outputs[-1]
+    learner.act(slot)
+    mask = slot.mask.reshape(6, -1)
+    kept, x0 = (x.transpose(1, 2)[mask] for x in (learner.memory[0], outputs[0]))  # [tasks, B]
+    expected = {
+        "x0": x0,
+        "x0_standardised": (x0 - x0.mean(1, keepdim=True)) / x0.std(1, correction=0, keepdim=True),
+        "probabilities": x0.exp() / x0.exp().sum(1, keepdim=True),
+    }[memory]
+    torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_x0_that_is_remembered_as_it_is_never_overflows():
+    learner, config = build("lad tuned", memory="x0", learning_start=5)
+    env = CollaborativeMEC(learner.scenario)
+    for episode in range(60):
+        rows = [(0, episode), (1, episode)]
+        run_episode(env, learner, draw_arrivals(config, rows), rows)
+    assert learner.finite()
+    assert learner.memory.abs().max() == 1e6
+
+
+def test_the_actor_learns_more_slowly_from_episode_to_episode():
+    learner, _ = build("lad tuned", actor_lr=0.1, actor_lr_halving=3)
+    rates = []
+    for episode in (0, 3, 9):
+        learner.begin(learner.scenario, [(0, episode), (1, episode)])
+        rates.append(learner.actor_adam.lr)
+    assert rates == pytest.approx([0.1, 0.05, 0.025])
 
 
 def test_agents_wait_for_their_own_learning_start():

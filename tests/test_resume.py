@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import run_here, start_script
 
+from baselines import main_d2sac, main_dqn, main_sac
 from lad_ts import main_lad
 
 # At 50 episodes a second this takes seconds, and the first checkpoint comes after two episodes.
@@ -74,9 +75,61 @@ def test_an_interrupted_run_keeps_its_episodes_and_resumes_to_the_same_bytes(tmp
     assert (folder / "delay.csv").read_bytes() == uninterrupted
 
 
-def test_more_episodes_may_be_added_to_a_finished_run(tmp_path):
-    run_here(main_lad, *RUN, "--episodes", 5, "--out", tmp_path / "two_parts")
-    run_here(main_lad, "--resume", tmp_path / "two_parts", "--episodes", 9)
-    run_here(main_lad, *RUN, "--episodes", 9, "--out", tmp_path / "one_part")
+@pytest.mark.parametrize("preset", ["tuned", "paper"])
+@pytest.mark.parametrize("module", [main_lad, main_sac, main_d2sac, main_dqn])
+def test_every_learner_goes_on_to_the_same_bytes(module, preset, tmp_path):
+    """With fast targets, so that a target network that is not stored shows."""
+    fast = ["--target_every=7", "--epsilon=0.3"] if module is main_dqn else ["--target_rate=0.2"]
+    run = [*RUN, *fast, "--seeds=2", "--preset", preset]
+    run_here(module, *run, "--episodes", 5, "--out", tmp_path / "two_parts")
+    run_here(module, "--resume", tmp_path / "two_parts", "--episodes", 12)
+    run_here(module, *run, "--episodes", 12, "--out", tmp_path / "one_part")
     first, second = ((tmp_path / part / "delay.csv").read_bytes() for part in ("two_parts", "one_part"))
     assert first == second
+    paths = [tmp_path / part / "checkpoint.pt" for part in ("two_parts", "one_part")]
+    states = [torch.load(path, weights_only=True)["learner"] for path in paths]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_run_that_was_killed_before_its_plots_gets_them(tmp_path):
+    run_here(main_lad, *RUN, "--episodes", 3, "--out", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("delay.csv", "seconds.csv", "delay.png", "delay.pdf", "summary.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / ".delay.partial.csv").touch()
+    run_here(main_lad, "--resume", tmp_path)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    assert after["delay.csv"] == before["delay.csv"]
+
+
+def test_two_processes_never_share_a_folder(tmp_path, capsys):
+    process = start_and_wait_for_checkpoint(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_here(main_lad, "--resume", tmp_path / "run")
+    process.kill()
+    process.communicate()
+    assert ended.value.code == 2
+    assert "another process is working in it" in capsys.readouterr().err
+
+
+def test_a_fixed_run_and_an_evaluation_end_cleanly_at_ctrl_c(tmp_path):
+    run_here(main_lad, *RUN, "--episodes", 2, "--out", tmp_path / "lad")
+    large = ["--num_bs=40", "--num_tasks=100", "--episodes=100000", "--out", "opt"]
+    starts = [
+        start_script("baselines/main_opt.py", *large, folder=tmp_path),
+        start_script(
+            "lad_ts/main_lad.py", "--evaluate", "lad/checkpoint.pt", "--evaluation_episodes=1000000", folder=tmp_path
+        ),
+    ]
+    for process in starts:
+        line = process.stderr.readline()  # the progress bar: the loop has begun
+        assert "0/" in line or process.stderr.read(1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    outputs = [process.communicate(timeout=60) for process in starts]
+    assert [process.returncode for process in starts] == [130, 130], outputs
+    assert all("Traceback" not in stderr and "interrupted after episode" in stdout for stdout, stderr in outputs)
+    for folder in ("opt", "lad/evaluation_sample"):
+        assert len((tmp_path / folder / "delay.csv").read_text().splitlines()) > 1

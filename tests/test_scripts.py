@@ -1,13 +1,19 @@
 """The scripts over several runs, through the command line with tiny budgets."""
 
 import csv
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_here
+from scripts_by_path import load
 
+compare = load("compare")
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
@@ -52,6 +58,66 @@ def test_reproduce_runs_nothing_twice_and_refuses_other_runs(comparison):
     assert "seeds=2" in refused.stderr
     assert "unknown_method" in run("reproduce.py", "--methods=unknown_method", code=2).stderr
     assert "--runs" in run("compare.py", f"--runs={comparison / 'nowhere'}", code=2).stderr
+
+
+@pytest.mark.parametrize("lost", ["summary.json", "seconds.csv", "checkpoint.pt", "config.json"])
+def test_reproduce_mends_what_a_kill_left(comparison, tmp_path, lost):
+    """A killed run lacks the files that come last; half-written ones have .partial in their names."""
+    shutil.copytree(comparison, tmp_path / "copy")
+    runs = tmp_path / "copy" / "runs"
+    for name in ("sac_ts_tuned", "opt_ts"):
+        whole = {path.name for path in (runs / name).iterdir()}
+        for file in {lost, "summary.json"} if lost != "config.json" else whole:
+            (runs / name / file).unlink(missing_ok=True)
+        (runs / name / ".config.partial.json").write_text("{")
+    run("reproduce.py", "--episodes=2", "--seeds=2", "--methods=sac_ts,opt_ts", f"--out={tmp_path / 'copy'}")
+    for name in ("sac_ts_tuned", "opt_ts"):
+        before, after = ({p.name for p in (top / "runs" / name).iterdir()} for top in (comparison, tmp_path / "copy"))
+        assert before == after
+        delays = [(top / "runs" / name / "delay.csv").read_bytes() for top in (comparison, tmp_path / "copy")]
+        assert delays[0] == delays[1]
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_reproduce_stops_its_runs_and_goes_on_later(tmp_path, end):
+    flags = ["--episodes=2000", "--seeds=1", "--methods=sac_ts", f"--out={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPTS / "reproduce.py"), *flags],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    log = tmp_path / "runs" / "sac_ts_tuned.log"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and "0/2000" in log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(end)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in stderr
+    assert stderr.splitlines()[-1] == "error: interrupted; the same command goes on"
+    assert "--resume" in log.read_text().splitlines()[-1]  # the run itself has ended, with a checkpoint
+    assert (tmp_path / "runs" / "sac_ts_tuned" / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", b"[]"), ("config.json", b"{}"), ("delay.csv", b"a,b\n"), ("delay.csv", b"\xff")],
+)
+def test_compare_refuses_damaged_runs(comparison, tmp_path, capsys, name, content):
+    shutil.copytree(comparison / "runs" / "opt_ts", tmp_path / "runs" / "opt_ts")
+    (tmp_path / "runs" / "opt_ts" / name).write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        run_here(compare, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "opt_ts" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare_refuses_to_draw_what_it_does_not_know(comparison, capsys):
+    with pytest.raises(SystemExit):
+        run_here(compare, "--runs", comparison / "runs", "--draw", "nothing")
+    assert "--draw=nothing" in capsys.readouterr().err
 
 
 def test_sweep_plots_every_method_at_every_value(tmp_path):

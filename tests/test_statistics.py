@@ -1,0 +1,60 @@
+"""Means, intervals and the table's figures, against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+from scripts_by_path import load
+
+from common.statistics_seeds import episode_mean, final_span, mean_interval, with_interval
+from lad_ts.plots import smooth
+
+compare = load("compare")
+
+
+def test_interval_is_students():
+    """Of 1, 2, 3, 4: mean 2.5, standard deviation sqrt(5/3); t with 3 degrees of freedom is 3.182."""
+    mean, half = mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert mean == 2.5
+    assert half == pytest.approx(3.182 * (5 / 3) ** 0.5 / 2)
+    assert with_interval(np.array([1.0, 2.0, 3.0, 4.0])) == "2.50 ± 2.05"
+    assert with_interval(np.array([3.0])) == "3.00"
+    assert with_interval(np.array([3.0, np.nan])) == "-"
+    assert mean_interval(np.arange(41.0))[1] == pytest.approx(2.021 * 11.979 / 41**0.5, rel=1e-3)  # t of 40 degrees
+
+
+def test_final_values_leave_the_start_and_empty_episodes_out():
+    assert [final_span(n) for n in (1, 2, 5, 60, 500)] == [1, 1, 2, 30, 100]
+    values = np.array([[1.0, np.nan], [np.nan, np.nan], [4.0, np.nan]])
+    assert episode_mean(values)[0] == 2.5
+    assert np.isnan(episode_mean(values)[1])
+
+
+def test_smoothing_is_the_mean_of_the_last_episodes():
+    values = np.array([[6.0], [2.0], [1.0], [3.0]])
+    assert smooth(values, 3)[:, 0].tolist() == [6, 4, 3, 2]
+
+
+def test_reaching_counts_episodes_from_one():
+    ratio = np.array([[1.2, 1.3], [1.0, 1.1], [1.0, 1.04], [1.2, 1.2]])
+    limit = np.array([1.05, 1.05])
+    assert compare.first_within(ratio, limit).startswith("2 ±")  # episodes 2 and 3: 2.5 is rounded to even
+    assert compare.first_within(ratio[:, :1], limit[:1]) == "2"
+    assert compare.first_within(ratio + 1, limit) == "never"
+    assert compare.first_within(ratio + np.array([0, 1]), limit) == "1 of 2 seeds"
+
+
+def test_table_row_is_worked_out_from_the_columns(tmp_path):
+    """Two seeds, eight episodes; the last half counts, and an episode's ratio to Opt-TS is smoothed over two."""
+    delay = np.array([[30, 30], [20, 20], [12, 12], [10.4, 11], [10.4, 10.4], [10.2, 10.5], [10, 11], [10, 11]])
+    opt = np.full_like(delay, 10.0)
+    columns = {"delay_s": delay, "opt_delay_s": opt, "p50_s": delay, "p95_s": delay, "p99_s": delay}
+    columns["seconds"] = np.full_like(delay, 0.25)
+    run = compare.Run("LAD-TS (tuned)", dict.fromkeys(compare.ENVIRONMENT) | {"checkpoint_every": 1}, columns, tmp_path)
+    row = compare.table_row(run, last=4, window=2)
+    # finals: 10.15 and 10.725; t with 1 degree of freedom is 12.706, so half the interval is 12.706 * 0.2875
+    assert row[:2] == ["LAD-TS (tuned)", "10.44 ± 3.65"]
+    assert float(row[2].split(" ")[0]) == pytest.approx(4.375, abs=0.0051)
+    # the mean of two is within 5 % of Opt-TS at episode 5 (10.4, 10.4) and at 6 (10.4, 10.5)
+    assert row[6].startswith("6 ±")  # 5.5, rounded to even
+    # within 5 % of the own final, 10.66 and 11.26: episodes 5 (10.4) and 5 (10.7)
+    assert row[7] == "5 ± 0"
+    assert row[8:] == ["0.250", "-"]
