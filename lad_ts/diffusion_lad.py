@@ -173,14 +173,15 @@ class FastChain(torch.autograd.Function):
         w_latent, w_step, w_state = w1.split(denoiser.inputs, dim=2)
         from_state = torch.baddbmm(b1, w_state, state)
         from_step = w_step @ denoiser.embedding
-        x, saved = latent, []
+        x, saved, learning = latent, [], ctx.needs_input_grad[0]
         for i in reversed(range(steps)):
             h1 = (from_state + from_step[:, :, i : i + 1]).baddbmm_(w_latent, x).clamp_min_(0)
             h2 = torch.baddbmm(b2, w2, h1).clamp_min_(0)
             z = torch.baddbmm(b3, w3, h2)
             if denoiser.softmax:
                 z = z.softmax(1)
-            saved.append((x, h1, h2, z))
+            if learning:
+                saved.append((x, h1, h2, z))
             x = x * s.keep(i)
             x.add_(z, alpha=s.remove(i))
             if i > 0 and noise is not None:
@@ -198,7 +199,7 @@ class FastChain(torch.autograd.Function):
         # Gradients of the three weights and biases, added up over the steps; of the first layer's step share, too.
         weights = (w1[:, :, : denoiser.inputs[0]], w2, w3)
         g1, g2, g3 = (torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights)
-        o1, o2, o3, per_step = [], [], [], []
+        per_step = []
         for i, (x, h1, h2, z) in enumerate(reversed(ctx.chain)):
             d3 = torch._softmax_backward_data(gradient, z, 1, z.dtype) if denoiser.softmax else gradient
             d3 = d3 * s.remove(i)
@@ -209,9 +210,12 @@ class FastChain(torch.autograd.Function):
             g3.baddbmm_(d3, h2.transpose(1, 2))
             g2.baddbmm_(d2, h1.transpose(1, 2))
             g1.baddbmm_(d1, x.transpose(1, 2))
-            o1.append(d1), o2.append(d2), o3.append(d3)
-        d1, d2, d3 = sum(o1), sum(o2), sum(o3)
-        per_step = torch.stack([d.sum(2) for d in o1], 2)
-        first = torch.cat([g1, per_step @ denoiser.embedding.T, torch.bmm(d1, state.transpose(1, 2))], 2)
-        pieces = [first, d1.sum(2), g2, d2.sum(2), g3, d3.sum(2)]
+            per_step.append(d1.sum(2))
+            if i == 0:
+                o1, o2, o3 = d1, d2, d3
+            else:
+                o1.add_(d1), o2.add_(d2), o3.add_(d3)
+        steps = torch.stack(per_step, 2) @ denoiser.embedding.T
+        first = torch.cat([g1, steps, torch.bmm(o1, state.transpose(1, 2))], 2)
+        pieces = [first, o1.sum(2), g2, o2.sum(2), g3, o3.sum(2)]
         return torch.cat([piece.flatten(1) for piece in pieces], 1), None, None, None, None
