@@ -1,0 +1,238 @@
+"""The multimodal diffusion transformer (MMDiT) of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206).
+
+Text rows and image patches run through joint blocks: each keeps its own weights, and both attend to all rows together.
+Module names follow the released checkpoint, so its tensors load without renaming, and every size is read off the
+tensors' shapes. Start reading at `MMDiT.forward`, then `JointBlock.forward`.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+HEAD_WIDTH = 64  # of every attention head, in all released sizes
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MMDiTConfig:
+    """Sizes of an MMDiT. `grid` is the side of the square of positions, in patches; the largest image is
+    `grid * patch * 8` pixels high and wide."""
+
+    depth: int
+    width: int
+    patch: int
+    channels: int
+    context_width: int
+    pooled_width: int
+    frequencies: int
+    grid: int
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> "MMDiTConfig":
+        """The sizes of a checkpoint's tensors. Raises KeyError for a tensor that is missing."""
+        width, channels, patch, _ = shapes["x_embedder.proj.weight"]
+        blocks = {int(m[1]) for name in shapes if (m := re.match(r"joint_blocks\.(\d+)\.", name))}
+        return cls(
+            depth=len(blocks),
+            width=width,
+            patch=patch,
+            channels=channels,
+            context_width=shapes["context_embedder.weight"][1],
+            pooled_width=shapes["y_embedder.mlp.0.weight"][1],
+            frequencies=shapes["t_embedder.mlp.0.weight"][1],
+            grid=math.isqrt(shapes["pos_embed"][1]),
+        )
+
+
+def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x * (1 + scale) + shift, for x [B, L, width] and shift, scale [B, width]."""
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+def sinusoid(timestep: torch.Tensor, width: int) -> torch.Tensor:
+    """Embedding [B, width] in float32 of timesteps [B] in 0..1000: cosines first, then sines."""
+    half = width // 2
+    frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=timestep.device) / half)
+    angle = timestep.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+class VectorEmbedder(nn.Module):
+    """A vector [B, in] to the width of the transformer."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp(x)
+
+
+class PatchEmbed(nn.Module):
+    """Patches of a latent [B, channels, H, W] as rows [B, H/patch * W/patch, width]."""
+
+    def __init__(self, config: MMDiTConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(config.channels, config.width, config.patch, config.patch)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.proj(latent).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """The projections of one stream into the joint attention and, but for the last context block, back out."""
+
+    def __init__(self, width: int, last: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        if not last:
+            self.proj = nn.Linear(width, width)
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values [B, heads, L, 64] of rows [B, L, width]."""
+        return self.qkv(x).unflatten(2, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class MLP(nn.Module):
+    """Two layers with a GELU (tanh form) between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
+
+
+class StreamBlock(nn.Module):
+    """One stream's half of a joint block, text or image, with adaptive layer norm (AdaLN).
+
+    The context half of the last block only feeds the attention: it has no way back and two modulations, not six.
+    """
+
+    def __init__(self, width: int, last: bool = False) -> None:
+        super().__init__()
+        self.last = last
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, last)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, (2 if last else 6) * width))
+        if not last:
+            self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+            self.mlp = MLP(width, 4 * width)
+
+    def before(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
+        """Queries, keys and values of the stream's rows, and the modulations that `after` needs."""
+        shift, scale, *rest = self.adaLN_modulation(condition).chunk(2 if self.last else 6, dim=1)
+        return self.attn.heads(modulate(self.norm1(x), shift, scale)), rest
+
+    def after(self, x: torch.Tensor, attended: torch.Tensor, modulation: list[torch.Tensor]) -> torch.Tensor:
+        """The stream's rows once the attention's result [B, L, width] is added and the MLP has run."""
+        gate_attention, shift, scale, gate_mlp = modulation
+        x = torch.addcmul(x, gate_attention[:, None], self.attn.proj(attended))
+        return torch.addcmul(x, gate_mlp[:, None], self.mlp(modulate(self.norm2(x), shift, scale)))
+
+
+class JointBlock(nn.Module):
+    """A context half and an image half that attend to each other's rows."""
+
+    def __init__(self, width: int, last: bool) -> None:
+        super().__init__()
+        self.context_block, self.x_block = StreamBlock(width, last), StreamBlock(width)
+
+    def forward(
+        self, context: torch.Tensor, x: torch.Tensor, condition: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """context [B, T, width] and image rows x [B, L, width], after the block; condition is [B, width]."""
+        text, text_modulation = self.context_block.before(context, condition)
+        image, image_modulation = self.x_block.before(x, condition)
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image, strict=True))
+        attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        rows = context.shape[1]
+        x = self.x_block.after(x, attended[:, rows:], image_modulation)
+        if not self.context_block.last:
+            context = self.context_block.after(context, attended[:, :rows], text_modulation)
+        return context, x
+
+
+class FinalLayer(nn.Module):
+    """The last norm and the projection of every row to the pixels of its patch."""
+
+    def __init__(self, config: MMDiTConfig) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(config.width, config.patch**2 * config.channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class MMDiT(nn.Module):
+    """The velocity field of the rectified flow: latent, timestep and text to the direction of the noise.
+
+    `pos_embed` [1, grid * grid, width] is no parameter: it may stay in the host's memory, since a run needs only the
+    crop that `positions` returns.
+    """
+
+    def __init__(self, config: MMDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.x_embedder = PatchEmbed(config)
+        self.t_embedder = VectorEmbedder(config.frequencies, config.width)
+        self.y_embedder = VectorEmbedder(config.pooled_width, config.width)
+        self.context_embedder = nn.Linear(config.context_width, config.width)
+        self.joint_blocks = nn.ModuleList(
+            JointBlock(config.width, last=i + 1 == config.depth) for i in range(config.depth)
+        )
+        self.final_layer = FinalLayer(config)
+        self.pos_embed: torch.Tensor | None = None
+        self.stream: Iterable[JointBlock] | None = None  # brings the blocks in one by one where not all are resident
+
+    def positions(self, height: int, width: int) -> torch.Tensor:
+        """Position embeddings [1, H/patch * W/patch, width] for a latent H x W: the centre of the square table.
+
+        Raises ValueError for a latent beyond the table.
+        """
+        grid, rows, columns = self.config.grid, height // self.config.patch, width // self.config.patch
+        if max(rows, columns) > grid:
+            raise ValueError(
+                f"a latent of {height} x {width} lies beyond the position table of {grid} x {grid} patches"
+            )
+        top, left = (grid - rows) // 2, (grid - columns) // 2
+        table = self.pos_embed.view(grid, grid, -1)
+        return table[top : top + rows, left : left + columns].reshape(1, rows * columns, -1)
+
+    def forward(
+        self,
+        latent: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        pooled: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """The velocity [B, channels, H, W] in the weights' dtype.
+
+        latent [B, channels, H, W]; timestep [B] = 1000 sigma, in float32 whatever the weights are; context
+        [B, T, context_width] and pooled [B, pooled_width] from the text encoders; positions from `positions`.
+        """
+        dtype = self.context_embedder.weight.dtype
+        x = self.x_embedder(latent.to(dtype)) + positions.to(latent.device, dtype)
+        condition = self.t_embedder(sinusoid(timestep, self.config.frequencies).to(dtype))
+        condition = condition + self.y_embedder(pooled.to(dtype))
+        context = self.context_embedder(context.to(dtype))
+        for block in self.stream or self.joint_blocks:
+            context, x = block(context, x, condition)
+        return self.unpatchify(self.final_layer(x, condition), *latent.shape[2:])
+
+    def unpatchify(self, rows: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Rows [B, L, patch * patch * channels] back to a latent [B, channels, height, width]."""
+        p = self.config.patch
+        x = rows.view(rows.shape[0], height // p, width // p, p, p, self.config.channels)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(rows.shape[0], self.config.channels, height, width)

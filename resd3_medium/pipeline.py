@@ -1,0 +1,240 @@
+"""From prompts to images: the stages text, denoise and decode, and which weights are in memory meanwhile.
+
+Memory levels: `none` keeps every model on the device; `model` lets text encoders, transformer and autoencoder take
+turns; `block` also streams the layers of encoders and transformer through two buffers. All levels give the same
+pixels. Start reading at `Pipeline.generate`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from common.parameters import ParameterError
+from resd3_medium.mmdit import MMDiT
+from resd3_medium.refine_other_impls import ClipTextModel, ClipTokenizer, T5Encoder, T5Tokenizer, Tokens, joined
+from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
+from resd3_medium.streaming import BlockStream
+from resd3_medium.vae import VAE
+from resd3_medium.weights import PARTS, WeightsFile, build, file_dtype, finish, structure
+
+TOKENIZERS = Path(__file__).resolve().parents[1] / "models" / "tokenizers"
+LAYERS = {"CLIP-L": "text_model.encoder.layers", "CLIP-G": "text_model.encoder.layers"}
+LAYERS |= {"T5": "encoder.block", "MMDiT": "joint_blocks"}  # where the layers lie that level `block` streams
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What images of one batch have in common."""
+
+    steps: int = 28
+    width: int = 512
+    height: int = 512
+    cfg_scale: float = 5.0
+    shift: float = 3.0
+    sampler: str = "euler"
+    exact_end: bool = False
+    denoise: float = 1.0
+    init_image: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """A prompt as the transformer takes it: context [1, rows, width] and pooled [1, width], on the host."""
+
+    context: torch.Tensor
+    pooled: torch.Tensor
+
+
+class Pipeline:
+    """The models of a folder on a device, at a dtype and a memory level.
+
+    `t5_rows` is the number of T5 tokens per prompt, 0 without T5; `zero_rows` appends as many rows of zeros where T5
+    is left out, as diffusers does (256). `tile` is the side, in latent cells, above which the decoder works in tiles.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        level: str = "none",
+        t5_rows: int = 0,
+        zero_rows: int = 0,
+        tile: int = 0,
+    ) -> None:
+        self.models, self.device, self.dtype, self.level = models, device, dtype, level
+        self.t5_rows, self.zero_rows, self.tile = t5_rows, zero_rows, tile
+        self.clip_tokens = ClipTokenizer(TOKENIZERS)
+        self.t5_tokens = T5Tokenizer(TOKENIZERS) if t5_rows else None
+        self.resident: dict[str, nn.Module] = {}
+        self.config = structure(PARTS["MMDiT"], WeightsFile(models / PARTS["MMDiT"].file)).config
+        self.factor = structure(PARTS["VAE"], WeightsFile(models / PARTS["VAE"].file)).config.factor
+        if level == "none":
+            for name in PARTS:
+                if name != "T5" or t5_rows:
+                    self.bring(name)
+
+    # --- models ---
+
+    def bring(self, name: str) -> nn.Module:
+        """The named model on the device. Below level `none`, what was there before goes first."""
+        if name in self.resident:
+            return self.resident[name]
+        if self.level != "none":
+            self.resident.clear()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        part = PARTS[name]
+        file = WeightsFile(self.models / part.file)
+        mapped = self.device.type == "cpu" and file_dtype(file, part.prefix) == self.dtype
+        if self.level == "block" and name in LAYERS and not mapped:  # else the memory map does the streaming
+            self.resident[name] = self.streamed(name, file)
+        else:
+            self.resident[name] = build(part, self.models, self.device, self.dtype)
+        return self.resident[name]
+
+    def streamed(self, name: str, file: WeightsFile) -> nn.Module:
+        """The model with its layers left in the file's memory map, to be brought in one by one."""
+        part, layers = PARTS[name], LAYERS[name] + "."
+        model = structure(part, file)
+        rest = [n for n in model.state_dict() if not n.startswith(layers)]
+        weights = {n: file.tensor(part.prefix + n).to(self.device, self.dtype) for n in rest}
+        model.load_state_dict(weights, assign=True, strict=False)
+        finish(model, file)
+        blocks = list(model.get_submodule(LAYERS[name]))
+        tensors = [
+            {n: file.tensor(f"{part.prefix}{layers}{i}.{n}") for n in block.state_dict()}
+            for i, block in enumerate(blocks)
+        ]
+        model.stream = BlockStream(blocks, tensors, self.device, self.dtype)
+        return model.requires_grad_(False)
+
+    # --- text ---
+
+    def tokens(self, prompt: str) -> dict[str, Tokens]:
+        """The prompt's tokens for every encoder."""
+        found = {"CLIP-L": self.clip_tokens(prompt, 49407), "CLIP-G": self.clip_tokens(prompt, 0)}
+        if self.t5_tokens:
+            found["T5"] = self.t5_tokens(prompt, self.t5_rows)
+        return found
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str], progress: Callable[[], None] = lambda: None) -> dict[str, Conditioning]:
+        """Every different prompt's conditioning. An encoder runs over all prompts before the next one is brought in."""
+        different = list(dict.fromkeys(prompts))
+        tokens = {prompt: self.tokens(prompt) for prompt in different}
+        outputs: dict[str, list] = {}
+        for name in ("CLIP-L", "CLIP-G", *(["T5"] if self.t5_rows else [])):
+            model: ClipTextModel | T5Encoder = self.bring(name)
+            outputs[name] = []
+            for prompt in different:
+                ids = tokens[prompt][name].ids
+                if max(ids) >= model.config.vocabulary:
+                    raise ParameterError(
+                        f"--models={self.models}: {PARTS[name].file} has {model.config.vocabulary} tokens; "
+                        f"must have all of the tokenizer's, up to {max(ids)}"
+                    )
+                outputs[name].append(model(torch.tensor([ids], device=self.device)))
+                progress()
+        found = {}
+        for i, prompt in enumerate(different):
+            t5 = outputs["T5"][i] if self.t5_rows else None
+            if t5 is None and self.zero_rows:
+                t5 = torch.zeros(1, self.zero_rows, self.config.context_width, device=self.device)
+            found[prompt] = Conditioning(
+                *(x.cpu() for x in joined(outputs["CLIP-L"][i], outputs["CLIP-G"][i], t5, self.config.context_width))
+            )
+        return found
+
+    # --- image ---
+
+    def generators(self, seeds: Sequence[int]) -> list[torch.Generator]:
+        """A CPU generator for each image: its noise, then what else it draws, depends on its own seed only."""
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    @torch.inference_mode()
+    def encode_image(self, settings: Settings, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Scaled latents [B, channels, H/8, W/8] of the initial image, one draw for each generator."""
+        image = load_image(settings.init_image, settings.width, settings.height).to(self.device)
+        vae: VAE = self.bring("VAE")
+        return torch.cat([vae.encode(image, generator) for generator in generators])
+
+    def levels(self, settings: Settings) -> list[float]:
+        """The noise levels that the sampler goes through."""
+        levels = noise_levels(settings.steps, settings.shift, settings.exact_end)
+        return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise)
+
+    def steps(self, settings: Settings) -> int:
+        """Denoising steps that are really taken: an initial image leaves some out."""
+        return len(self.levels(settings)) - 1
+
+    @torch.inference_mode()
+    def denoise(
+        self,
+        positive: Sequence[Conditioning],
+        negative: Sequence[Conditioning],
+        seeds: Sequence[int],
+        settings: Settings,
+        step_done: Callable[[], None] = lambda: None,
+    ) -> torch.Tensor:
+        """Scaled latents [B, channels, H/8, W/8] in float32 for B prompts, negative prompts and seeds."""
+        height, width = settings.height // self.factor, settings.width // self.factor
+        levels = self.levels(settings)
+        generators = self.generators(seeds)
+        noise = torch.cat([initial_noise(g, self.config.channels, height, width) for g in generators]).to(self.device)
+        x = noise
+        if settings.init_image is not None:
+            x = noised(self.encode_image(settings, generators), noise, levels[0])
+        model: MMDiT = self.bring("MMDiT")
+        both = [*positive, *negative]
+        velocity = guided(
+            model,
+            torch.cat([c.context for c in both]).to(self.device, self.dtype),
+            torch.cat([c.pooled for c in both]).to(self.device, self.dtype),
+            model.positions(height, width).to(self.device, self.dtype),
+            settings.cfg_scale,
+        )
+        for latent in SAMPLERS[settings.sampler](velocity, x, levels):
+            x = latent
+            step_done()
+        if not bool(torch.isfinite(x).all()):
+            raise ParameterError(
+                f"--dtype={str(self.dtype).removeprefix('torch.')}: the latent is no longer finite; "
+                "must be another one of float32, bfloat16, float16"
+            )
+        return x
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Images of scaled latents, one by one, with pixels rounded to 0..255."""
+        vae: VAE = self.bring("VAE")
+        return [to_image(vae.decode(latent[None], self.tile)[0]) for latent in latents]
+
+
+def load_image(path: str, width: int, height: int) -> torch.Tensor:
+    """An image file as [1, 3, height, width] in -1..1, resized. Raises ParameterError when it cannot be read."""
+    try:
+        image = Image.open(path).convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ParameterError(f"--init_image={path}: must be an image that can be read ({error})") from None
+    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    """An image of [3, H, W] in -1..1, clipped and rounded."""
+    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def batches(settings: Sequence[Settings], size: int) -> Iterator[range]:
+    """Ranges of consecutive images with equal settings, at most `size` each."""
+    start = 0
+    for end in range(1, len(settings) + 1):
+        if end == len(settings) or end - start == size or settings[end] != settings[start]:
+            yield range(start, end)
+            start = end

@@ -1,0 +1,240 @@
+"""The 16-channel autoencoder of Stable Diffusion 3: images to latents an eighth of their size, and back.
+
+A convolutional encoder and decoder with one attention in the middle (Rombach et al. 2022), without the quantisation
+layers of earlier models. Module names follow the released checkpoint, sizes are read off its tensors' shapes. Images
+are [B, 3, H, W] in -1..1; latents [B, 16, H/8, W/8], raw, as the autoencoder has them, or scaled, as the transformer
+wants them: `LatentFormat` converts. Start reading at `VAE.decode`.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
+
+GROUPS = 32  # of every group norm, in all released sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentFormat:
+    """Where the raw latents lie: scaled = (raw - shift) * scale. The defaults are Stable Diffusion 3's."""
+
+    scale: float = 1.5305
+    shift: float = 0.0609
+
+    def scaled(self, raw: torch.Tensor) -> torch.Tensor:
+        return (raw - self.shift) * self.scale
+
+    def raw(self, scaled: torch.Tensor) -> torch.Tensor:
+        return scaled / self.scale + self.shift
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """Widths of the levels, full size first; residual blocks per level of the encoder (the decoder has one more)."""
+
+    widths: tuple[int, ...]
+    blocks: int
+    channels: int  # of the latent
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell along one side."""
+        return 2 ** (len(self.widths) - 1)
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> "VAEConfig":
+        """The sizes of a checkpoint's tensors. Raises KeyError for a tensor that is missing."""
+        found = [m for name in shapes if (m := re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.", name))]
+        levels = 1 + max((int(m[1]) for m in found), default=0)
+        widths = tuple(shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels))
+        return cls(widths, 1 + max(int(m[2]) for m in found), shapes["decoder.conv_in.weight"][1])
+
+
+def norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, width, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(silu(self.norm1(x)))
+        return self.nin_shortcut(x) + self.conv2(silu(self.norm2(h)))
+
+
+class PixelAttention(nn.Module):
+    """Attention of one head over all cells of a feature map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = norm(width)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        attended = scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
+        return x + self.proj_out(attended)
+
+
+class Middle(nn.Module):
+    """The coarsest level: attention between two residual blocks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block_1, self.attn_1, self.block_2 = (
+            ResidualBlock(width, width),
+            PixelAttention(width),
+            ResidualBlock(width, width),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Resample(nn.Module):
+    """Half the size, by a convolution with stride 2, or twice, by doubling and a convolution."""
+
+    def __init__(self, width: int, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.conv = nn.Conv2d(width, width, 3, padding=1) if up else nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.up:
+            return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(pad(x, (0, 1, 0, 1)))  # the released model pads right and below only
+
+
+class Level(nn.Module):
+    """Residual blocks of one size and, but at the end, the way to the next size."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, resample: str | None) -> None:
+        super().__init__()
+        widths = [inputs] + [outputs] * blocks
+        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
+        if resample:
+            setattr(self, resample, Resample(outputs, up=resample == "upsample"))
+        self.resample = resample
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.block:
+            x = block(x)
+        return getattr(self, self.resample)(x) if self.resample else x
+
+
+class Encoder(nn.Module):
+    """Images [B, 3, H, W] to mean and log-variance of the raw latent, [B, 2 * channels, H/8, W/8]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        inputs = (widths[0], *widths[:-1])
+        self.down = nn.ModuleList(
+            Level(a, b, config.blocks, "downsample" if i + 1 < len(widths) else None)
+            for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.mid = Middle(widths[-1])
+        self.norm_out, self.conv_out = norm(widths[-1]), nn.Conv2d(widths[-1], 2 * config.channels, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.conv_in(image)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Raw latents [B, channels, H/8, W/8] to images [B, 3, H, W]. `up` is stored with the full size first."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.conv_in = nn.Conv2d(config.channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        inputs = (*widths[1:], widths[-1])
+        self.up = nn.ModuleList(
+            Level(a, b, config.blocks + 1, "upsample" if i > 0 else None)
+            for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.norm_out, self.conv_out = norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        x = self.mid(self.conv_in(latent))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(silu(self.norm_out(x)))
+
+
+class VAE(nn.Module):
+    """Encoder and decoder; `latents` says how raw latents are scaled for the transformer."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config, self.latents = config, LatentFormat()
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+
+    def encode(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Scaled latents in float32 of images in -1..1: the mean, or a draw with a CPU generator."""
+        moments = self.encoder(image.to(self.encoder.conv_in.weight.dtype)).float()
+        mean, log_variance = moments.chunk(2, dim=1)
+        if generator is not None:
+            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+            mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
+        return self.latents.scaled(mean)
+
+    def decode(self, latent: torch.Tensor, tile: int = 0) -> torch.Tensor:
+        """Images in float32, about -1..1, of scaled latents.
+
+        With `tile`, latents larger than `tile` cells along a side are decoded in overlapping tiles of that size, which
+        bounds the memory. Tiles are not exact: each one's norms and attention see that tile only.
+        """
+        raw = self.latents.raw(latent.float()).to(self.decoder.conv_in.weight.dtype)
+        if tile and max(raw.shape[2:]) > tile:
+            return decode_tiled(self.decoder, raw, tile, self.config.factor)
+        return self.decoder(raw).float()
+
+
+def tile_starts(size: int, tile: int) -> list[int]:
+    """First cells of tiles that cover `size` cells and overlap by at least a quarter."""
+    if size <= tile:
+        return [0]
+    count = 1 + -(-(size - tile) // max(1, tile * 3 // 4))
+    return [round(i * (size - tile) / (count - 1)) for i in range(count)]
+
+
+def decode_tiled(decoder: nn.Module, raw: torch.Tensor, tile: int, factor: int) -> torch.Tensor:
+    """The image [B, 3, H, W] in float32, blended from tiles with weights that fall linearly towards their edges."""
+    batch, _, height, width = raw.shape
+    image = raw.new_zeros(batch, 3, height * factor, width * factor, dtype=torch.float32)
+    total = image.new_zeros(1, 1, *image.shape[2:])
+    for top in tile_starts(height, tile):
+        for left in tile_starts(width, tile):
+            part = decoder(raw[:, :, top : top + tile, left : left + tile]).float()
+            rows, columns = (ramp(n, tile * factor // 4, part.device) for n in part.shape[2:])
+            weight = rows[:, None] * columns
+            window = (
+                ...,
+                slice(top * factor, top * factor + len(rows)),
+                slice(left * factor, left * factor + len(columns)),
+            )
+            image[window] += part * weight
+            total[window] += weight
+    return image / total
+
+
+def ramp(length: int, slope: int, device: torch.device) -> torch.Tensor:
+    """Weights [length] that rise over the first `slope` cells, stay at 1, and fall over the last ones."""
+    place = torch.arange(length, device=device)
+    return (torch.minimum(place, length - 1 - place) + 1).div(max(slope, 1)).clamp(max=1)

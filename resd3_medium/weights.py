@@ -1,0 +1,191 @@
+"""Weights from safetensors files into models: what each file must hold, and one clear line when it does not.
+
+Models are built without memory for their weights (on torch's meta device) and then get the tensors of the
+memory-mapped file, straight at the wanted dtype and on the wanted device. Nothing is ever unpickled. Start reading at
+`build`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from common.parameters import ParameterError
+from resd3_medium.mmdit import MMDiT, MMDiTConfig
+from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, T5Config, T5Encoder
+from resd3_medium.vae import VAE, LatentFormat, VAEConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One model: its file, where its tensors are in it, and how it is built from their shapes.
+
+    `spare` matches tensors that files may hold besides and that have no use here.
+    """
+
+    name: str
+    file: str
+    prefix: str
+    sizes: Callable[[Shapes], Any]
+    model: Callable[[Any], nn.Module]
+    spare: str = "$^"
+
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part(
+            "CLIP-L",
+            "clip_l.safetensors",
+            "",
+            # The released model projects nothing; some files hold an identity for it.
+            lambda shapes: dataclasses.replace(ClipConfig.from_shapes(shapes), projection=False),
+            lambda config: ClipTextModel(config, quick=True),
+            r"text_projection\.weight|logit_scale|.*position_ids",
+        ),
+        Part(
+            "CLIP-G",
+            "clip_g.safetensors",
+            "",
+            ClipConfig.from_shapes,
+            lambda config: ClipTextModel(config, quick=False),
+            r"logit_scale|.*position_ids",
+        ),
+        Part("T5", "t5xxl.safetensors", "", T5Config.from_shapes, T5Encoder, r"encoder\.embed_tokens\.weight"),
+        Part("MMDiT", "sd3_medium.safetensors", "model.diffusion_model.", MMDiTConfig.from_shapes, MMDiT),
+        Part("VAE", "sd3_medium.safetensors", "first_stage_model.", VAEConfig.from_shapes, VAE),
+    )
+}
+
+
+class WeightsFile:
+    """An open safetensors file. Raises ParameterError when it is none, or not whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.file = safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise ParameterError(
+                f"--models={path.parent}: {path.name} must be a whole safetensors file ({first_line(error)})"
+            ) from None
+        self.metadata = self.file.metadata() or {}
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors whose names start with `prefix`, by the rest of their names."""
+        names = [name for name in self.file.keys() if name.startswith(prefix)]  # noqa: SIM118, it is no dict
+        return {name[len(prefix) :]: tuple(self.file.get_slice(name).get_shape()) for name in names}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor that shares the file's memory map."""
+        return self.file.get_tensor(name)
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:120] if lines else type(error).__name__
+
+
+def described(shapes: Shapes) -> str:
+    """What a file seems to hold, in words, for telling a user that it is the wrong one."""
+    prefixes = {
+        "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3 transformer",
+        "model.diffusion_model.input_blocks.": "a Stable Diffusion 1, 2 or XL model",
+        "model.diffusion_model.double_blocks.": "a FLUX model",
+        "double_blocks.": "a FLUX model",
+        "transformer_blocks.": "a transformer in diffusers' layout",
+        "text_model.": "a CLIP text model",
+        "encoder.block.": "a T5 encoder",
+        "first_stage_model.": "an autoencoder",
+    }
+    for prefix, words in prefixes.items():
+        if any(name.startswith(prefix) for name in shapes):
+            return words
+    return f"{len(shapes)} tensors, such as {', '.join(sorted(shapes)[:2])}" if shapes else "no tensor"
+
+
+def structure(part: Part, file: WeightsFile) -> nn.Module:
+    """The part's model with sizes as in the file, on the meta device, after checking every tensor's name and shape.
+
+    Raises ParameterError when the file holds another model, lacks tensors, or has some of other shapes.
+    """
+    place = f"--models={file.path.parent}: {file.path.name}"
+    shapes = file.shapes(part.prefix)
+    if part.name == "MMDiT" and any(".ln_q." in name or ".attn2." in name for name in shapes):
+        raise ParameterError(f"{place} holds a Stable Diffusion 3.5 transformer; must be Stable Diffusion 3 Medium")
+    try:
+        with torch.device("meta"):
+            model = part.model(part.sizes(shapes))
+    except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError, TypeError) as error:
+        found = described(file.shapes(""))
+        raise ParameterError(
+            f"{place} must hold {part.name}, but holds {found} ({type(error).__name__} {first_line(error)})"
+        ) from None
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if isinstance(model, MMDiT):
+        wanted["pos_embed"] = (1, model.config.grid**2, model.config.width)
+    missing = sorted(wanted.keys() - shapes.keys())
+    if missing:
+        raise ParameterError(f"{place} lacks {len(missing)} tensors of {part.name}: {listed(part.prefix, missing)}")
+    off = [
+        f"{part.prefix}{name} is {list(shapes[name])}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if shapes[name] != shape
+    ]
+    if off:
+        raise ParameterError(f"{place} has {len(off)} tensors of the wrong shape: {'; '.join(off[:3])}")
+    extra = sorted(n for n in shapes.keys() - wanted.keys() if not re.fullmatch(part.spare, n) and belongs(part, n))
+    if extra:
+        raise ParameterError(f"{place} has {len(extra)} tensors that {part.name} lacks: {listed(part.prefix, extra)}")
+    return model.eval().requires_grad_(False)
+
+
+def belongs(part: Part, name: str) -> bool:
+    """Whether a tensor lies in the part's own name space; a file without prefix may hold other models besides."""
+    return bool(part.prefix) or name.startswith(("text_model.", "text_projection", "encoder.", "shared."))
+
+
+def listed(prefix: str, names: list[str]) -> str:
+    return ", ".join(prefix + name for name in names[:3]) + (" .." if len(names) > 3 else "")
+
+
+def build(part: Part, models: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The part's model with its weights from the folder `models`. Raises ParameterError, see `structure`.
+
+    Where neither dtype nor device change, the weights stay in the file's memory map.
+    """
+    file = WeightsFile(models / part.file)
+    model = structure(part, file)
+    names = model.state_dict().keys()
+    model.load_state_dict({n: file.tensor(part.prefix + n).to(device, dtype) for n in names}, assign=True)
+    finish(model, file)
+    return model.requires_grad_(False)
+
+
+def finish(model: nn.Module, file: WeightsFile) -> None:
+    """What a model needs besides its parameters: the position table, or where the latents lie."""
+    if isinstance(model, MMDiT):
+        model.pos_embed = file.tensor("model.diffusion_model.pos_embed")
+    if isinstance(model, VAE):
+        fields = dataclasses.fields(LatentFormat)
+        model.latents = LatentFormat(
+            **{f.name: float(file.metadata.get(f"latent_{f.name}", f.default)) for f in fields}
+        )
+
+
+def file_dtype(file: WeightsFile, prefix: str) -> torch.dtype:
+    """The dtype of the part's first tensor."""
+    name = next(name for name in file.file.keys() if name.startswith(prefix))  # noqa: SIM118, it is no dict
+    return file.tensor(name).dtype
+
+
+def missing_files(models: Path, names: list[str]) -> list[str]:
+    """The files of the named parts that are not in the folder."""
+    return sorted({PARTS[name].file for name in names if not (models / PARTS[name].file).is_file()})

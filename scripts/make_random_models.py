@@ -1,0 +1,128 @@
+"""Write model files with seeded random weights in the released layout: for tests, and for measuring at full size.
+
+Writes clip_l, clip_g, t5xxl (with --t5 True) and sd3_medium .safetensors into --out. Images made with them are noise;
+memory and time are those of the real weights. Example:
+python scripts/make_random_models.py --size full --dtype float16 --out models/random
+"""
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.run_folder import replace_file
+from resd3_medium.mmdit import MMDiT, MMDiTConfig
+from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, T5Config, T5Encoder
+from resd3_medium.vae import VAE, VAEConfig
+
+DTYPES = {"float32": ("F32", torch.float32), "float16": ("F16", torch.float16), "bfloat16": ("BF16", torch.bfloat16)}
+
+# Sizes by name. `full` is Stable Diffusion 3 Medium, `tiny` has the same parts with little in them.
+CLIP_L = {"full": ClipConfig(12, 768, 3072, 49408, False), "tiny": ClipConfig(2, 64, 128, 49408, False)}
+CLIP_G = {"full": ClipConfig(32, 1280, 5120, 49408, True), "tiny": ClipConfig(3, 128, 256, 49408, True)}
+T5 = {
+    "full": T5Config(24, 4096, 10240, 64, 64, 32, 32128),
+    "tiny": T5Config(2, 256, 384, 4, 48, 32, 32128),
+}
+MMDIT = {
+    "full": MMDiTConfig(24, 1536, 2, 16, 4096, 2048, 256, 192),
+    "tiny": MMDiTConfig(3, 192, 2, 16, 256, 192, 256, 192),
+}
+VAES = {"full": VAEConfig((128, 256, 512, 512), 2, 16), "tiny": VAEConfig((32, 64, 64, 64), 2, 16)}
+
+
+@dataclasses.dataclass(kw_only=True)
+class RandomConfig(Parameters):
+    """Every parameter of make_random_models.py."""
+
+    size: str = parameter("tiny", "sizes of the models: Stable Diffusion 3 Medium's, or tiny", choices=tuple(MMDIT))
+    dtype: str = parameter("float32", "dtype of the weights", choices=tuple(DTYPES))
+    t5: bool = parameter(False, "also write the T5 encoder (9.5 GB at full size in float16)")
+    seed: int = parameter(0, "seed of the weights", low=0)
+    out: str = parameter("models/random", "folder of the files; must not hold them already")
+
+
+Named = dict[str, tuple[int, ...]]
+
+
+def named(model: nn.Module, prefix: str = "") -> Named:
+    return {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def files(size: str, t5: bool) -> dict[str, Named]:
+    """Names and shapes of the tensors of every file."""
+    with torch.device("meta"):
+        mmdit = MMDIT[size]
+        table = {"model.diffusion_model.pos_embed": (1, mmdit.grid**2, mmdit.width)}
+        found = {
+            "clip_l.safetensors": named(ClipTextModel(CLIP_L[size], quick=True)),
+            "clip_g.safetensors": named(ClipTextModel(CLIP_G[size], quick=False)),
+            "sd3_medium.safetensors": named(MMDiT(mmdit), "model.diffusion_model.")
+            | table
+            | named(VAE(VAES[size]), "first_stage_model."),
+        }
+        if t5:
+            tensors = named(T5Encoder(T5[size]))
+            found["t5xxl.safetensors"] = tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"]}
+    return found
+
+
+def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Random weights in float32 that keep activations near 1: norms around 1, the rest over the root of the fan in."""
+    values = torch.randn(shape, generator=generator)
+    if len(shape) == 1:
+        return 1 + 0.1 * values if "norm" in name and name.endswith("weight") else 0.1 * values
+    if name.endswith(("embedding.weight", "shared.weight", "embed_tokens.weight", "pos_embed", "bias.weight")):
+        return 0.5 * values
+    return values * (values[0].numel() ** -0.5)
+
+
+def write_file(path: Path, tensors: Named, dtype: str, seed: int) -> None:
+    """A safetensors file, tensor by tensor, so that the memory of one tensor is enough."""
+    code, kind = DTYPES[dtype]
+    header, place = {}, 0
+    for name, shape in tensors.items():
+        length = torch.Size(shape).numel() * kind.itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [place, place + length]}
+        place += length
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def chunks() -> Iterator[bytes]:
+        yield struct.pack("<Q", len(text)) + text
+        for k, (name, shape) in enumerate(tqdm(tensors.items(), unit="tensor", desc=path.name)):
+            # T5's token table stands twice in its file, and must be drawn alike.
+            number = 0 if name in ("shared.weight", "encoder.embed_tokens.weight") else k + 1
+            generator = torch.Generator().manual_seed(seed * 100_003 + number)
+            yield draw(name, shape, generator).to(kind).flatten().view(torch.uint8).numpy().tobytes()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for chunk in chunks():
+                file.write(chunk)
+
+    replace_file(path, write)
+
+
+def main(config: RandomConfig, given: dict[str, Any]) -> None:
+    out = Path(config.out)
+    wanted = files(config.size, config.t5)
+    for name in wanted:
+        if (out / name).exists():
+            raise ParameterError(f"--out={out}: must not hold {name} already, to overwrite nothing")
+    out.mkdir(parents=True, exist_ok=True)
+    for k, (name, tensors) in enumerate(wanted.items()):
+        write_file(out / name, tensors, config.dtype, config.seed + k)
+    total = sum((out / name).stat().st_size for name in wanted)
+    print(f"{len(wanted)} files, {total / 2**30:.2f} GiB, in {out}")
+
+
+if __name__ == "__main__":
+    command_line(RandomConfig, main, __doc__)
