@@ -58,6 +58,8 @@ class Parameters:
 def field_type(cls: type[Parameters], name: str) -> tuple[type, bool]:
     """The plain type of a field and whether None is allowed."""
     hint = typing.get_type_hints(cls)[name]
+    if hint == tuple[str, ...]:
+        return tuple, False
     if isinstance(hint, types.UnionType):
         plain = [t for t in typing.get_args(hint) if t is not type(None)]
         return plain[0], True
@@ -70,7 +72,13 @@ def allowed_values(cls: type[Parameters], field: dataclasses.Field) -> str:
     meta = field.metadata
     if meta["choices"]:
         return "one of " + ", ".join(meta["choices"])
-    words = {int: "an integer", float: "a number", bool: "True or False", str: "text, not empty"}[kind]
+    words = {
+        int: "an integer",
+        float: "a number",
+        bool: "True or False",
+        str: "text, not empty",
+        tuple: "text; may be given more than once",
+    }[kind]
     limits = (("low", "at least"), ("above", "above"), ("high", "at most"))
     bounds = [f"{phrase} {meta[key]:g}" for key, phrase in limits if meta[key] is not None]
     return ", ".join(filter(None, [words, " and ".join(bounds)]))
@@ -86,6 +94,8 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST:
         value = math.inf if value > 0 else -math.inf  # it may be too long to print
     refusal = ParameterError(f"--{name}={value}: must be {allowed}")
+    if kind is tuple:
+        return tuple(value)
     if kind is str:
         if isinstance(value, bool) or value is None or value == "":
             raise refusal
@@ -160,8 +170,9 @@ def parse(cls: type[Parameters], arguments: list[str], description: str, script:
     given: dict[str, Any] = {}
     fields = dataclasses.fields(cls)
     flags = [match[1].replace("-", "_") for a in arguments if (match := re.match(r"--?([A-Za-z][\w-]*)(=|$)", a))]
+    several = {field.name for field in fields if field_type(cls, field.name)[0] is tuple}
     for name in flags:
-        if flags.count(name) > 1:
+        if flags.count(name) > 1 and name not in several:
             raise ParameterError(f"--{name}: must be given once, not {flags.count(name)} times")
     declared = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields]
     collect.__doc__ = help_text(cls, description)
@@ -182,20 +193,23 @@ def parse(cls: type[Parameters], arguments: list[str], description: str, script:
         if len(matches) == 1:  # the short flags that the help shows
             given[matches[0]] = given.pop(letter)
     for name in given.keys() & {f.name for f in fields if field_type(cls, f.name)[0] is str}:
-        given[name] = raw_text(arguments, name, given[name])
+        given[name] = next(iter(raw_texts(arguments, name)), given[name])
+    for name in given.keys() & several:
+        given[name] = raw_texts(arguments, name)
     return given
 
 
-def raw_text(arguments: list[str], name: str, parsed: Any) -> Any:
-    """The text given for a parameter, as it was typed: fire reads 2024_12 as a number, and a,b as a tuple."""
+def raw_texts(arguments: list[str], name: str) -> list[str]:
+    """The texts given for a parameter, as they were typed: fire reads 2024_12 as a number, and a,b as a tuple."""
+    found = []
     for k, argument in enumerate(arguments):
         flag, equals, text = argument.partition("=")
         if flag.startswith("-") and flag.lstrip("-").replace("-", "_") in (name, name[0]):
             if equals:
-                return text
-            if k + 1 < len(arguments) and not arguments[k + 1].startswith("--"):
-                return arguments[k + 1]
-    return parsed
+                found.append(text)
+            elif k + 1 < len(arguments) and not arguments[k + 1].startswith("--"):
+                found.append(arguments[k + 1])
+    return found
 
 
 def command_line(

@@ -1,0 +1,102 @@
+"""Schedules and samplers against closed forms, and image to image against a plain loop over diffusers' models."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import reference_sd3 as reference
+import torch
+from PIL import Image
+
+from resd3_medium.pipeline import Pipeline, Settings, batches
+from resd3_medium.sd3_impls import SAMPLERS, image_to_image_levels, noise_levels
+from resd3_medium.vae import decode_tiled, tile_starts
+
+
+def test_noise_levels_are_those_of_the_published_code():
+    """Shift 3, 28 steps: the last level above 0 is 0.0089, since the end is shifted twice."""
+    levels = noise_levels(28, 3.0)
+    assert len(levels) == 29 and levels[0] == 1 and levels[-1] == 0
+    assert levels[-2] == pytest.approx(0.0089, abs=5e-5)
+    assert noise_levels(28, 3.0, exact_end=True)[-2] == pytest.approx(3 * 0.001 / 1.002)
+    assert noise_levels(1, 3.0) == [1, 0]
+    even = noise_levels(11, 1.0)
+    np.testing.assert_allclose(np.diff(even[:-1]), -0.0999, rtol=1e-9)  # from 1 to 0.001
+
+
+def test_image_to_image_keeps_the_last_levels():
+    levels = noise_levels(10, 3.0)
+    assert image_to_image_levels(levels, 1.0) == levels
+    assert image_to_image_levels(levels, 0.6) == levels[4:]
+    assert image_to_image_levels(levels, 0.001) == levels[-2:]
+
+
+def final_error(sampler: str, steps: int) -> float:
+    """Of the flow to normal data of deviation 0.3: exactly, x shrinks by that factor on the way from 1 to 0."""
+    deviation = 0.3
+
+    def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        signal = (1 - sigma) ** 2 * deviation**2
+        data = x * (1 - sigma) * deviation**2 / (signal + sigma**2)
+        return (x - data) / sigma
+
+    start = torch.tensor([1.7], dtype=torch.float64)
+    levels = [(1 + math.cos(math.pi * i / steps)) / 2 for i in range(steps)] + [0.0]
+    *_, end = SAMPLERS[sampler](velocity, start, levels)
+    return abs(end.item() - 1.7 * deviation)
+
+
+def test_samplers_converge_with_their_order():
+    """Twice the steps: Euler halves its error, DPM-Solver++(2M) quarters it, and is closer."""
+    euler, dpm = ([final_error(name, n) for n in (80, 160, 320)] for name in ("euler", "dpmpp_2m"))
+    assert all(1.7 < a / b < 2.3 for a, b in pairwise(euler))
+    assert all(3.5 < a / b < 5 for a, b in pairwise(dpm))
+    assert dpm[0] < euler[0] / 5
+
+
+def test_batches_hold_equal_settings():
+    a, b = Settings(steps=1), Settings(steps=2)
+    assert list(batches([a, a, a, b, a], 2)) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
+
+
+@torch.inference_mode()
+def test_image_to_image_equals_a_plain_loop(models, tmp_path):
+    """Noise and the draw of the autoencoder come from one generator; Euler steps with guidance."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    picture.save(tmp_path / "start.png")
+    pipeline = Pipeline(models, torch.device("cpu"), torch.float32)
+    texts = pipeline.encode(["a boat", ""])
+    settings = Settings(
+        steps=5, width=64, height=48, cfg_scale=3.0, denoise=0.7, init_image=str(tmp_path / "start.png")
+    )
+    ours = pipeline.denoise([texts["a boat"]], [texts[""]], [9], settings)
+
+    generator = torch.Generator().manual_seed(9)
+    noise = torch.randn(1, 16, 6, 8, generator=generator)
+    pixels = torch.tensor(np.asarray(picture) / 255 * 2 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
+    raw = reference.autoencoder(models).encode(pixels).latent_dist.sample(generator)
+    levels = noise_levels(5, 3.0)[1:]  # int(5 * 0.3) = 1 step is left out
+    x = (1 - levels[0]) * (raw - 0.0609) * 1.5305 + levels[0] * noise
+    transformer = reference.transformer(models)
+    for sigma, following in pairwise(levels):
+        v = [
+            transformer(x, texts[text].context, texts[text].pooled, torch.tensor([1000 * sigma])).sample
+            for text in ("a boat", "")
+        ]
+        x = x + (following - sigma) * (v[1] + 3.0 * (v[0] - v[1]))
+    assert ((ours - x).abs().max() / x.abs().max()).item() < 1e-5
+
+
+def test_tiles_cover_the_image_and_blend_to_it():
+    """A decoder without context, nearest upsampling, must come out unchanged however it is tiled."""
+    latent = torch.randn(1, 3, 37, 50)
+
+    def decoder(raw: torch.Tensor) -> torch.Tensor:
+        return raw.repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+    torch.testing.assert_close(decode_tiled(decoder, latent, 16, 8), decoder(latent), rtol=0, atol=1e-5)
+    for size in (16, 17, 28, 100):
+        starts = tile_starts(size, 16)
+        assert starts[0] == 0 and starts[-1] == size - 16
+        assert all(b - a <= 12 for a, b in pairwise(starts))  # overlaps by a quarter

@@ -1,0 +1,267 @@
+"""refine_sd3_infer.py as a user runs it: images, their list, repeating them, and one line for every mistake."""
+
+import csv
+import json
+import shutil
+import signal
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference_sd3 as reference
+import torch
+from helpers import run_here, start_script
+from PIL import Image
+
+from resd3_medium import refine_sd3_infer
+
+SMALL = ["--device=cpu", "--width=64", "--height=48", "--steps=2"]
+
+
+def make(models: Path, out: Path, *arguments: object) -> list[np.ndarray]:
+    """Run the script in this process; the images in the order of their names."""
+    run_here(refine_sd3_infer, "--models", models, "--out", out, *SMALL, *arguments)
+    return pixels(out)
+
+
+def pixels(out: Path) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted(out.glob("*.png"))]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "tasks.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("t5", ["on", "off"])
+def test_the_image_is_that_of_diffusers(models, tmp_path, t5):
+    flags = "--dtype float32 --device cpu --negative_prompt blurry --width 128 --height 96 --steps 6 --cfg_scale 5"
+    more = [
+        *flags.split(),
+        "--shift",
+        "3",
+        "--seed",
+        "1",
+        "--prompt",
+        "a boat on a lake",
+        "--t5",
+        t5,
+        "--out",
+        "images",
+    ]
+    process = start_script("resd3_medium/refine_sd3_infer.py", "--models", models, *more, folder=tmp_path)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    *_, average, peak = stdout.splitlines()
+    assert average.startswith("average generation time ") and peak.startswith("peak memory ")
+
+    pipeline = reference.pipeline(models, with_t5=t5 == "on")
+    if t5 == "off":  # diffusers' own rows of zeros for T5 would change the image: 77 rows are the published behaviour
+        pipeline._get_t5_prompt_embeds = lambda **_: torch.zeros(1, 0, 256)
+    noise = torch.randn(1, 16, 12, 16, generator=torch.Generator().manual_seed(1))
+    words = {"prompt": "a boat on a lake", "negative_prompt": "blurry", "guidance_scale": 5.0, "latents": noise}
+    theirs = pipeline(**words, height=96, width=128, num_inference_steps=6, max_sequence_length=77).images[0]
+    (ours,) = pixels(tmp_path / "images")
+    assert abs(ours - np.asarray(theirs).astype(int)).max() <= 1
+
+
+def test_images_are_listed_repeated_and_never_overwritten(models, tmp_path):
+    prompts = ["--prompt", "a, b", "--prompt", 'second: "näive" 🙂', "--seed", "7", "--batch_size", "2"]
+    first = make(models, tmp_path / "one", *prompts)
+    assert len(first) == 2 and abs(first[0] - first[1]).max() > 1
+    table = rows(tmp_path / "one")
+    assert [(row["prompt"], row["seed"], row["steps"]) for row in table] == [("a, b", "7", "2"), (prompts[3], "8", "2")]
+    assert [row["image"] for row in table] == [path.name for path in sorted((tmp_path / "one").glob("*.png"))]
+    assert all(float(row[stage]) > 0 for row in table for stage in ("text_s", "denoise_s", "decode_s"))
+
+    second = tmp_path / "one" / table[1]["image"]
+    text = Image.open(second).text
+    assert text["prompt"] == prompts[3] and text["seed"] == "8" and text["cfg_scale"] == "5.0"
+    again = ["--from_image", second, "--models", models, "--device=cpu", "--out"]
+    run_here(refine_sd3_infer, *again, tmp_path / "two")
+    (repeated,) = pixels(tmp_path / "two")
+    assert abs(repeated - first[1]).max() <= 1  # alone instead of in a batch
+    run_here(
+        refine_sd3_infer,
+        "--from_image",
+        second,
+        "--models",
+        models,
+        "--device=cpu",
+        "--seed=9",
+        "--out",
+        tmp_path / "three",
+    )
+    assert abs(pixels(tmp_path / "three")[0] - first[1]).max() > 1
+
+    before = {path: path.read_bytes() for path in (tmp_path / "one").glob("*.png")}
+    assert len(make(models, tmp_path / "one", *prompts)) == 4
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(rows(tmp_path / "one")) == 4
+
+
+def test_tasks_draw_captions_and_steps_with_their_seeds(models, tmp_path):
+    flags = [
+        "--models",
+        models,
+        "--device=cpu",
+        "--num_tasks=4",
+        "--seed=5",
+        "--steps=1-4",
+        "--width=32",
+        "--height=32",
+    ]
+    for name in ("one", "two"):
+        run_here(refine_sd3_infer, *flags, "--out", tmp_path / name)
+    first, second = ([(r["prompt"], r["steps"], r["seed"]) for r in rows(tmp_path / name)] for name in ("one", "two"))
+    assert first == second
+    captions = (Path(__file__).resolve().parents[1] / "dataset" / "prompts.txt").read_text().splitlines()
+    assert len({prompt for prompt, _, _ in first}) == 4 and {prompt for prompt, _, _ in first} <= set(captions)
+    assert all(1 <= int(steps) <= 4 for _, steps, _ in first) and len({steps for _, steps, _ in first}) > 1
+
+
+@pytest.mark.parametrize("level", ["model", "block"])
+def test_memory_levels_give_the_same_image(models, tmp_path, level):
+    """At bfloat16 the float32 weights are converted on the way, so that block streams on the CPU, too."""
+    words = ["--prompt", "a boat", "--dtype", "bfloat16"]
+    resident, other = (
+        make(models, tmp_path / "none", *words),
+        make(models, tmp_path / level, *words, "--offload", level),
+    )
+    assert (resident[0] == other[0]).all()
+
+
+def test_long_and_empty_prompts_work_and_say_what_is_left_out(models, tmp_path, capsys):
+    make(models, tmp_path, "--prompt", "word " * 90 + "end", "--prompt", "")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "leaves out" in line]
+    assert len(warnings) == 2  # CLIP and T5
+    assert all(line.endswith("word end'") for line in warnings)
+
+
+def test_ctrl_c_keeps_the_finished_images(models, tmp_path):
+    flags = ["--models", models, *SMALL, "--num_tasks=500", "--out", "images"]
+    process = start_script("resd3_medium/refine_sd3_infer.py", *flags, folder=tmp_path)
+    deadline = time.monotonic() + 90
+    while len(list((tmp_path / "images").glob("*.png"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in stderr
+    names = [path.name for path in sorted((tmp_path / "images").iterdir()) if path.suffix == ".png"]
+    assert len(names) - len(rows(tmp_path / "images")) in (0, 1)
+    assert not [path for path in (tmp_path / "images").iterdir() if "partial" in path.name]
+
+
+def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run_here(refine_sd3_infer, *arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ended.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--width=100"], "--width=100: must be a multiple of 16"),
+        (["--height=4096"], "--height=4096: must be at most 3072"),
+        (["--steps=0"], "--steps=0"),
+        (["--steps=9-3"], "--steps=9-3"),
+        (["--denoise=0"], "--denoise=0"),
+        (["--denoise=1.5"], "--denoise=1.5"),
+        (["--prompts=nowhere.txt"], "--prompts=nowhere.txt"),
+        (["--prompts=empty.txt"], "--prompts=empty.txt"),
+        (["--prompts=start.bin"], "--prompts=start.bin"),
+        (["--init_image=start.bin"], "--init_image=start.bin"),
+        (["--from_image=start.bin"], "--from_image=start.bin"),
+        (["--from_image=plain.png"], "--from_image=plain.png"),
+        (["--sampler=ddim"], "--sampler=ddim"),
+        (["--device=tpu"], "--device=tpu"),
+        (["--t5_tokens=1"], "--t5_tokens=1"),
+        (["--models=nowhere"], "clip_g.safetensors, clip_l.safetensors, sd3_medium.safetensors missing"),
+        (["--prompt=a", "--prompts=empty.txt"], "--prompts=empty.txt"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(models, tmp_path, capsys, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n\n")
+    Path("start.bin").write_bytes(bytes(range(256)))
+    Image.new("RGB", (8, 8)).save("plain.png")
+    usual = {"--models": models, "--device": "cpu", "--out": "new"}
+    given = {argument.partition("=")[0] for argument in arguments}
+    more = [f"{name}={value}" for name, value in usual.items() if name not in given]
+    assert told in refusal(capsys, *arguments, *more)
+    assert not Path("new").exists()
+
+
+@pytest.fixture
+def copy(models, tmp_path) -> Path:
+    """The model files, as links that a test may replace."""
+    for path in models.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def rewrite(path: Path, change) -> None:
+    """Replace a safetensors file by one with a changed header or changed tensors."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    change(tensors)
+    path.unlink()
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("clip_l.safetensors", lambda t: t.pop("text_model.final_layer_norm.bias"), "text_model.final_layer_norm.bias"),
+        (
+            "sd3_medium.safetensors",
+            lambda t: t.update({"model.diffusion_model.context_embedder.bias": torch.zeros(7)}),
+            "model.diffusion_model.context_embedder.bias is [7], not [192]",
+        ),
+        (
+            "sd3_medium.safetensors",
+            lambda t: t.update({"model.diffusion_model.joint_blocks.0.x_block.attn.ln_q.weight": torch.ones(64)}),
+            "Stable Diffusion 3.5",
+        ),
+        ("clip_g.safetensors", lambda t: (t.clear(), t.update(other=torch.ones(1))), "holds 1 tensors, such as other"),
+        ("sd3_medium.safetensors", lambda t: [t.pop(n) for n in list(t) if n.startswith("first")], "must hold VAE"),
+    ],
+)
+def test_wrong_weights_are_named(copy, capsys, file, change, told):
+    rewrite(copy / file, change)
+    line = refusal(capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
+    assert told in line and file in line
+
+
+def test_files_that_are_not_whole_are_named(copy, models, capsys):
+    path = copy / "clip_l.safetensors"
+    for content in (b"", b"no weights at all", struct.pack("<Q", 10**12), (models / path.name).read_bytes()[:-100]):
+        path.unlink()
+        path.write_bytes(content)
+        assert "clip_l.safetensors must be a whole safetensors file" in refusal(
+            capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new"
+        )
+
+
+def test_a_latent_that_is_not_finite_is_told(copy, capsys):
+    rewrite(
+        copy / "sd3_medium.safetensors", lambda t: t["model.diffusion_model.final_layer.linear.bias"].fill_(torch.nan)
+    )
+    line = refusal(capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
+    assert "--dtype=float32" in line and "no longer finite" in line
+    assert not list((copy / "new").glob("*"))
+
+
+def test_the_settings_in_the_image_are_complete(models, tmp_path):
+    make(models, tmp_path, "--prompt=a", "--sampler=dpmpp_2m", "--exact_end=True", "--zero_rows=3", "--t5=off")
+    content = json.loads(Image.open(next(tmp_path.glob("*.png"))).text["dedgeai"])
+    assert content["settings"]["sampler"] == "dpmpp_2m" and content["settings"]["exact_end"] is True
+    assert (content["zero_rows"], content["t5"], content["dtype"]) == (3, "off", "float32")
+    shutil.rmtree(tmp_path)
