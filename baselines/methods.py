@@ -76,17 +76,20 @@ class Job:
         except OSError:
             return 0
 
-    def check(self) -> None:
-        """Refuse unknown methods, bad flags and a folder that holds another run. Raises ParameterError."""
+    def check_flags(self) -> None:
+        """Refuse unknown methods and bad flags. Raises ParameterError."""
         script, config, flags = self.script
         resolve(config, self.flags | flags)
         if script.endswith("main_heuristics.py"):
             load_class(self.method)
+
+    def check_folder(self) -> None:
+        """Refuse a folder that cannot be written or holds another run. Raises ParameterError."""
         writable(self.folder)
         if not any(self.folder.iterdir()):
             return
         _, stored = read_config(self.folder)
-        for name, value in (self.flags | flags).items():
+        for name, value in (self.flags | self.script[2]).items():
             longer = name == "episodes" and isinstance(stored.get(name), int) and stored[name] < value
             if stored.get(name) != value and not longer:
                 raise ParameterError(f"--out: {self.folder} holds a run with {name}={stored.get(name)}, not {value}")
@@ -143,7 +146,9 @@ def run_jobs(jobs: list[Job], parallel: int) -> None:
     for job in jobs:
         if folders.count(job.folder) > 1:
             raise ParameterError(f"--methods={job.method}: must differ from the others in file or class name")
-        job.check()
+        job.check_flags()
+    for job in jobs:
+        job.check_folder()
     waiting = [job for job in jobs if not job.complete()]
     running: dict[Job, subprocess.Popen] = {}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

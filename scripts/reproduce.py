@@ -13,7 +13,7 @@ from typing import Any
 
 from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs
 from common.parameters import Parameters, command_line, parameter
-from common.run_folder import RESULTS, writable
+from common.run_folder import RESULTS
 
 EVERY = (*(f"{name}:{preset}" for preset in ("tuned", "paper") for name in LEARNERS), *FIXED)
 
@@ -31,7 +31,7 @@ class ReproduceConfig(Parameters):
 
 def main(config: ReproduceConfig, given: dict[str, Any]) -> None:
     start = time.perf_counter()
-    out = writable(Path(config.out))
+    out = Path(config.out)
     flags = {"episodes": config.episodes, "seeds": config.seeds}
     print(f"{config.episodes} episodes, {config.seeds} seeds; the full run of the README takes --episodes 500")
     names = parse_methods(config.methods)

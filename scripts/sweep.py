@@ -14,7 +14,7 @@ import numpy as np
 
 from baselines.methods import Job, folder_name, parse_methods, run_jobs
 from common.parameters import ParameterError, Parameters, command_line, convert, field_type, parameter
-from common.run_folder import RESULTS, read_csv, writable, write_csv
+from common.run_folder import RESULTS, read_csv, write_csv
 from common.statistics_seeds import episode_mean, final_span, mean_interval
 from lad_ts.plots import save_figure
 from lad_ts.training import TrainingParameters
@@ -75,7 +75,7 @@ def final_delays(job: Job, last: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(config: SweepConfig, given: dict[str, Any]) -> None:
-    out = writable(Path(config.out) if config.out else RESULTS / f"sweep_{config.vary}")
+    out = Path(config.out) if config.out else RESULTS / f"sweep_{config.vary}"
     flags = {"episodes": config.episodes, "seeds": config.seeds}
     names = parse_methods(config.methods)
     values = parse_values(config, [Job(name, out, flags) for name in names])
