@@ -82,11 +82,16 @@ class Pipeline:
     # --- models ---
 
     def bring(self, name: str) -> nn.Module:
-        """The named model on the device. Below level `none`, what was there before goes first."""
+        """The named model on the device. Below level `none`, what was there before goes first.
+
+        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder.
+        """
         if name in self.resident:
             return self.resident[name]
         if self.level != "none":
-            self.resident.clear()
+            staying = {"MMDiT", "VAE"} if self.level == "block" and name in ("MMDiT", "VAE") else set()
+            for other in self.resident.keys() - staying:
+                del self.resident[other]
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         part = PARTS[name]
@@ -141,6 +146,7 @@ class Pipeline:
                     )
                 outputs[name].append(model(torch.tensor([ids], device=self.device)))
                 progress()
+            del model  # else it stays in memory beside the next one
         found = {}
         for i, prompt in enumerate(different):
             t5 = outputs["T5"][i] if self.t5_rows else None

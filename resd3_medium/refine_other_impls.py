@@ -103,7 +103,8 @@ class ClipAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         heads = (
-            layer(x).unflatten(2, (-1, HEAD_WIDTH)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj)
+            layer(x).unflatten(2, (-1, min(HEAD_WIDTH, x.shape[2]))).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         return self.out_proj(scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2))
 

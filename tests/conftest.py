@@ -1,10 +1,15 @@
-"""What several test files share."""
+"""What several test files share. One thread each: small tensors lose more by threads that wait than they gain."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the scripts that tests start
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 

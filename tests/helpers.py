@@ -1,6 +1,5 @@
 """What several test files need: scripts, parameters, random cases, and the environment as a plain loop over tasks."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +22,8 @@ def make(cls: type[Parameters], **given: Any) -> Any:
 def start_script(script: str, *arguments: Any, folder: Path) -> subprocess.Popen:
     """Run a script of this repository in a process of its own, with `folder` as the working directory."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True)
 
 
 def run_here(module: ModuleType, *arguments: Any) -> None:

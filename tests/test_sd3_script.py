@@ -5,6 +5,8 @@ import json
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -153,6 +155,17 @@ def test_ctrl_c_keeps_the_finished_images(models, tmp_path):
     names = [path.name for path in sorted((tmp_path / "images").iterdir()) if path.suffix == ".png"]
     assert len(names) - len(rows(tmp_path / "images")) in (0, 1)
     assert not [path for path in (tmp_path / "images").iterdir() if "partial" in path.name]
+
+
+def test_a_full_disk_is_told_in_one_line(models, tmp_path):
+    """No file may grow beyond 4 KiB here, which no image fits in."""
+    script = Path(refine_sd3_infer.__file__)
+    flags = [f"--models={models}", *SMALL, "--prompt=a", f"--out={tmp_path / 'images'}"]
+    limit = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", sys.executable, str(script), *flags]
+    done = subprocess.run(limit, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert not list((tmp_path / "images").iterdir())
 
 
 def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
