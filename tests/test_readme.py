@@ -39,3 +39,9 @@ def test_the_parameter_table_is_the_one_that_the_script_prints():
 def test_every_script_that_the_readme_names_is_there():
     for name in set(re.findall(r"\b(?:lad_ts|baselines|scripts)/\w+\.(?:py|sh)\b", README)):
         assert (ROOT / name).is_file(), name
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"@[A-Z0-9]+@|TODO|TBD", README)
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).is_file(), picture
