@@ -65,7 +65,7 @@ def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
 
 def draw_inset(axes: plt.Axes, curves: list[Curve], window: int) -> None:
     """The last fifth of the episodes again, larger and smoother, around the curves that end near the median."""
-    window = max(window, 20)
+    window = max(window, len(curves[0].episodes) // 25)
     last = curves[0].episodes[-1]
     start = 0.8 * last
     finals = np.array([curve.values[curve.episodes >= start].mean() for curve in curves])

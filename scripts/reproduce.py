@@ -41,9 +41,9 @@ def main(config: ReproduceConfig, given: dict[str, Any]) -> None:
     code = subprocess.run(compare, check=False).returncode
     if code:
         sys.exit(code)
-    peak, work = max(job.summary()["peak_memory_mib"] for job in jobs), sum(job.seconds() for job in jobs)
+    peak, work = max(job.summary()["peak_memory_mib"] for job in jobs), [job.seconds() for job in jobs]
     print(f"time {(time.perf_counter() - start) / 60:.1f} min, peak memory {peak:.0f} MiB in the largest process")
-    full = work / 60 / config.jobs * 500 / config.episodes
+    full = max(sum(work) / config.jobs, max(work)) / 60 * 500 / config.episodes
     print(
         f"a full run (--episodes 500 --seeds {config.seeds}) takes about {full:.0f} min at this pace, "
         f"{config.jobs} at a time, in the same memory"
