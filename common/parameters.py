@@ -36,12 +36,15 @@ def parameter(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    empty: bool = False,
 ) -> Any:
     """A dataclass field whose metadata hold the help text, the unit and the allowed values.
 
-    `low` and `high` are inclusive, `above` is exclusive. A default of None means "by preset" or "not given".
+    `low` and `high` are inclusive, `above` is exclusive, `empty` allows a text without characters.
+    A default of None means "by preset" or "not given".
     """
-    metadata = {"text": text, "unit": unit, "low": low, "high": high, "above": above, "choices": choices}
+    metadata = {"text": text, "unit": unit, "low": low, "high": high, "above": above}
+    metadata |= {"choices": choices, "empty": empty}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -76,7 +79,7 @@ def allowed_values(cls: type[Parameters], field: dataclasses.Field) -> str:
         int: "an integer",
         float: "a number",
         bool: "True or False",
-        str: "text, not empty",
+        str: "text" if meta["empty"] else "text, not empty",
         tuple: "text; may be given more than once",
     }[kind]
     limits = (("low", "at least"), ("above", "above"), ("high", "at most"))
@@ -91,13 +94,15 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     if value is None and optional:
         return None
     allowed = allowed_values(cls, field)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST:
-        value = math.inf if value > 0 else -math.inf  # it may be too long to print
+    if isinstance(value, int) and abs(value) > 10**20:  # it may be too long to print
+        value = math.inf if value > 0 else -math.inf
     refusal = ParameterError(f"--{name}={value}: must be {allowed}")
     if kind is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+            raise refusal
         return tuple(value)
     if kind is str:
-        if isinstance(value, bool) or value is None or value == "":
+        if isinstance(value, bool) or value is None or (value == "" and not field.metadata["empty"]):
             raise refusal
         value = str(value)
     elif kind is bool:
@@ -169,10 +174,15 @@ def parse(cls: type[Parameters], arguments: list[str], description: str, script:
 
     given: dict[str, Any] = {}
     fields = dataclasses.fields(cls)
-    flags = [match[1].replace("-", "_") for a in arguments if (match := re.match(r"--?([A-Za-z][\w-]*)(=|$)", a))]
-    several = {field.name for field in fields if field_type(cls, field.name)[0] is tuple}
+    texts, arguments = take_texts(cls, arguments)
+    for name, values in texts.items():
+        several = field_type(cls, name)[0] is tuple
+        if len(values) > 1 and not several:
+            raise ParameterError(f"--{name}: must be given once, not {len(values)} times")
+        given[name] = values if several else values[0]
+    flags = [match[1].replace("-", "_") for a in arguments if (match := FLAG.match(a))]
     for name in flags:
-        if flags.count(name) > 1 and name not in several:
+        if flags.count(name) > 1:
             raise ParameterError(f"--{name}: must be given once, not {flags.count(name)} times")
     declared = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields]
     collect.__doc__ = help_text(cls, description)
@@ -192,24 +202,39 @@ def parse(cls: type[Parameters], arguments: list[str], description: str, script:
         matches = [field.name for field in fields if field.name.startswith(letter)]
         if len(matches) == 1:  # the short flags that the help shows
             given[matches[0]] = given.pop(letter)
-    for name in given.keys() & {f.name for f in fields if field_type(cls, f.name)[0] is str}:
-        given[name] = next(iter(raw_texts(arguments, name)), given[name])
-    for name in given.keys() & several:
-        given[name] = raw_texts(arguments, name)
     return given
 
 
-def raw_texts(arguments: list[str], name: str) -> list[str]:
-    """The texts given for a parameter, as they were typed: fire reads 2024_12 as a number, and a,b as a tuple."""
-    found = []
-    for k, argument in enumerate(arguments):
-        flag, equals, text = argument.partition("=")
-        if flag.startswith("-") and flag.lstrip("-").replace("-", "_") in (name, name[0]):
-            if equals:
-                found.append(text)
-            elif k + 1 < len(arguments) and not arguments[k + 1].startswith("--"):
-                found.append(arguments[k + 1])
-    return found
+FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?$", re.DOTALL)
+
+
+def take_texts(cls: type[Parameters], arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The texts given for parameters that are text, as they were typed, and the arguments that are left.
+
+    fire never sees them: it would read 2024_12 as a number, a,b as a tuple, and fail on long ones.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    texts: dict[str, list[str]] = {}
+    left, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        match = FLAG.match(argument)
+        name = match[1].replace("-", "_") if match else ""
+        if len(name) == 1:  # the short flags that the help shows
+            starting = [full for full in names if full.startswith(name)]
+            name = starting[0] if len(starting) == 1 else name
+        if name not in names or field_type(cls, name)[0] not in (str, tuple):
+            left.append(argument)
+            continue
+        if match[2] is None and (not rest or rest[0].startswith("--")):
+            raise ParameterError(f"--{name}: must be followed by {allowed_values(cls, cls.__dataclass_fields__[name])}")
+        text = rest.pop(0) if match[2] is None else match[2]
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ParameterError(f"--{name}={text.encode(errors='replace').decode()}: must be UTF-8 text") from None
+        texts.setdefault(name, []).append(text)
+    return texts, left
 
 
 def command_line(
@@ -236,7 +261,7 @@ def command_line(
     except (MemoryError, RuntimeError) as error:  # numpy raises the first, torch the second
         if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("allocate memory", "out of memory")):
             raise
-        fail(f"these sizes need more memory than there is ({str(error).splitlines()[0]})", 2)
+        fail(f"these sizes need more memory than there is ({(str(error).splitlines() or ['no details'])[0]})", 2)
 
 
 def fail(message: str, code: int) -> typing.NoReturn:

@@ -92,7 +92,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     """A CSV file; floats are written so that reading gives the same number."""
 
     def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
             writer.writerows(rows)
@@ -107,7 +107,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    replace_file(path, lambda temporary: temporary.write_text(text))
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_config(folder: Path, method: str, config: dict[str, Any]) -> None:

@@ -6,15 +6,18 @@ pixels. Start reading at `Pipeline.generate`.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from common.parameters import ParameterError
+from common.run_folder import describe
 from resd3_medium.mmdit import MMDiT
 from resd3_medium.refine_other_impls import ClipTextModel, ClipTokenizer, T5Encoder, T5Tokenizer, Tokens, joined
 from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
@@ -72,12 +75,13 @@ class Pipeline:
         self.clip_tokens = ClipTokenizer(TOKENIZERS)
         self.t5_tokens = T5Tokenizer(TOKENIZERS) if t5_rows else None
         self.resident: dict[str, nn.Module] = {}
-        self.config = structure(PARTS["MMDiT"], WeightsFile(models / PARTS["MMDiT"].file)).config
-        self.factor = structure(PARTS["VAE"], WeightsFile(models / PARTS["VAE"].file)).config.factor
+        names = [name for name in PARTS if name != "T5" or t5_rows]
+        sizes = {name: structure(PARTS[name], WeightsFile(models / PARTS[name].file)).config for name in names}
+        check_fit(models, sizes)
+        self.config, self.factor = sizes["MMDiT"], sizes["VAE"].factor
         if level == "none":
-            for name in PARTS:
-                if name != "T5" or t5_rows:
-                    self.bring(name)
+            for name in names:
+                self.bring(name)
 
     # --- models ---
 
@@ -168,7 +172,7 @@ class Pipeline:
         """Scaled latents [B, channels, H/8, W/8] of the initial image, one draw for each generator."""
         image = load_image(settings.init_image, settings.width, settings.height).to(self.device)
         vae: VAE = self.bring("VAE")
-        return torch.cat([vae.encode(image, generator) for generator in generators])
+        return vae.encode(image, generators)
 
     def levels(self, settings: Settings) -> list[float]:
         """The noise levels that the sampler goes through."""
@@ -208,26 +212,59 @@ class Pipeline:
         for latent in SAMPLERS[settings.sampler](velocity, x, levels):
             x = latent
             step_done()
-        if not bool(torch.isfinite(x).all()):
-            raise ParameterError(
-                f"--dtype={str(self.dtype).removeprefix('torch.')}: the latent is no longer finite; "
-                "must be another one of float32, bfloat16, float16"
-            )
+        self.check_finite(x, "latent")
         return x
+
+    def check_finite(self, values: torch.Tensor, what: str) -> None:
+        """Raise ParameterError unless all values are finite."""
+        if not bool(torch.isfinite(values).all()):
+            used = str(self.dtype).removeprefix("torch.")
+            others = " or ".join(name for name in ("float32", "bfloat16", "float16") if name != used)
+            raise ParameterError(f"--dtype={used}: the {what} is no longer finite; try {others}, or check the weights")
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Images of scaled latents, one by one, with pixels rounded to 0..255."""
         vae: VAE = self.bring("VAE")
-        return [to_image(vae.decode(latent[None], self.tile)[0]) for latent in latents]
+        images = []
+        for latent in latents:
+            pixels = vae.decode(latent[None], self.tile)[0]
+            self.check_finite(pixels, "image")
+            images.append(to_image(pixels))
+        return images
+
+
+def check_fit(models: Path, sizes: dict[str, Any]) -> None:
+    """Raise ParameterError unless the models of a folder, by their sizes, work on each other's outputs."""
+    mmdit, vae, clip = sizes["MMDiT"], sizes["VAE"], sizes["CLIP-L"].width + sizes["CLIP-G"].width
+    wrong = [
+        (mmdit.pooled_width != clip, f"widths of CLIP-L and CLIP-G add up to {clip}, not {mmdit.pooled_width}"),
+        (clip > mmdit.context_width, f"widths of CLIP-L and CLIP-G exceed the context's {mmdit.context_width}"),
+        (
+            sizes["VAE"].channels != mmdit.channels,
+            f"latents have {sizes['VAE'].channels} channels, not {mmdit.channels}",
+        ),
+        (mmdit.patch * vae.factor != 16, "patches do not have 16 pixels a side"),
+        ("T5" in sizes and sizes["T5"].width != mmdit.context_width, f"T5 is not {mmdit.context_width} wide"),
+    ]
+    for is_wrong, words in wrong:
+        if is_wrong:
+            raise ParameterError(f"--models={models}: must hold files that belong together; {words}")
 
 
 def load_image(path: str, width: int, height: int) -> torch.Tensor:
-    """An image file as [1, 3, height, width] in -1..1, resized. Raises ParameterError when it cannot be read."""
+    """An image file as [1, 3, height, width] in -1..1, upright, on white, resized. Raises ParameterError otherwise."""
     try:
-        image = Image.open(path).convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ParameterError(f"--init_image={path}: must be an image that can be read ({error})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = ImageOps.exif_transpose(Image.open(path))
+            if image.mode.startswith("I"):  # 16 bits a pixel
+                image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ParameterError(f"--init_image={path}: must be an image that can be read ({describe(error)})") from None
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
 
 
@@ -237,10 +274,10 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
-def batches(settings: Sequence[Settings], size: int) -> Iterator[range]:
-    """Ranges of consecutive images with equal settings, at most `size` each."""
-    start = 0
-    for end in range(1, len(settings) + 1):
-        if end == len(settings) or end - start == size or settings[end] != settings[start]:
-            yield range(start, end)
-            start = end
+def batches(settings: Sequence[Settings], size: int) -> Iterator[list[int]]:
+    """Indices of images that are made together: those with equal settings, in their order, at most `size` each."""
+    alike: dict[Settings, list[int]] = {}
+    for i, setting in enumerate(settings):
+        alike.setdefault(setting, []).append(i)
+    parts = [group[k : k + size] for group in alike.values() for k in range(0, len(group), size)]
+    yield from sorted(parts)

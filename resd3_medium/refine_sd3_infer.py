@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.parameters import ParameterError, Parameters, command_line, convert, parameter
-from common.run_folder import RESULTS, peak_mebibytes, peak_memory, writable
+from common.parameters import LARGEST, ParameterError, Parameters, command_line, convert, parameter
+from common.run_folder import RESULTS, claimed, peak_mebibytes, peak_memory, writable
 from resd3_medium.pipeline import Pipeline, Settings, batches, load_image
 from resd3_medium.sd3_impls import SAMPLERS
 from resd3_medium.tasks import (
     Measured,
     Task,
+    check_table,
     choose_prompts,
     draw_tasks,
     list_task,
@@ -32,6 +33,7 @@ from resd3_medium.tasks import (
 from resd3_medium.weights import missing_files
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
+IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile")  # what else decides about the pixels
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -44,12 +46,12 @@ class InferConfig(Parameters):
     num_tasks: int | None = parameter(
         None, "images to make; default one for each prompt, or one caption of the dataset", low=1, high=1_000_000
     )
-    negative_prompt: str | None = parameter(None, "what the image must not show; default nothing")
+    negative_prompt: str = parameter("", "what the image must not show", empty=True)
     steps: str = parameter("10-19", "denoising steps, or a range that each task draws its number from", unit="steps")
     width: int = parameter(512, "width of the image, a multiple of 16", unit="pixels", low=16)
     height: int = parameter(512, "height of the image, a multiple of 16", unit="pixels", low=16)
     cfg_scale: float = parameter(5.0, "scale of the classifier-free guidance; 1 is without", low=0, high=100)
-    shift: float = parameter(3.0, "shift of the noise levels towards 1", above=0, high=100)
+    shift: float = parameter(3.0, "shift of the noise levels towards 1", low=0.01, high=100)
     seed: int = parameter(0, "seed of the first image; image i has seed + i", low=0)
     sampler: str = parameter("euler", "sampler; dpmpp_2m needs fewer steps", choices=tuple(SAMPLERS))
     exact_end: bool = parameter(False, "do not shift the last noise level twice, as the published code does")
@@ -105,11 +107,14 @@ def choose_dtype(config: InferConfig, device: torch.device) -> torch.dtype:
 def with_stored(config: InferConfig, given: dict[str, Any]) -> InferConfig:
     """The parameters of the image --from_image, where the command line does not give others."""
     task, more = read_task(config.from_image)
-    settings = dataclasses.asdict(task.settings)
-    stored = settings | more | {"prompt": [task.prompt], "negative_prompt": task.negative_prompt or None}
-    stored |= {"seed": task.seed, "steps": str(settings["steps"])}
-    known = {name: value for name, value in stored.items() if name in InferConfig.__dataclass_fields__}
-    checked = {name: convert(InferConfig, name, value) for name, value in known.items()}
+    stored = dataclasses.asdict(task.settings) | {name: more[name] for name in IMAGE_PARAMETERS if name in more}
+    stored |= {"prompt": [task.prompt], "negative_prompt": task.negative_prompt, "seed": task.seed}
+    stored["steps"] = str(task.settings.steps)
+    if task.settings.init_image is None:
+        del stored["denoise"]
+    if config.prompts:
+        del stored["prompt"]
+    checked = {name: convert(InferConfig, name, value) for name, value in stored.items()}
     merged = dataclasses.replace(config, **{name: value for name, value in checked.items() if name not in given})
     merged.check()
     return merged
@@ -156,12 +161,12 @@ def run(pipeline: Pipeline, tasks: list[Task], config: InferConfig, out: Path) -
     warn_of_long_prompts(pipeline, prompts)
     texts = pipeline.encode(prompts)
     text_seconds = (time.perf_counter() - start) / len(tasks)
-    more = {"t5": "on" if pipeline.t5_rows else "off", "dtype": str(pipeline.dtype).removeprefix("torch.")}
-    more |= {name: getattr(config, name) for name in ("t5_tokens", "zero_rows", "tile")}
+    more = {name: getattr(config, name) for name in IMAGE_PARAMETERS}
+    more |= {"t5": "on" if pipeline.t5_rows else "off", "dtype": str(pipeline.dtype).removeprefix("torch.")}
     took = []
     for batch in batches([task.settings for task in tasks], config.batch_size):
         group = [tasks[i] for i in batch]
-        numbers = f"{batch[0] + 1}-{batch[-1] + 1}" if len(group) > 1 else f"{batch[0] + 1}"
+        numbers = ", ".join(str(i + 1) for i in batch[:4]) + (" .." if len(batch) > 4 else "")
         start = time.perf_counter()
         with tqdm(total=pipeline.steps(group[0].settings), unit="step", desc=f"image {numbers} of {len(tasks)}") as bar:
             latents = pipeline.denoise(
@@ -197,11 +202,17 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
         load_image(config.init_image, 16, 16)  # refuse what cannot be read before anything is loaded
     else:
         settings = dataclasses.replace(settings, denoise=1.0)
-    tasks = draw_tasks(prompts, config.negative_prompt or "", config.seed, parse_steps(config.steps), settings)
+    if config.seed + len(prompts) - 1 > LARGEST:
+        raise ParameterError(
+            f"--seed={config.seed}: must be at most {LARGEST} for the last of the {len(prompts)} images"
+        )
+    tasks = draw_tasks(prompts, config.negative_prompt, config.seed, parse_steps(config.steps), settings)
+    check_table(Path(config.out))
     pipeline = open_pipeline(config)
     out = writable(Path(config.out))
     start = time.perf_counter()
-    took = run(pipeline, tasks, config, out)
+    with claimed(out):
+        took = run(pipeline, tasks, config, out)
     average = (time.perf_counter() - start) / len(took)
     text, denoise, decode = (sum(getattr(t, name) for t in took) / len(took) for name in ("text", "denoise", "decode"))
     print(f"{len(took)} images and tasks.csv in {out}")

@@ -31,7 +31,7 @@ class BlockStream:
         longest = max(sum(tensor.numel() for tensor in tensors.values()) for tensors in weights)
         self.buffers = [torch.empty(longest, device=device, dtype=dtype) for _ in range(2)]
         # Views of each buffer for the block's own tensors, made once: (host tensors, views in buffer i mod 2).
-        self.host = [pack(tensors, dtype) for tensors in weights] if self.cuda else list(weights)
+        self.host = pack(weights, dtype) if self.cuda else list(weights)
         self.views = [self.cut(self.buffers[i % 2], tensors) for i, tensors in enumerate(weights)]
         for block, views in zip(self.blocks, self.views, strict=True):
             block.load_state_dict(views, assign=True)
@@ -82,9 +82,14 @@ def copy_all(views: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -
         view.copy_(tensors[name])
 
 
-def pack(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """All tensors in one row of pinned memory, so that a block is one copy."""
-    row = torch.empty(sum(tensor.numel() for tensor in tensors.values()), dtype=dtype, pin_memory=True)
-    for part, tensor in zip(row.split([t.numel() for t in tensors.values()]), tensors.values(), strict=True):
-        part.copy_(tensor.flatten())
-    return row
+def pack(weights: Sequence[dict[str, torch.Tensor]], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Each block's tensors in one row of pinned memory, so that a block is one copy.
+
+    All rows share one piece of memory, since each pinned piece is rounded up to a power of two.
+    """
+    sizes = [sum(tensor.numel() for tensor in tensors.values()) for tensors in weights]
+    rows = torch.empty(sum(sizes), dtype=dtype, pin_memory=True).split(sizes)
+    for row, tensors in zip(rows, weights, strict=True):
+        for part, tensor in zip(row.split([t.numel() for t in tensors.values()]), tensors.values(), strict=True):
+            part.copy_(tensor.flatten())
+    return list(rows)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from common.parameters import ParameterError
-from common.run_folder import read_csv, replace_file, write_csv
+from common.run_folder import describe, read_csv, replace_file, write_csv
 from resd3_medium.pipeline import Settings
 
 DATASET = Path(__file__).resolve().parents[1] / "dataset"
@@ -55,7 +55,7 @@ def parse_steps(text: str) -> tuple[int, int]:
 def read_lines(path: Path, flag: str) -> list[str]:
     """The prompts of a file, one per line; blank lines do not count. Raises ParameterError when there is none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ParameterError(f"--{flag}={path}: must be a text file with a prompt on each line ({reason})") from None
@@ -119,6 +119,8 @@ def read_task(path: str) -> tuple[Task, dict[str, Any]]:
         settings = Settings(**content.pop("settings"))
         names = [field.name for field in dataclasses.fields(Task) if field.name != "settings"]
         task = Task(**{name: content.pop(name) for name in names}, settings=settings)
+        if not (isinstance(task.prompt, str) and isinstance(task.negative_prompt, str)):
+            raise TypeError("a prompt that is no text")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ParameterError(
             f"--from_image={path}: must be a PNG made by this script ({type(error).__name__}: {error})"
@@ -130,6 +132,17 @@ HEADER = (
     *("image", "prompt", "negative_prompt", "steps", "seed", "width", "height", "cfg_scale", "shift", "sampler"),
     *("text_s", "denoise_s", "decode_s", "peak_memory_mib"),
 )
+
+
+def check_table(folder: Path) -> None:
+    """Raise ParameterError when the folder has a tasks.csv that is not this script's."""
+    table = folder / "tasks.csv"
+    try:
+        rows = read_csv(table) if table.exists() else []
+        if rows and tuple(rows[0]) != HEADER:
+            raise ValueError("it has other columns")
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"--out={folder}: its tasks.csv must be one of this script ({describe(error)})") from None
 
 
 def list_task(folder: Path, image: Path, task: Task, took: Measured) -> None:

@@ -9,7 +9,7 @@ wants them: `LatentFormat` converts. Start reading at `VAE.decode`.
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -82,7 +82,8 @@ class PixelAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.norm(x)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        # Fused attention wants each cell's numbers beside each other; without it, memory grows with the cells squared.
+        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None].contiguous() for layer in (self.q, self.k, self.v))
         attended = scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(attended)
 
@@ -185,13 +186,13 @@ class VAE(nn.Module):
         self.config, self.latents = config, LatentFormat()
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
-    def encode(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Scaled latents in float32 of images in -1..1: the mean, or a draw with a CPU generator."""
+    def encode(self, image: torch.Tensor, generators: Sequence[torch.Generator] = ()) -> torch.Tensor:
+        """Scaled latents in float32 of an image [1, 3, H, W] in -1..1: the mean, or a draw with each CPU generator."""
         moments = self.encoder(image.to(self.encoder.conv_in.weight.dtype)).float()
         mean, log_variance = moments.chunk(2, dim=1)
-        if generator is not None:
-            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
-            mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
+        if generators:
+            noise = torch.cat([torch.randn(mean.shape, generator=generator) for generator in generators])
+            mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise.to(mean.device)
         return self.latents.scaled(mean)
 
     def decode(self, latent: torch.Tensor, tile: int = 0) -> torch.Tensor:

@@ -54,7 +54,7 @@ PARTS = {
             "CLIP-G",
             "clip_g.safetensors",
             "",
-            ClipConfig.from_shapes,
+            lambda shapes: dataclasses.replace(ClipConfig.from_shapes(shapes), projection=True),
             lambda config: ClipTextModel(config, quick=False),
             r"logit_scale|.*position_ids",
         ),

@@ -36,7 +36,7 @@ class BenchConfig(Parameters):
     steps: int = parameter(2, "denoising steps of each measured image", unit="steps", low=1)
     repeats: int = parameter(3, "times that a denoising step is measured on each side", low=1)
     compare: bool = parameter(True, "compare a denoising step with diffusers'")
-    levels: str = parameter("none,model,block", "memory levels to measure, separated by commas; empty words: none")
+    levels: str = parameter("none,model,block", "memory levels to measure, separated by commas")
     one: str | None = parameter(None, "used by the script itself: measure this level and size, as in block:512")
 
 
@@ -74,6 +74,9 @@ def measure(config: BenchConfig, level: str, side: int) -> dict[str, float]:
         times["load"] = time.perf_counter() - start
         texts = pipeline.encode(["a lighthouse above the sea", ""])
         times["text"] = time.perf_counter() - start - times["load"]
+        began = time.perf_counter()
+        pipeline.bring("MMDiT")
+        times["load"] += time.perf_counter() - began
         began = time.perf_counter()
         latents = pipeline.denoise(*([text] for text in texts.values()), [0], settings(side, config.steps))
         times["denoise"] = time.perf_counter() - began
@@ -154,8 +157,14 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
         sides = [int(text) for text in config.sizes.split(",")]
     except ValueError:
         raise ParameterError(f"--sizes={config.sizes}: must be numbers separated by commas") from None
-    if any(side < 16 or side % 16 for side in sides):
-        raise ParameterError(f"--sizes={config.sizes}: must be multiples of 16")
+    largest = 8 * 2 * structure(PARTS["MMDiT"], WeightsFile(Path(config.models) / PARTS["MMDiT"].file)).config.grid
+    if any(not 16 <= side <= largest or side % 16 for side in sides):
+        raise ParameterError(f"--sizes={config.sizes}: must be multiples of 16, at most {largest}")
+    levels = [level.strip() for level in config.levels.split(",")]
+    if unknown := set(levels) - {"none", "model", "block"}:
+        raise ParameterError(
+            f"--levels={config.levels}: must be of none, model, block, not {', '.join(sorted(unknown))}"
+        )
     device = choose_device(config)
     print(f"device {device}, {choose_dtype(config, device)}, {torch.get_num_threads()} threads, T5 off\n")
     start = time.perf_counter()
@@ -164,7 +173,7 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
     print("| level | size | load s | text s | s per step | decode s | peak GiB |\n|---|---|---|---|---|---|---|")
     script = [sys.executable, __file__, f"--models={config.models}", f"--device={config.device}"]
     script += [f"--dtype={config.dtype}", f"--steps={config.steps}"]
-    for level in [level for level in config.levels.split(",") if level in ("none", "model", "block")]:
+    for level in levels:
         for side in sides:
             output = subprocess.run([*script, f"--one={level}:{side}"], check=True, stdout=subprocess.PIPE, text=True)
             m = json.loads(output.stdout.splitlines()[-1])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from tqdm import tqdm
 
 from common.parameters import ParameterError, Parameters, command_line, parameter
@@ -54,7 +53,7 @@ def fetch(name: str, folder: Path) -> None:
         try:
             expected = get_hf_file_metadata(hf_hub_url(REPOSITORY, remote)).etag
             fetched = Path(hf_hub_download(REPOSITORY, remote, local_dir=folder / ".download"))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except Exception as error:  # the hub's client raises many kinds, and so do those below it
             raise ParameterError(
                 f"--out={folder}: {name} could not be fetched; accept the licence at huggingface.co/{REPOSITORY}, run "
                 f"`hf auth login`, and try again, it goes on where it stopped ({describe(error)})"
@@ -63,9 +62,12 @@ def fetch(name: str, folder: Path) -> None:
             fetched.unlink()
             raise ParameterError(f"--out={folder}: {name} arrived damaged and was deleted; must be fetched again")
         fetched.replace(target)
-    for part in PARTS.values():
-        if part.file == name:
-            structure(part, WeightsFile(target))
+    try:
+        for part in PARTS.values():
+            if part.file == name:
+                structure(part, WeightsFile(target))
+    except ParameterError as error:
+        raise ParameterError(f"--out={folder}: delete {name} to fetch it anew; {error}") from None
     print(f"{name} is right")
 
 

@@ -9,6 +9,7 @@ import reference_sd3 as reference
 import torch
 from PIL import Image
 
+from resd3_medium import vae
 from resd3_medium.pipeline import Pipeline, Settings, batches
 from resd3_medium.sd3_impls import SAMPLERS, image_to_image_levels, noise_levels
 from resd3_medium.vae import decode_tiled, tile_starts
@@ -57,7 +58,7 @@ def test_samplers_converge_with_their_order():
 
 def test_batches_hold_equal_settings():
     a, b = Settings(steps=1), Settings(steps=2)
-    assert list(batches([a, a, a, b, a], 2)) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
+    assert list(batches([a, a, b, a, a, b], 3)) == [[0, 1, 3], [2, 5], [4]]
 
 
 @torch.inference_mode()
@@ -100,3 +101,20 @@ def test_tiles_cover_the_image_and_blend_to_it():
         starts = tile_starts(size, 16)
         assert starts[0] == 0 and starts[-1] == size - 16
         assert all(b - a <= 12 for a, b in pairwise(starts))  # overlaps by a quarter
+
+
+def test_the_autoencoder_attends_without_a_matrix_of_all_cells():
+    """The fused kernel (flash on the CPU) is chosen, so that memory does not grow with the cells squared."""
+    calls = []
+
+    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        calls.append(torch._fused_sdp_choice(q, k, v))
+        return original(q, k, v)
+
+    original, vae.scaled_dot_product_attention = vae.scaled_dot_product_attention, spy
+    try:
+        with torch.no_grad():
+            vae.PixelAttention(64)(torch.randn(1, 64, 8, 8))
+    finally:
+        vae.scaled_dot_product_attention = original
+    assert calls == [1]  # 0 is the plain product

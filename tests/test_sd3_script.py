@@ -135,6 +135,33 @@ def test_memory_levels_give_the_same_image(models, tmp_path, level):
     assert (resident[0] == other[0]).all()
 
 
+def test_prompts_may_be_odd(models, tmp_path):
+    """Too long for a parser of literals, with a leading dash, a line break, quotes; an empty negative prompt."""
+    prompts = ["x " * 5000, "-dash first", "two\nlines", "'quoted', \"twice\"", "a,b", "2024_12", "None"]
+    flags = [flag for prompt in prompts for flag in ("--prompt", prompt)]
+    assert len(make(models, tmp_path, *flags, "--negative_prompt", "")) == len(prompts)
+    assert [row["prompt"] for row in rows(tmp_path)] == prompts
+
+
+def test_an_initial_image_may_be_given_to_a_repeated_image(models, tmp_path):
+    """It then has the usual strength, 0.6, since the stored image had none; grey images of 16 bits are read, too."""
+    usual = ["--models", models, "--device=cpu"]
+    flags = ["--prompt=a", "--steps=5", "--width=64", "--height=48", "--out", tmp_path / "one"]
+    run_here(refine_sd3_infer, *usual, *flags)
+    noise = np.random.default_rng(0)
+    Image.fromarray(noise.integers(0, 65536, (9, 9), dtype=np.uint16)).save(tmp_path / "grey.png")
+    Image.fromarray(noise.integers(0, 256, (9, 9, 4), dtype=np.uint8)).save(tmp_path / "rgba.png")
+    image, found = next((tmp_path / "one").glob("*.png")), pixels(tmp_path / "one")
+    for name in ("grey", "rgba"):
+        start = ["--from_image", image, "--init_image", tmp_path / f"{name}.png", "--models", models]
+        run_here(refine_sd3_infer, *start, "--device=cpu", "--out", tmp_path / name)
+        found += pixels(tmp_path / name)
+        assert (
+            json.loads(Image.open(next((tmp_path / name).glob("*.png"))).text["dedgeai"])["settings"]["denoise"] == 0.6
+        )
+    assert all(abs(a - b).max() > 1 for a, b in ((found[0], found[1]), (found[1], found[2])))
+
+
 def test_long_and_empty_prompts_work_and_say_what_is_left_out(models, tmp_path, capsys):
     make(models, tmp_path, "--prompt", "word " * 90 + "end", "--prompt", "")
     warnings = [line for line in capsys.readouterr().err.splitlines() if "leaves out" in line]
@@ -197,6 +224,12 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
         (["--t5_tokens=1"], "--t5_tokens=1"),
         (["--models=nowhere"], "clip_g.safetensors, clip_l.safetensors, sd3_medium.safetensors missing"),
         (["--prompt=a", "--prompts=empty.txt"], "--prompts=empty.txt"),
+        (["--prompt", "--seed=3"], "--prompt: must be followed by text"),
+        (["--prompt"], "--prompt: must be followed by text"),
+        (["--prompt=\udcff"], "--prompt=?: must be UTF-8 text"),
+        (["--shift=1e-17"], "--shift=1e-17"),
+        (["--seed=2147483647", "--num_tasks=2"], "--seed=2147483647"),
+        (["--out=mine"], "--out=mine: its tasks.csv"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(models, tmp_path, capsys, monkeypatch, arguments, told):
@@ -204,11 +237,14 @@ def test_a_mistake_is_told_in_one_line(models, tmp_path, capsys, monkeypatch, ar
     Path("empty.txt").write_text("\n\n")
     Path("start.bin").write_bytes(bytes(range(256)))
     Image.new("RGB", (8, 8)).save("plain.png")
+    Path("mine").mkdir()
+    Path("mine/tasks.csv").write_text("my,table\n1,2\n")
     usual = {"--models": models, "--device": "cpu", "--out": "new"}
     given = {argument.partition("=")[0] for argument in arguments}
     more = [f"{name}={value}" for name, value in usual.items() if name not in given]
     assert told in refusal(capsys, *arguments, *more)
     assert not Path("new").exists()
+    assert Path("mine/tasks.csv").read_text() == "my,table\n1,2\n"
 
 
 @pytest.fixture
@@ -243,6 +279,7 @@ def rewrite(path: Path, change) -> None:
             lambda t: t.update({"model.diffusion_model.joint_blocks.0.x_block.attn.ln_q.weight": torch.ones(64)}),
             "Stable Diffusion 3.5",
         ),
+        ("clip_g.safetensors", lambda t: t.pop("text_projection.weight"), "text_projection.weight"),
         ("clip_g.safetensors", lambda t: (t.clear(), t.update(other=torch.ones(1))), "holds 1 tensors, such as other"),
         ("sd3_medium.safetensors", lambda t: [t.pop(n) for n in list(t) if n.startswith("first")], "must hold VAE"),
     ],
@@ -261,6 +298,22 @@ def test_files_that_are_not_whole_are_named(copy, models, capsys):
         assert "clip_l.safetensors must be a whole safetensors file" in refusal(
             capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new"
         )
+
+
+def test_files_that_do_not_belong_together_are_told(copy, models, capsys):
+    """CLIP-L's file under both names lacks a projection; with one, its width does not fit."""
+    (copy / "clip_g.safetensors").unlink()
+    shutil.copy(models / "clip_l.safetensors", copy / "clip_g.safetensors")
+    rewrite(copy / "clip_g.safetensors", lambda t: t.update({"text_projection.weight": torch.eye(64)}))
+    line = refusal(capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
+    assert "widths of CLIP-L and CLIP-G add up to 128, not 192" in line
+
+
+def test_an_image_that_is_not_finite_is_told(copy, capsys):
+    bias = "first_stage_model.decoder.conv_out.bias"
+    rewrite(copy / "sd3_medium.safetensors", lambda t: t[bias].fill_(torch.nan))
+    line = refusal(capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
+    assert "the image is no longer finite" in line
 
 
 def test_a_latent_that_is_not_finite_is_told(copy, capsys):
