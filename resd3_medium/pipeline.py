@@ -244,7 +244,6 @@ def check_fit(models: Path, sizes: dict[str, Any]) -> None:
             sizes["VAE"].channels != mmdit.channels,
             f"latents have {sizes['VAE'].channels} channels, not {mmdit.channels}",
         ),
-        (mmdit.patch * vae.factor != 16, "patches do not have 16 pixels a side"),
         ("T5" in sizes and sizes["T5"].width != mmdit.context_width, f"T5 is not {mmdit.context_width} wide"),
     ]
     for is_wrong, words in wrong:

@@ -137,8 +137,11 @@ def open_pipeline(config: InferConfig) -> Pipeline:
         t5_rows=config.t5_tokens if t5 else 0,
         zero_rows=config.zero_rows,
     )
-    largest = pipeline.config.grid * pipeline.config.patch * pipeline.factor
+    unit = pipeline.config.patch * pipeline.factor  # pixels along a patch's side, 16 in the released model
+    largest = pipeline.config.grid * unit
     for name in ("width", "height"):
+        if getattr(config, name) % unit:
+            raise ParameterError(f"--{name}={getattr(config, name)}: must be a multiple of {unit}, the model's patch")
         if getattr(config, name) > largest:
             raise ParameterError(f"--{name}={getattr(config, name)}: must be at most {largest}, the model's largest")
     if config.tile and max(config.width, config.height) > config.tile:
@@ -162,7 +165,12 @@ def run(pipeline: Pipeline, tasks: list[Task], config: InferConfig, out: Path) -
     texts = pipeline.encode(prompts)
     text_seconds = (time.perf_counter() - start) / len(tasks)
     more = {name: getattr(config, name) for name in IMAGE_PARAMETERS}
-    more |= {"t5": "on" if pipeline.t5_rows else "off", "dtype": str(pipeline.dtype).removeprefix("torch.")}
+    more |= {name: getattr(config, name) for name in ("models", "offload", "batch_size")}  # for the record
+    more |= {
+        "device": str(pipeline.device),
+        "t5": "on" if pipeline.t5_rows else "off",
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
+    }
     took = []
     for batch in batches([task.settings for task in tasks], config.batch_size):
         group = [tasks[i] for i in batch]
