@@ -240,10 +240,7 @@ def check_fit(models: Path, sizes: dict[str, Any]) -> None:
     wrong = [
         (mmdit.pooled_width != clip, f"widths of CLIP-L and CLIP-G add up to {clip}, not {mmdit.pooled_width}"),
         (clip > mmdit.context_width, f"widths of CLIP-L and CLIP-G exceed the context's {mmdit.context_width}"),
-        (
-            sizes["VAE"].channels != mmdit.channels,
-            f"latents have {sizes['VAE'].channels} channels, not {mmdit.channels}",
-        ),
+        (vae.channels != mmdit.channels, f"latents have {vae.channels} channels, not {mmdit.channels}"),
         ("T5" in sizes and sizes["T5"].width != mmdit.context_width, f"T5 is not {mmdit.context_width} wide"),
     ]
     for is_wrong, words in wrong:
