@@ -45,7 +45,7 @@ class EnvironmentParameters(Parameters):
     scenario_seed: int = parameter(
         4,
         "seed of capacities, link rates and task classes, shared by all training seeds; 4 is the first whose offered "
-        "load, 1.25 of the capacity, is that of the published script's draw (1.24)",
+        "load, 1.25 of the capacity, is about that of the published script's draw (1.24)",
         low=0,
     )
     scenario_per_seed: bool = parameter(False, "give every training seed a scenario of its own")
