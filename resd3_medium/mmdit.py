@@ -94,10 +94,6 @@ class Attention(nn.Module):
         if not last:
             self.proj = nn.Linear(width, width)
 
-    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values [B, heads, L, 64] of rows [B, L, width]."""
-        return self.qkv(x).unflatten(2, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4).unbind(0)
-
 
 class MLP(nn.Module):
     """Two layers with a GELU (tanh form) between them."""
@@ -107,7 +103,8 @@ class MLP(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
+        # in place, which spares a copy of the widest rows; autograd keeps what it needs
+        return self.fc2(torch.ops.aten.gelu_(self.fc1(x), approximate="tanh"))
 
 
 class StreamBlock(nn.Module):
@@ -126,10 +123,10 @@ class StreamBlock(nn.Module):
             self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
             self.mlp = MLP(width, 4 * width)
 
-    def before(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
-        """Queries, keys and values of the stream's rows, and the modulations that `after` needs."""
+    def before(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Queries, keys and values [B, L, 3 width] of the stream's rows, and the modulations that `after` needs."""
         shift, scale, *rest = self.adaLN_modulation(condition).chunk(2 if self.last else 6, dim=1)
-        return self.attn.heads(modulate(self.norm1(x), shift, scale)), rest
+        return self.attn.qkv(modulate(self.norm1(x), shift, scale)), rest
 
     def after(self, x: torch.Tensor, attended: torch.Tensor, modulation: list[torch.Tensor]) -> torch.Tensor:
         """The stream's rows once the attention's result [B, L, width] is added and the MLP has run."""
@@ -151,12 +148,13 @@ class JointBlock(nn.Module):
         """context [B, T, width] and image rows x [B, L, width], after the block; condition is [B, width]."""
         text, text_modulation = self.context_block.before(context, condition)
         image, image_modulation = self.x_block.before(x, condition)
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image, strict=True))
-        attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        rows = context.shape[1]
-        x = self.x_block.after(x, attended[:, rows:], image_modulation)
+        rows = torch.cat([text, image], dim=1).unflatten(2, (3, -1, HEAD_WIDTH))
+        del text, image  # the attention needs their memory
+        attended = scaled_dot_product_attention(*rows.permute(2, 0, 3, 1, 4).contiguous()).transpose(1, 2).flatten(2)
+        for_text, for_image = attended.split([context.shape[1], x.shape[1]], dim=1)
+        x = self.x_block.after(x, for_image.contiguous(), image_modulation)
         if not self.context_block.last:
-            context = self.context_block.after(context, attended[:, :rows], text_modulation)
+            context = self.context_block.after(context, for_text.contiguous(), text_modulation)
         return context, x
 
 
