@@ -78,7 +78,7 @@ class Pipeline:
         names = [name for name in PARTS if name != "T5" or t5_rows]
         sizes = {name: structure(PARTS[name], WeightsFile(models / PARTS[name].file)).config for name in names}
         check_fit(models, sizes)
-        self.config, self.factor = sizes["MMDiT"], sizes["VAE"].factor
+        self.config, self.clip, self.factor = sizes["MMDiT"], sizes["CLIP-L"], sizes["VAE"].factor
         if level == "none":
             for name in names:
                 self.bring(name)
@@ -127,10 +127,16 @@ class Pipeline:
 
     def tokens(self, prompt: str) -> dict[str, Tokens]:
         """The prompt's tokens for every encoder."""
-        found = {"CLIP-L": self.clip_tokens(prompt, 49407), "CLIP-G": self.clip_tokens(prompt, 0)}
+        fillers = {"CLIP-L": 49407, "CLIP-G": 0}
+        found = {name: self.clip_tokens(prompt, self.clip.rows, filler) for name, filler in fillers.items()}
         if self.t5_tokens:
             found["T5"] = self.t5_tokens(prompt, self.t5_rows)
         return found
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The prompt's words that a model with a vocabulary of its own has never seen."""
+        known = None if self.clip.known is None else set(self.clip.known)
+        return [] if known is None else [w for w in prompt.split() if not known.issuperset(self.clip_tokens.ids(w))]
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], progress: Callable[[], None] = lambda: None) -> dict[str, Conditioning]:
@@ -143,7 +149,7 @@ class Pipeline:
             outputs[name] = []
             for prompt in different:
                 ids = tokens[prompt][name].ids
-                if max(ids) >= model.config.vocabulary:
+                if getattr(model, "known", None) is None and max(ids) >= model.config.vocabulary:
                     raise ParameterError(
                         f"--models={self.models}: {PARTS[name].file} has {model.config.vocabulary} tokens; "
                         f"must have all of the tokenizer's, up to {max(ids)}"
@@ -236,9 +242,11 @@ class Pipeline:
 
 def check_fit(models: Path, sizes: dict[str, Any]) -> None:
     """Raise ParameterError unless the models of a folder, by their sizes, work on each other's outputs."""
-    mmdit, vae, clip = sizes["MMDiT"], sizes["VAE"], sizes["CLIP-L"].width + sizes["CLIP-G"].width
+    mmdit, vae, rows = sizes["MMDiT"], sizes["VAE"], [sizes[name].rows for name in ("CLIP-L", "CLIP-G")]
+    clip = sizes["CLIP-L"].width + sizes["CLIP-G"].width
     wrong = [
         (mmdit.pooled_width != clip, f"widths of CLIP-L and CLIP-G add up to {clip}, not {mmdit.pooled_width}"),
+        (rows[0] != rows[1], f"CLIP-L reads {rows[0]} tokens, CLIP-G {rows[1]}"),
         (clip > mmdit.context_width, f"widths of CLIP-L and CLIP-G exceed the context's {mmdit.context_width}"),
         (vae.channels != mmdit.channels, f"latents have {vae.channels} channels, not {mmdit.channels}"),
         ("T5" in sizes and sizes["T5"].width != mmdit.context_width, f"T5 is not {mmdit.context_width} wide"),

@@ -8,7 +8,7 @@ their outputs together as the transformer wants them. Start reading at `joined`,
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-ROWS = 77  # tokens of a CLIP prompt, with start and end
 START, END = 49406, 49407  # of CLIP's vocabulary
 HEAD_WIDTH = 64  # of CLIP's attention heads, in both sizes
 
@@ -36,7 +35,8 @@ class Tokens:
 class ClipTokenizer:
     """CLIP's byte-pair tokenizer, from vocab.json and merges.txt in `folder`.
 
-    Of a prompt, 75 tokens fit between start and end. CLIP-L fills up with the end token, CLIP-G with 0.
+    Of a prompt, `rows - 2` tokens fit between start and end, 75 in the released models. CLIP-L fills up with the end
+    token, CLIP-G with 0.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,11 +46,15 @@ class ClipTokenizer:
             vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=10**9
         )
 
-    def __call__(self, prompt: str, filler: int) -> Tokens:
-        ids = self.bpe(prompt, add_special_tokens=False)["input_ids"]
-        kept, rest = ids[: ROWS - 2], ids[ROWS - 2 :]
+    def ids(self, text: str) -> list[int]:
+        """The text's tokens, without start and end."""
+        return self.bpe(text, add_special_tokens=False)["input_ids"]
+
+    def __call__(self, prompt: str, rows: int, filler: int) -> Tokens:
+        ids = self.ids(prompt)
+        kept, rest = ids[: rows - 2], ids[rows - 2 :]
         filled = [START, *kept, END]
-        return Tokens(filled + [filler] * (ROWS - len(filled)), self.bpe.decode(rest) if rest else "")
+        return Tokens(filled + [filler] * (rows - len(filled)), self.bpe.decode(rest) if rest else "")
 
 
 class T5Tokenizer:
@@ -73,21 +77,31 @@ class T5Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of a CLIP text model; `projection` tells whether the pooled output is projected."""
+    """Sizes of a CLIP text model; `projection` tells whether the pooled output is projected.
+
+    `rows` is the length of its prompts. A small model may have rows for the `known` tokens only, in ascending order;
+    row 0 of its token table is then for all others.
+    """
 
     depth: int
     width: int
     hidden: int
     vocabulary: int
     projection: bool
+    rows: int = 77
+    known: tuple[int, ...] | None = None
 
     @classmethod
-    def from_shapes(cls, shapes: Shapes) -> "ClipConfig":
+    def from_shapes(cls, shapes: Shapes, known: Sequence[int] | None = None) -> "ClipConfig":
         """The sizes of a checkpoint's tensors. Raises KeyError for a tensor that is missing."""
         vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
+        rows = shapes["text_model.embeddings.position_embedding.weight"][0]
+        if known is not None and (len(known) != vocabulary - 1 or list(known) != sorted({int(i) for i in known})):
+            raise ValueError(f"known_tokens must be {vocabulary - 1} ascending numbers")
         layers = {m[1] for name in shapes if (m := re.match(r"text_model\.encoder\.layers\.(\d+)\.", name))}
         hidden = shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0]
-        return cls(len(layers), width, hidden, vocabulary, "text_projection.weight" in shapes)
+        projection = "text_projection.weight" in shapes
+        return cls(len(layers), width, hidden, vocabulary, projection, rows, None if known is None else tuple(known))
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -139,21 +153,29 @@ class ClipTextModel(nn.Module):
         self.text_model = nn.Module()
         self.text_model.embeddings = nn.Module()
         self.text_model.embeddings.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.text_model.embeddings.position_embedding = nn.Embedding(ROWS, config.width)
+        self.text_model.embeddings.position_embedding = nn.Embedding(config.rows, config.width)
         self.text_model.encoder = nn.Module()
         self.text_model.encoder.layers = nn.ModuleList(ClipLayer(config) for _ in range(config.depth))
         self.text_model.final_layer_norm = nn.LayerNorm(config.width)
         self.text_projection = nn.Linear(config.width, config.width, bias=False) if config.projection else None
+        self.known: torch.Tensor | None = None  # tokens that have a row of their own, where not all do
         self.stream: Iterable[nn.Module] | None = None  # brings the layers in one by one where not all are resident
 
+    def places(self, ids: torch.Tensor) -> torch.Tensor:
+        """The tokens' rows in the token table."""
+        if self.known is None:
+            return ids
+        place = torch.searchsorted(self.known, ids).clamp(max=len(self.known) - 1)
+        return torch.where(self.known[place] == ids, place + 1, 0)
+
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows [B, 77, width] and pooled [B, width] of ids [B, 77].
+        """Rows [B, T, width] and pooled [B, width] of ids [B, T]; T is 77 in the released models.
 
         The rows are those that enter the last layer, without the final norm; the pooled vector is the final norm's row
         at the end token, which is the first with the greatest id.
         """
         table = self.text_model.embeddings
-        x = table.token_embedding(ids) + table.position_embedding.weight[: ids.shape[1]]
+        x = table.token_embedding(self.places(ids)) + table.position_embedding.weight[: ids.shape[1]]
         for layer in self.stream or self.text_model.encoder.layers:
             rows, x = x, layer(x, self.activation)
         last = self.text_model.final_layer_norm(x)

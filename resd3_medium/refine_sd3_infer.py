@@ -1,12 +1,13 @@
 """Text (and image) to image with Stable Diffusion 3 Medium, in little memory.
 
-Reads the released safetensors from --models and writes PNGs and tasks.csv into --out. Without a prompt, captions of the
-dataset are drawn. Examples:
+Reads the released safetensors from --models and writes PNGs and tasks.csv into --out. Without them, a small model that
+comes with the project makes emoji. Without a prompt, captions of the dataset are drawn. Examples:
 python resd3_medium/refine_sd3_infer.py --prompt "a red bicycle leaning on a blue door" --steps 28
 python resd3_medium/refine_sd3_infer.py --num_tasks 10 --steps 10-19 --offload block
 """
 
 import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
@@ -30,9 +31,12 @@ from resd3_medium.tasks import (
     read_task,
     save_image,
 )
-from resd3_medium.weights import missing_files
+from resd3_medium.weights import PARTS, WeightsFile, missing_files
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
+POCKET = MODELS / "pocket"  # a small model that comes with the project
+RELEASED = {"steps": "10-19", "width": 512, "height": 512, "cfg_scale": 5.0, "shift": 3.0}
+OWN = tuple(RELEASED)  # parameters whose defaults a model's file may give
 IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile")  # what else decides about the pixels
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -47,11 +51,23 @@ class InferConfig(Parameters):
         None, "images to make; default one for each prompt, or one caption of the dataset", low=1, high=1_000_000
     )
     negative_prompt: str = parameter("", "what the image must not show", empty=True)
-    steps: str = parameter("10-19", "denoising steps, or a range that each task draws its number from", unit="steps")
-    width: int = parameter(512, "width of the image, a multiple of 16", unit="pixels", low=16)
-    height: int = parameter(512, "height of the image, a multiple of 16", unit="pixels", low=16)
-    cfg_scale: float = parameter(5.0, "scale of the classifier-free guidance; 1 is without", low=0, high=100)
-    shift: float = parameter(3.0, "shift of the noise levels towards 1", low=0.01, high=100)
+    steps: str | None = parameter(
+        None,
+        "denoising steps, or a range that each task draws its number from; default 10-19, pocket model 20",
+        unit="steps",
+    )
+    width: int | None = parameter(
+        None, "width of the image, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16
+    )
+    height: int | None = parameter(
+        None, "height of the image, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16
+    )
+    cfg_scale: float | None = parameter(
+        None, "scale of the classifier-free guidance, 1 is without; default 5, pocket model 3", low=0, high=100
+    )
+    shift: float | None = parameter(
+        None, "shift of the noise levels towards 1; default 3, pocket model 1", low=0.01, high=100
+    )
     seed: int = parameter(0, "seed of the first image; image i has seed + i", low=0)
     sampler: str = parameter("euler", "sampler; dpmpp_2m needs fewer steps", choices=tuple(SAMPLERS))
     exact_end: bool = parameter(False, "do not shift the last noise level twice, as the published code does")
@@ -59,7 +75,9 @@ class InferConfig(Parameters):
     denoise: float = parameter(0.6, "how much of an initial image is made anew", above=0, high=1)
     from_image: str | None = parameter(None, "make the image of this PNG again, but for parameters given besides")
     batch_size: int = parameter(1, "images that are denoised together, if they have as many steps", low=1, high=1024)
-    models: str = parameter(str(MODELS), "folder of the model files")
+    models: str | None = parameter(
+        None, "folder of the model files; default models, or models/pocket while no model file lies in models"
+    )
     device: str = parameter("auto", "where the models run", choices=("auto", "cuda", "mps", "cpu"))
     dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
     offload: str = parameter(
@@ -79,9 +97,10 @@ class InferConfig(Parameters):
 
     def check(self) -> None:
         super().check()
-        parse_steps(self.steps)
+        if self.steps is not None:
+            parse_steps(self.steps)
         for name in ("width", "height"):
-            if getattr(self, name) % 16:
+            if (getattr(self, name) or 0) % 16:
                 raise ParameterError(f"--{name}={getattr(self, name)}: must be a multiple of 16")
         if self.prompt and self.prompts:
             raise ParameterError(f"--prompts={self.prompts}: must not be combined with --prompt")
@@ -120,6 +139,30 @@ def with_stored(config: InferConfig, given: dict[str, Any]) -> InferConfig:
     return merged
 
 
+def with_model(config: InferConfig) -> InferConfig:
+    """The parameters with the folder of the models, and with the defaults of the model that lies there.
+
+    A small model may say what suits it, and what it is, in the metadata of its transformer's file.
+    """
+    names = [part.file for part in PARTS.values()]
+    models = Path(config.models or MODELS)
+    if config.models is None and not any((models / name).is_file() for name in names):
+        models = POCKET
+    own, file = dict(RELEASED), models / PARTS["MMDiT"].file
+    if file.is_file():
+        metadata = WeightsFile(file).metadata
+        try:
+            own |= {n: convert(InferConfig, n, v) for n, v in json.loads(metadata.get("defaults", "{}")).items()}
+            if set(own) != set(OWN):
+                raise ValueError("other parameters")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ParameterError(f"--models={models}: {file.name} must have sound defaults ({error})") from None
+        if note := metadata.get("note"):
+            print(note)
+    missing = {name: value for name, value in own.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, models=str(models), **missing)
+
+
 def open_pipeline(config: InferConfig) -> Pipeline:
     """The pipeline of the parameters. Raises ParameterError for files that are missing and sizes that do not fit."""
     models, device = Path(config.models), choose_device(config)
@@ -149,9 +192,11 @@ def open_pipeline(config: InferConfig) -> Pipeline:
     return pipeline
 
 
-def warn_of_long_prompts(pipeline: Pipeline, prompts: list[str]) -> None:
-    """Say which end of a prompt an encoder does not read."""
+def warn_of_prompts(pipeline: Pipeline, prompts: list[str]) -> None:
+    """Say which words a small model has never seen, and which end of a prompt an encoder does not read."""
     for prompt in dict.fromkeys(prompts):
+        if unknown := pipeline.unknown_words(prompt):
+            print(f"warning: the model does not know: {', '.join(dict.fromkeys(unknown))}", file=sys.stderr)
         for encoder, tokens in pipeline.tokens(prompt).items():
             if tokens.left_out and encoder != "CLIP-G":  # which reads what CLIP-L reads
                 print(f"warning: {encoder.removesuffix('-L')} leaves out: {tokens.left_out!r}", file=sys.stderr)
@@ -161,7 +206,7 @@ def run(pipeline: Pipeline, tasks: list[Task], config: InferConfig, out: Path) -
     """Make the images of all tasks, batch by batch, and save each at once. Returns what each took."""
     start = time.perf_counter()
     prompts = [text for task in tasks for text in (task.prompt, task.negative_prompt)]
-    warn_of_long_prompts(pipeline, prompts)
+    warn_of_prompts(pipeline, prompts)
     texts = pipeline.encode(prompts)
     text_seconds = (time.perf_counter() - start) / len(tasks)
     more = {name: getattr(config, name) for name in IMAGE_PARAMETERS}
@@ -202,12 +247,15 @@ def peak(device: torch.device) -> float:
 def main(config: InferConfig, given: dict[str, Any]) -> None:
     if config.from_image:
         config = with_stored(config, given)
+    config = with_model(config)
     prompts = choose_prompts(config.prompt, config.prompts, config.num_tasks, config.seed)
     settings = Settings(
         **{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings) if f.name != "steps"}, steps=1
     )
     if config.init_image:
         load_image(config.init_image, 16, 16)  # refuse what cannot be read before anything is loaded
+    elif "denoise" in given:
+        raise ParameterError(f"--denoise={config.denoise}: must come with --init_image, whose part it is")
     else:
         settings = dataclasses.replace(settings, denoise=1.0)
     if config.seed + len(prompts) - 1 > LARGEST:

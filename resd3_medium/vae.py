@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
-GROUPS = 32  # of every group norm, in all released sizes
+GROUPS = 32  # of every group norm, where a model does not say otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class VAEConfig:
     widths: tuple[int, ...]
     blocks: int
     channels: int  # of the latent
+    groups: int = GROUPS  # of every group norm; shapes do not tell
 
     @property
     def factor(self) -> int:
@@ -46,25 +47,25 @@ class VAEConfig:
         return 2 ** (len(self.widths) - 1)
 
     @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> "VAEConfig":
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], groups: int = GROUPS) -> "VAEConfig":
         """The sizes of a checkpoint's tensors. Raises KeyError for a tensor that is missing."""
         found = [m for name in shapes if (m := re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.", name))]
         levels = 1 + max((int(m[1]) for m in found), default=0)
         widths = tuple(shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels))
-        return cls(widths, 1 + max(int(m[2]) for m in found), shapes["decoder.conv_in.weight"][1])
+        return cls(widths, 1 + max(int(m[2]) for m in found), shapes["decoder.conv_in.weight"][1], groups)
 
 
-def norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, width, eps=1e-6)
+def norm(width: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, width, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
     """Two convolutions around a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2, self.conv2 = norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm1, self.conv1 = norm(inputs, groups), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = norm(outputs, groups), nn.Conv2d(outputs, outputs, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -75,9 +76,9 @@ class ResidualBlock(nn.Module):
 class PixelAttention(nn.Module):
     """Attention of one head over all cells of a feature map."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.norm = norm(width)
+        self.norm = norm(width, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -91,13 +92,10 @@ class PixelAttention(nn.Module):
 class Middle(nn.Module):
     """The coarsest level: attention between two residual blocks."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.block_1, self.attn_1, self.block_2 = (
-            ResidualBlock(width, width),
-            PixelAttention(width),
-            ResidualBlock(width, width),
-        )
+        self.block_1, self.block_2 = (ResidualBlock(width, width, groups) for _ in range(2))
+        self.attn_1 = PixelAttention(width, groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -120,10 +118,10 @@ class Resample(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one size and, but at the end, the way to the next size."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, resample: str | None) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, resample: str | None, groups: int) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * blocks
-        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
+        self.block = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in itertools.pairwise(widths))
         if resample:
             setattr(self, resample, Resample(outputs, up=resample == "upsample"))
         self.resample = resample
@@ -143,11 +141,12 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         inputs = (widths[0], *widths[:-1])
         self.down = nn.ModuleList(
-            Level(a, b, config.blocks, "downsample" if i + 1 < len(widths) else None)
+            Level(a, b, config.blocks, "downsample" if i + 1 < len(widths) else None, config.groups)
             for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
         )
-        self.mid = Middle(widths[-1])
-        self.norm_out, self.conv_out = norm(widths[-1]), nn.Conv2d(widths[-1], 2 * config.channels, 3, padding=1)
+        self.mid = Middle(widths[-1], config.groups)
+        self.norm_out = norm(widths[-1], config.groups)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.channels, 3, padding=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(image)
@@ -163,13 +162,13 @@ class Decoder(nn.Module):
         super().__init__()
         widths = config.widths
         self.conv_in = nn.Conv2d(config.channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], config.groups)
         inputs = (*widths[1:], widths[-1])
         self.up = nn.ModuleList(
-            Level(a, b, config.blocks + 1, "upsample" if i > 0 else None)
+            Level(a, b, config.blocks + 1, "upsample" if i > 0 else None, config.groups)
             for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
         )
-        self.norm_out, self.conv_out = norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.norm_out, self.conv_out = norm(widths[0], config.groups), nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         x = self.mid(self.conv_in(latent))

@@ -6,6 +6,7 @@ memory-mapped file, straight at the wanted dtype and on the wanted device. Nothi
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,14 +19,14 @@ from torch import nn
 from common.parameters import ParameterError
 from resd3_medium.mmdit import MMDiT, MMDiTConfig
 from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, T5Config, T5Encoder
-from resd3_medium.vae import VAE, LatentFormat, VAEConfig
+from resd3_medium.vae import GROUPS, VAE, LatentFormat, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One model: its file, where its tensors are in it, and how it is built from their shapes.
+    """One model: its file, where its tensors are in it, and how it is built from their shapes and the file's metadata.
 
     `spare` matches tensors that files may hold besides and that have no use here.
     """
@@ -33,9 +34,15 @@ class Part:
     name: str
     file: str
     prefix: str
-    sizes: Callable[[Shapes], Any]
+    sizes: Callable[[Shapes, Mapping[str, str]], Any]
     model: Callable[[Any], nn.Module]
     spare: str = "$^"
+
+
+def clip_sizes(shapes: Shapes, metadata: Mapping[str, str]) -> ClipConfig:
+    """The sizes of a CLIP text model; a small one says in its metadata which tokens it knows."""
+    known = json.loads(metadata["known_tokens"]) if "known_tokens" in metadata else None
+    return ClipConfig.from_shapes(shapes, known)
 
 
 PARTS = {
@@ -46,7 +53,7 @@ PARTS = {
             "clip_l.safetensors",
             "",
             # The released model projects nothing; some files hold an identity for it.
-            lambda shapes: dataclasses.replace(ClipConfig.from_shapes(shapes), projection=False),
+            lambda shapes, more: dataclasses.replace(clip_sizes(shapes, more), projection=False),
             lambda config: ClipTextModel(config, quick=True),
             r"text_projection\.weight|logit_scale|.*position_ids",
         ),
@@ -54,13 +61,32 @@ PARTS = {
             "CLIP-G",
             "clip_g.safetensors",
             "",
-            lambda shapes: dataclasses.replace(ClipConfig.from_shapes(shapes), projection=True),
+            lambda shapes, more: dataclasses.replace(clip_sizes(shapes, more), projection=True),
             lambda config: ClipTextModel(config, quick=False),
             r"logit_scale|.*position_ids",
         ),
-        Part("T5", "t5xxl.safetensors", "", T5Config.from_shapes, T5Encoder, r"encoder\.embed_tokens\.weight"),
-        Part("MMDiT", "sd3_medium.safetensors", "model.diffusion_model.", MMDiTConfig.from_shapes, MMDiT),
-        Part("VAE", "sd3_medium.safetensors", "first_stage_model.", VAEConfig.from_shapes, VAE),
+        Part(
+            "T5",
+            "t5xxl.safetensors",
+            "",
+            lambda shapes, more: T5Config.from_shapes(shapes),
+            T5Encoder,
+            r"encoder\.embed_tokens\.weight",
+        ),
+        Part(
+            "MMDiT",
+            "sd3_medium.safetensors",
+            "model.diffusion_model.",
+            lambda shapes, more: MMDiTConfig.from_shapes(shapes),
+            MMDiT,
+        ),
+        Part(
+            "VAE",
+            "sd3_medium.safetensors",
+            "first_stage_model.",
+            lambda shapes, more: VAEConfig.from_shapes(shapes, int(more.get("group_norm_groups", GROUPS))),
+            VAE,
+        ),
     )
 }
 
@@ -82,6 +108,10 @@ class WeightsFile:
         """Shapes of the tensors whose names start with `prefix`, by the rest of their names."""
         names = [name for name in self.file.keys() if name.startswith(prefix)]  # noqa: SIM118, it is no dict
         return {name[len(prefix) :]: tuple(self.file.get_slice(name).get_shape()) for name in names}
+
+    def is_floating(self, name: str) -> bool:
+        """Whether a tensor's numbers are floating-point."""
+        return self.file.get_slice(name).get_dtype().startswith(("F", "BF"))
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor that shares the file's memory map."""
@@ -122,7 +152,7 @@ def structure(part: Part, file: WeightsFile) -> nn.Module:
         raise ParameterError(f"{place} holds a Stable Diffusion 3.5 transformer; must be Stable Diffusion 3 Medium")
     try:
         with torch.device("meta"):
-            model = part.model(part.sizes(shapes))
+            model = part.model(part.sizes(shapes, file.metadata))
     except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError, TypeError) as error:
         found = described(file.shapes(""))
         raise ParameterError(
@@ -131,6 +161,9 @@ def structure(part: Part, file: WeightsFile) -> nn.Module:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if isinstance(model, MMDiT):
         wanted["pos_embed"] = (1, model.config.grid**2, model.config.width)
+    whole_numbers = sorted(n for n in wanted.keys() & shapes.keys() if not file.is_floating(part.prefix + n))
+    if whole_numbers:
+        raise ParameterError(f"{place} must hold floating-point weights; {listed(part.prefix, whole_numbers)} are not")
     missing = sorted(wanted.keys() - shapes.keys())
     if missing:
         raise ParameterError(f"{place} lacks {len(missing)} tensors of {part.name}: {listed(part.prefix, missing)}")
@@ -170,7 +203,10 @@ def build(part: Part, models: Path, device: torch.device, dtype: torch.dtype) ->
 
 
 def finish(model: nn.Module, file: WeightsFile) -> None:
-    """What a model needs besides its parameters: the position table, or where the latents lie."""
+    """What a model needs besides its parameters: the position table, the known tokens, or where the latents lie."""
+    if isinstance(model, ClipTextModel) and model.config.known is not None:
+        device = model.text_model.embeddings.token_embedding.weight.device
+        model.known = torch.tensor(model.config.known, device=device)
     if isinstance(model, MMDiT):
         model.pos_embed = file.tensor("model.diffusion_model.pos_embed")
     if isinstance(model, VAE):

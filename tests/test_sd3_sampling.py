@@ -114,7 +114,7 @@ def test_the_autoencoder_attends_without_a_matrix_of_all_cells():
     original, vae.scaled_dot_product_attention = vae.scaled_dot_product_attention, spy
     try:
         with torch.no_grad():
-            vae.PixelAttention(64)(torch.randn(1, 64, 8, 8))
+            vae.PixelAttention(64, 32)(torch.randn(1, 64, 8, 8))
     finally:
         vae.scaled_dot_product_attention = original
     assert calls == [1]  # 0 is the plain product
