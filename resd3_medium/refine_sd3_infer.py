@@ -7,7 +7,6 @@ python resd3_medium/refine_sd3_infer.py --num_tasks 10 --steps 10-19 --offload b
 """
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -35,8 +34,8 @@ from resd3_medium.weights import PARTS, WeightsFile, missing_files
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 POCKET = MODELS / "pocket"  # a small model that comes with the project
+# Parameters whose defaults a model's file may give, and what they are without.
 RELEASED = {"steps": "10-19", "width": 512, "height": 512, "cfg_scale": 5.0, "shift": 3.0}
-OWN = tuple(RELEASED)  # parameters whose defaults a model's file may give
 IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile")  # what else decides about the pixels
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -150,15 +149,12 @@ def with_model(config: InferConfig) -> InferConfig:
         models = POCKET
     own, file = dict(RELEASED), models / PARTS["MMDiT"].file
     if file.is_file():
-        metadata = WeightsFile(file).metadata
-        try:
-            own |= {n: convert(InferConfig, n, v) for n, v in json.loads(metadata.get("defaults", "{}")).items()}
-            if set(own) != set(OWN):
-                raise ValueError("other parameters")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ParameterError(f"--models={models}: {file.name} must have sound defaults ({error})") from None
-        if note := metadata.get("note"):
-            print(note)
+        extras = WeightsFile(file).extras
+        if unknown := extras.defaults.keys() - own.keys():
+            raise ParameterError(f"--models={models}: {file.name} must not have a default for {min(unknown)}")
+        own |= {name: convert(InferConfig, name, value) for name, value in extras.defaults.items()}
+        if extras.note:
+            print(extras.note)
     missing = {name: value for name, value in own.items() if getattr(config, name) is None}
     return dataclasses.replace(config, models=str(models), **missing)
 

@@ -22,11 +22,41 @@ from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, T5Config,
 from resd3_medium.vae import GROUPS, VAE, LatentFormat, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
+KEY = "dedgeai"  # in the metadata of a file
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What shapes do not tell about a model; a small one says it as JSON under KEY in its file's metadata.
+
+    `known_tokens` are those that a text encoder has rows for, `defaults` and `note` are for the entry script.
+    """
+
+    known_tokens: tuple[int, ...] | None = None
+    group_norm_groups: int = GROUPS
+    latent_scale: float = LatentFormat.scale
+    latent_shift: float = LatentFormat.shift
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "Extras":
+        """Raises ValueError or TypeError for what is no such JSON."""
+        content = json.loads(metadata.get(KEY, "{}"))
+        known = content.pop("known_tokens", None)
+        found = cls(known_tokens=None if known is None else tuple(int(i) for i in known), **content)
+        if not (found.group_norm_groups > 0 < found.latent_scale and isinstance(found.defaults, dict)):
+            raise ValueError(f"{KEY} has values out of range")
+        return found
+
+    def to_metadata(self) -> dict[str, str]:
+        content = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return {KEY: json.dumps(content)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One model: its file, where its tensors are in it, and how it is built from their shapes and the file's metadata.
+    """One model: its file, where its tensors are in it, and how it is built from their shapes and the file's extras.
 
     `spare` matches tensors that files may hold besides and that have no use here.
     """
@@ -34,15 +64,9 @@ class Part:
     name: str
     file: str
     prefix: str
-    sizes: Callable[[Shapes, Mapping[str, str]], Any]
+    sizes: Callable[[Shapes, Extras], Any]
     model: Callable[[Any], nn.Module]
     spare: str = "$^"
-
-
-def clip_sizes(shapes: Shapes, metadata: Mapping[str, str]) -> ClipConfig:
-    """The sizes of a CLIP text model; a small one says in its metadata which tokens it knows."""
-    known = json.loads(metadata["known_tokens"]) if "known_tokens" in metadata else None
-    return ClipConfig.from_shapes(shapes, known)
 
 
 PARTS = {
@@ -53,7 +77,9 @@ PARTS = {
             "clip_l.safetensors",
             "",
             # The released model projects nothing; some files hold an identity for it.
-            lambda shapes, more: dataclasses.replace(clip_sizes(shapes, more), projection=False),
+            lambda shapes, more: dataclasses.replace(
+                ClipConfig.from_shapes(shapes, more.known_tokens), projection=False
+            ),
             lambda config: ClipTextModel(config, quick=True),
             r"text_projection\.weight|logit_scale|.*position_ids",
         ),
@@ -61,7 +87,9 @@ PARTS = {
             "CLIP-G",
             "clip_g.safetensors",
             "",
-            lambda shapes, more: dataclasses.replace(clip_sizes(shapes, more), projection=True),
+            lambda shapes, more: dataclasses.replace(
+                ClipConfig.from_shapes(shapes, more.known_tokens), projection=True
+            ),
             lambda config: ClipTextModel(config, quick=False),
             r"logit_scale|.*position_ids",
         ),
@@ -84,7 +112,7 @@ PARTS = {
             "VAE",
             "sd3_medium.safetensors",
             "first_stage_model.",
-            lambda shapes, more: VAEConfig.from_shapes(shapes, int(more.get("group_norm_groups", GROUPS))),
+            lambda shapes, more: VAEConfig.from_shapes(shapes, more.group_norm_groups),
             VAE,
         ),
     )
@@ -102,7 +130,12 @@ class WeightsFile:
             raise ParameterError(
                 f"--models={path.parent}: {path.name} must be a whole safetensors file ({first_line(error)})"
             ) from None
-        self.metadata = self.file.metadata() or {}
+        try:
+            self.extras = Extras.from_metadata(self.file.metadata() or {})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ParameterError(
+                f"--models={path.parent}: {path.name} must have sound metadata ({first_line(error)})"
+            ) from None
 
     def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors whose names start with `prefix`, by the rest of their names."""
@@ -152,7 +185,7 @@ def structure(part: Part, file: WeightsFile) -> nn.Module:
         raise ParameterError(f"{place} holds a Stable Diffusion 3.5 transformer; must be Stable Diffusion 3 Medium")
     try:
         with torch.device("meta"):
-            model = part.model(part.sizes(shapes, file.metadata))
+            model = part.model(part.sizes(shapes, file.extras))
     except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError, TypeError) as error:
         found = described(file.shapes(""))
         raise ParameterError(
@@ -210,10 +243,7 @@ def finish(model: nn.Module, file: WeightsFile) -> None:
     if isinstance(model, MMDiT):
         model.pos_embed = file.tensor("model.diffusion_model.pos_embed")
     if isinstance(model, VAE):
-        fields = dataclasses.fields(LatentFormat)
-        model.latents = LatentFormat(
-            **{f.name: float(file.metadata.get(f"latent_{f.name}", f.default)) for f in fields}
-        )
+        model.latents = LatentFormat(file.extras.latent_scale, file.extras.latent_shift)
 
 
 def file_dtype(file: WeightsFile, prefix: str) -> torch.dtype:

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 
 from common.parameters import Parameters, command_line, resolve
 from lad_ts.environment_lad import Arrivals, Scenario
@@ -33,6 +34,16 @@ def run_here(module: ModuleType, *arguments: Any) -> None:
     ]
     config = configs[0] if configs else module.FixedParameters
     command_line(config, module.main, module.__doc__, arguments=[str(argument) for argument in arguments])
+
+
+def refusal(capsys: pytest.CaptureFixture, module: ModuleType, *arguments: Any) -> str:
+    """The one line that a mistake is told in, with exit code 2; progress bars may stand before it."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run_here(module, *arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ended.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
 
 
 def random_scenario(rng: np.random.Generator, seeds: int, num_bs: int, num_tasks: int) -> Scenario:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import reference_sd3 as reference
 import torch
-from helpers import run_here, start_script
+from helpers import refusal, run_here, start_script
 from PIL import Image
 
 from resd3_medium import refine_sd3_infer
@@ -195,15 +195,6 @@ def test_a_full_disk_is_told_in_one_line(models, tmp_path):
     assert not list((tmp_path / "images").iterdir())
 
 
-def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        run_here(refine_sd3_infer, *arguments)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert ended.value.code == 2 and len(lines) == 1, lines
-    return lines[0]
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -243,7 +234,7 @@ def test_a_mistake_is_told_in_one_line(models, tmp_path, capsys, monkeypatch, ar
     usual = {"--models": models, "--device": "cpu", "--out": "new"}
     given = {argument.partition("=")[0] for argument in arguments}
     more = [f"{name}={value}" for name, value in usual.items() if name not in given]
-    assert told in refusal(capsys, *arguments, *more)
+    assert told in refusal(capsys, refine_sd3_infer, *arguments, *more)
     assert not Path("new").exists()
     assert Path("mine/tasks.csv").read_text() == "my,table\n1,2\n"
 
@@ -292,7 +283,7 @@ def rewrite(path: Path, change) -> None:
 )
 def test_wrong_weights_are_named(copy, capsys, file, change, told):
     rewrite(copy / file, change)
-    line = refusal(capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
+    line = refusal(capsys, refine_sd3_infer, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
     assert told in line and file in line
 
 
@@ -302,7 +293,7 @@ def test_files_that_are_not_whole_are_named(copy, models, capsys):
         path.unlink()
         path.write_bytes(content)
         assert "clip_l.safetensors must be a whole safetensors file" in refusal(
-            capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new"
+            capsys, refine_sd3_infer, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new"
         )
 
 
@@ -311,14 +302,14 @@ def test_files_that_do_not_belong_together_are_told(copy, models, capsys):
     (copy / "clip_g.safetensors").unlink()
     shutil.copy(models / "clip_l.safetensors", copy / "clip_g.safetensors")
     rewrite(copy / "clip_g.safetensors", lambda t: t.update({"text_projection.weight": torch.eye(64)}))
-    line = refusal(capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
+    line = refusal(capsys, refine_sd3_infer, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
     assert "widths of CLIP-L and CLIP-G add up to 128, not 192" in line
 
 
 def test_an_image_that_is_not_finite_is_told(copy, capsys):
     bias = "first_stage_model.decoder.conv_out.bias"
     rewrite(copy / "sd3_medium.safetensors", lambda t: t[bias].fill_(torch.nan))
-    line = refusal(capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
+    line = refusal(capsys, refine_sd3_infer, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
     assert "the image is no longer finite" in line
 
 
@@ -326,7 +317,7 @@ def test_a_latent_that_is_not_finite_is_told(copy, capsys):
     rewrite(
         copy / "sd3_medium.safetensors", lambda t: t["model.diffusion_model.final_layer.linear.bias"].fill_(torch.nan)
     )
-    line = refusal(capsys, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
+    line = refusal(capsys, refine_sd3_infer, "--models", copy, "--prompt=a", *SMALL, "--out", copy / "new")
     assert "--dtype=float32" in line and "no longer finite" in line
     assert not list((copy / "new").glob("*"))
 

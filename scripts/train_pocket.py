@@ -1,0 +1,117 @@
+"""Train the pocket model: a small text-to-image model of Stable Diffusion 3's architecture, on Fluent emoji.
+
+Two stages: the autoencoder, then text encoders and transformer together. Needs the archive of scripts/prepare_emoji.py.
+Writes checkpoints, CSVs and sample sheets into the run's folder, and at last the model files into its `models`. After
+an interruption, --resume goes on. Example:
+python scripts/train_pocket.py --threads 2
+"""
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.parameters import ParameterError, Parameters, command_line, parameter, resolve
+from common.run_folder import (
+    RESULTS,
+    claimed,
+    create_folder,
+    describe,
+    peak_memory,
+    writable,
+    write_config,
+    write_text,
+)
+from pocket.captions import Captions
+from pocket.compositions import Renderer, held_out
+from pocket.emoji import ARCHIVE, load_emoji
+from pocket.export import write_models
+from pocket.flow_training import FlowLearner, make_latents
+from pocket.stages import run_stage
+from pocket.vae_training import VAELearner
+from resd3_medium.pipeline import TOKENIZERS
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig(Parameters):
+    """Every parameter of train_pocket.py."""
+
+    emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py")
+    seed: int = parameter(0, "seed of weights, pictures and captions, and of the pairs that are held out", low=0)
+    vae_steps: int = parameter(20_000, "training steps of the autoencoder", unit="steps", low=1)
+    vae_batch: int = parameter(8, "pictures of a step of the autoencoder", low=1)
+    vae_rate: float = parameter(2e-3, "learning rate of the autoencoder", above=0)
+    latents: int = parameter(40_000, "compositions whose latents are computed beforehand", low=1)
+    flow_steps: int = parameter(18_000, "training steps of text encoders and transformer", unit="steps", low=1)
+    flow_batch: int = parameter(64, "captioned latents of such a step", low=1)
+    flow_rate: float = parameter(1e-3, "learning rate of text encoders and transformer", above=0)
+    every: int = parameter(500, "steps between checkpoints, with CSV and sample sheet", unit="steps", low=1)
+    device: str = parameter("auto", "where the models are trained", choices=("auto", "cuda", "cpu"))
+    threads: int = parameter(os.cpu_count() or 1, "CPU threads", low=1, high=1024)
+    out: str | None = parameter(None, "folder of the run; default results/pocket/run")
+    resume: str | None = parameter(None, "go on with the run in this folder")
+
+
+FREE = ("device", "threads", "every", "resume", "out")  # what --resume may change, without another result
+
+
+def stored(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """The parameters of the run --resume, with the free ones of the command line."""
+    folder = Path(config.resume)
+    try:
+        parameters = json.loads((folder / "config.json").read_text())["parameters"]
+        before = resolve(TrainConfig, parameters | {"resume": None})
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ParameterError(f"--resume={folder}: must hold a run's config.json ({describe(error)})") from None
+    for name in given:
+        if name not in FREE:
+            raise ParameterError(f"--{name}={given[name]}: must not be combined with --resume")
+    return dataclasses.replace(before, **{name: getattr(config, name) for name in given})
+
+
+def main(config: TrainConfig, given: dict[str, Any]) -> None:
+    if config.resume:
+        config = stored(config, given)
+        folder = writable(Path(config.resume))
+    emoji = load_emoji(Path(config.emoji))
+    if not config.resume:
+        folder = create_folder(config.out, RESULTS / "pocket" / "run")
+    with claimed(folder):
+        if not config.resume:
+            write_config(folder, "pocket", dataclasses.asdict(config))
+        train(config, folder, emoji)
+
+
+def train(config: TrainConfig, folder: Path, emoji: Any) -> None:
+    """Both stages, and the model files."""
+    torch.set_num_threads(config.threads)
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if cuda else "cpu")
+    renderer = Renderer(emoji, device)
+    out = held_out(renderer, config.seed)
+    fixed = {name: value for name, value in dataclasses.asdict(config).items() if name not in (*FREE, "emoji")}
+    fixed["digest"] = emoji.digest()
+    shared = {name: value for name, value in fixed.items() if name.startswith(("vae", "seed", "digest"))}
+    vae = VAELearner(renderer, out, config.seed, config.vae_steps, config.vae_batch, config.vae_rate)
+    seconds = [run_stage(vae, shared, folder, config.every)]
+    start = time.perf_counter()
+    latents = make_latents(vae.average, renderer, out, config.latents, config.seed)
+    captions = Captions(emoji, TOKENIZERS)
+    flow = FlowLearner(
+        latents, captions, vae.average, device, config.seed, config.flow_steps, config.flow_batch, config.flow_rate
+    )
+    seconds.append(time.perf_counter() - start)
+    seconds.append(run_stage(flow, fixed, folder, config.every))
+    size = write_models(folder / "models", flow.average, vae.average, latents.format)
+    minutes = " + ".join(f"{part / 60:.1f}" for part in seconds)
+    write_text(folder / "summary.json", json.dumps({"minutes": [round(part / 60, 2) for part in seconds]}) + "\n")
+    print(f"autoencoder, latents, text and transformer: {minutes} min; peak memory {peak_memory(device)}")
+    print(f"{size / 1e6:.1f} MB of model files in {folder / 'models'}")
+
+
+if __name__ == "__main__":
+    command_line(TrainConfig, main, __doc__)
