@@ -58,9 +58,7 @@ class Captions:
         for text in texts:
             inside = self.word_ids(text)[: ROWS - 2]
             if unknown is not None:
-                inside = [
-                    START - 1 if u < 0.02 else i for i, u in zip(inside, unknown.random(len(inside)), strict=True)
-                ]
+                inside = [UNKNOWN if u < 0.02 else i for i, u in zip(inside, unknown.random(len(inside)), strict=True)]
             rows.append([START, *inside] + [END] * (ROWS - 1 - len(inside)))
         return torch.tensor(rows)
 

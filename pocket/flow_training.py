@@ -7,7 +7,6 @@ all emoji and of many compositions are computed once. Start reading at `FlowLear
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from pocket.captions import ROWS, Captions
 from pocket.compositions import Compositions, Renderer, draw
-from pocket.vae_training import averaged
+from pocket.vae_training import AveragedLearner
 from resd3_medium.mmdit import MMDiT, MMDiTConfig
 from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, joined
 from resd3_medium.sd3_impls import euler, guided, noise_levels
@@ -46,15 +45,15 @@ def make_latents(vae: VAE, renderer: Renderer, out: torch.Tensor, count: int, se
     wanted = Compositions.joined(
         [Compositions.plain(torch.arange(len(out))), draw(count, renderer, out, generator, plain=0.0)]
     )
-    raw, plain = [], LatentFormat(1, 0)
+    raw = []
     for start in tqdm(range(0, len(wanted), 64), unit="batch", desc="latents", mininterval=1):
         with torch.autocast(renderer.pictures.device.type, torch.bfloat16):
             moments = vae.encoder(renderer(wanted[start : start + 64]))
         raw.append(moments.float().chunk(2, 1)[0].cpu())
     values = torch.cat(raw)
     of_emoji = values[: len(out)]
-    plain = LatentFormat(scale=1 / float(of_emoji.std()), shift=float(of_emoji.mean()))
-    return Latents(plain.scaled(values).half(), wanted, plain)
+    found = LatentFormat(scale=1 / float(of_emoji.std()), shift=float(of_emoji.mean()))
+    return Latents(found.scaled(values).half(), wanted, found)
 
 
 def position_table(grid: int, width: int) -> torch.Tensor:
@@ -104,7 +103,7 @@ class TextToLatent(nn.Module):
         return self.mmdit(latent, 1000 * sigma, *self.text(ids), positions)
 
 
-class FlowLearner:
+class FlowLearner(AveragedLearner):
     """The model, its moving average, and one training step after the other."""
 
     name = "flow"
@@ -164,20 +163,7 @@ class FlowLearner:
         decay = 1.0 if done < 0.4 else 0.5 * (1 + math.cos(math.pi * (done - 0.4) / 0.6))
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * min(1, (number + 1) / 300) * decay
-        loss = self.loss(*self.batch_of(number))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        averaged(self.average, self.model, min(0.998, (number + 1) / (number + 10)))
-        return loss.item()
-
-    def state(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for name in ("model", "average", "optimiser"):
-            getattr(self, name).load_state_dict(state[name])
+        return self.update(self.loss(*self.batch_of(number)), min(0.998, (number + 1) / (number + 10)))
 
     @torch.no_grad()
     def made(self, texts: list[str], seed: int, steps: int = STEPS) -> torch.Tensor:

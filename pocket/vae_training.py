@@ -19,10 +19,29 @@ SIZES = VAEConfig(widths=(16, 32, 64, 128), blocks=1, channels=16, groups=4)
 KL_WEIGHT = 2e-4
 
 
-def averaged(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the exponential moving average of a model's weights towards it, in place."""
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+class AveragedLearner:
+    """A model, the moving average of its weights, and the optimiser: what a stage's checkpoint holds."""
+
+    model: nn.Module
+    average: nn.Module
+    optimiser: torch.optim.Optimizer
+
+    def update(self, loss: torch.Tensor, decay: float) -> float:
+        """One step of the optimiser, and of the average towards the weights. Returns the loss."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name in ("model", "average", "optimiser"):
+            getattr(self, name).load_state_dict(state[name])
 
 
 def psnr(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -31,7 +50,7 @@ def psnr(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return 10 * torch.log10(4 / error.clamp(min=1e-10))
 
 
-class VAELearner:
+class VAELearner(AveragedLearner):
     """The autoencoder, its moving average, and one training step after the other. Pairs held `out` are not seen."""
 
     name = "vae"
@@ -64,20 +83,7 @@ class VAELearner:
         noise = torch.randn(self.batch, self.model.config.channels, side, side, generator=generator)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * min(1, (number + 1) / 200) * 0.5 * (1 + math.cos(math.pi * number / self.steps))
-        loss = self.loss(images, noise.to(images.device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        averaged(self.average, self.model, min(0.999, (number + 1) / (number + 10)))
-        return loss.item()
-
-    def state(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for name in ("model", "average", "optimiser"):
-            getattr(self, name).load_state_dict(state[name])
+        return self.update(self.loss(images, noise.to(images.device)), min(0.999, (number + 1) / (number + 10)))
 
     @torch.no_grad()
     def reconstructed(self, images: torch.Tensor) -> torch.Tensor:
