@@ -3,13 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
-from common.run_folder import replace_file
+from common.figures import plt, save_figure
 from common.statistics_seeds import mean_interval
 
 
@@ -29,18 +25,6 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - window, 0)
     return (total[end] - total[start]) / (end - start)[:, None]
-
-
-def save_figure(figure: plt.Figure, path: Path) -> None:
-    """The figure as PNG and PDF beside each other; `path` is without suffix."""
-    for suffix in (".png", ".pdf"):
-        # Without dates and versions, the same numbers give the same file.
-        metadata = {"Software": None} if suffix == ".png" else {"CreationDate": None}
-        replace_file(
-            path.with_name(path.name + suffix),
-            lambda temporary, m=metadata: figure.savefig(temporary, dpi=150, bbox_inches="tight", metadata=m),
-        )
-    plt.close(figure)
 
 
 REFERENCE_DASHES = ("--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))

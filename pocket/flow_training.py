@@ -14,19 +14,19 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from common.stages import AveragedLearner
 from pocket.captions import ROWS, Captions
 from pocket.compositions import Compositions, Renderer, draw
-from pocket.vae_training import AveragedLearner
 from resd3_medium.mmdit import MMDiT, MMDiTConfig
 from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, joined
 from resd3_medium.sd3_impls import euler, guided, noise_levels
 from resd3_medium.vae import VAE, LatentFormat
 
-CLIP_WIDTH, CLIP_DEPTH, WIDTH, DEPTH, GRID = 128, 2, 320, 2, 4  # at equal cost, wide learns faster than deep
+CLIP_WIDTH, CLIP_DEPTH, WIDTH, DEPTH, GRID = 128, 2, 384, 2, 4  # at equal cost, wide learns faster than deep
 CFG_SCALE, STEPS, SHIFT = 3.0, 20, 1.0  # of images made by default; the shift of larger images does not suit these
 EMPTY, UNIFORM = 0.1, 0.2  # shares of empty captions, and of noise levels drawn uniformly
-PLAIN = 0.55  # share of emoji without attributes
-NOISE_LOGIT = 1.0  # mean of the noise levels' logits, with deviation 1: what the words decide is decided in much noise
+PLAIN = 0.5  # share of emoji without attributes
+NOISE_LOGIT = 1.2  # mean of the noise levels' logits, with deviation 1: what the words decide is decided in much noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,11 @@ def make_latents(vae: VAE, renderer: Renderer, out: torch.Tensor, count: int, se
     for start in tqdm(range(0, len(wanted), 64), unit="batch", desc="latents", mininterval=1):
         with torch.autocast(renderer.pictures.device.type, torch.bfloat16):
             moments = vae.encoder(renderer(wanted[start : start + 64]))
-        raw.append(moments.float().chunk(2, 1)[0].cpu())
+        raw.append(moments.chunk(2, 1)[0].half().cpu())
     values = torch.cat(raw)
-    of_emoji = values[: len(out)]
+    of_emoji = values[: len(out)].float()
     found = LatentFormat(scale=1 / float(of_emoji.std()), shift=float(of_emoji.mean()))
-    return Latents(found.scaled(values).half(), wanted, found)
+    return Latents(found.scaled(values), wanted, found)
 
 
 def position_table(grid: int, width: int) -> torch.Tensor:

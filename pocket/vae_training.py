@@ -6,42 +6,16 @@ smooth. Start reading at `VAELearner.loss`.
 """
 
 import math
-from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.functional import avg_pool2d
 
+from common.stages import AveragedLearner
 from pocket.compositions import Compositions, Renderer, draw
 from resd3_medium.vae import VAE, VAEConfig
 
 SIZES = VAEConfig(widths=(16, 32, 64, 128), blocks=1, channels=16, groups=4)
 KL_WEIGHT = 2e-4
-
-
-class AveragedLearner:
-    """A model, the moving average of its weights, and the optimiser: what a stage's checkpoint holds."""
-
-    model: nn.Module
-    average: nn.Module
-    optimiser: torch.optim.Optimizer
-
-    def update(self, loss: torch.Tensor, decay: float) -> float:
-        """One step of the optimiser, and of the average towards the weights. Returns the loss."""
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        return loss.item()
-
-    def state(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for name in ("model", "average", "optimiser"):
-            getattr(self, name).load_state_dict(state[name])
 
 
 def psnr(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

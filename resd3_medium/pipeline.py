@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from common.parameters import ParameterError
+from common.pictures import to_image
 from common.run_folder import describe
 from resd3_medium.mmdit import MMDiT
 from resd3_medium.refine_other_impls import ClipTextModel, ClipTokenizer, T5Encoder, T5Tokenizer, Tokens, joined
@@ -270,12 +271,6 @@ def load_image(path: str, width: int, height: int) -> torch.Tensor:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ParameterError(f"--init_image={path}: must be an image that can be read ({describe(error)})") from None
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-
-
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    """An image of [3, H, W] in -1..1, clipped and rounded."""
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def batches(settings: Sequence[Settings], size: int) -> Iterator[list[int]]:

@@ -18,12 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.pictures import save_sheet
 from common.run_folder import RESULTS, create_folder, write_config, write_csv
 from pocket.captions import caption
 from pocket.compositions import ATTRIBUTES, BACKGROUNDS, COLOURS, LAYOUTS, Compositions, Renderer, held_out
 from pocket.emoji import ARCHIVE, EmojiSet, load_emoji
 from pocket.measures import background_of, colour_of, count_of, features, pixels, ranks, with_limits
-from pocket.stages import save_sheet
 from pocket.vae_training import psnr
 from resd3_medium.pipeline import Pipeline, Settings
 from resd3_medium.refine_sd3_infer import POCKET, choose_device, choose_dtype

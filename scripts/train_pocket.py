@@ -7,6 +7,7 @@ python scripts/train_pocket.py --threads 2
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -26,14 +27,16 @@ from common.run_folder import (
     write_config,
     write_text,
 )
+from common.stages import run_stage
 from pocket.captions import Captions
 from pocket.compositions import Renderer, held_out
 from pocket.emoji import ARCHIVE, load_emoji
 from pocket.export import write_models
 from pocket.flow_training import FlowLearner, make_latents
-from pocket.stages import run_stage
-from pocket.vae_training import VAELearner
+from pocket.vae_training import SIZES, VAELearner
 from resd3_medium.pipeline import TOKENIZERS
+from resd3_medium.vae import VAE
+from resd3_medium.weights import PARTS, build
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,14 +45,15 @@ class TrainConfig(Parameters):
 
     emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py")
     seed: int = parameter(0, "seed of weights, pictures and captions, and of the pairs that are held out", low=0)
+    vae: str | None = parameter(None, "folder of a pocket model whose autoencoder is taken instead of training one")
     vae_steps: int = parameter(20_000, "training steps of the autoencoder", unit="steps", low=1)
     vae_batch: int = parameter(8, "pictures of a step of the autoencoder", low=1)
     vae_rate: float = parameter(2e-3, "learning rate of the autoencoder", above=0)
-    latents: int = parameter(40_000, "compositions whose latents are computed beforehand", low=1)
-    flow_steps: int = parameter(13_500, "training steps of text encoders and transformer", unit="steps", low=1)
+    latents: int = parameter(120_000, "compositions whose latents are computed beforehand", low=1)
+    flow_steps: int = parameter(34_000, "training steps of text encoders and transformer", unit="steps", low=1)
     flow_batch: int = parameter(64, "captioned latents of such a step", low=1)
-    flow_rate: float = parameter(2.5e-3, "learning rate of text encoders and transformer", above=0)
-    every: int = parameter(500, "steps between checkpoints, with CSV and sample sheet", unit="steps", low=1)
+    flow_rate: float = parameter(1.5e-3, "learning rate of text encoders and transformer", above=0)
+    every: int = parameter(1000, "steps between checkpoints, with CSV and sample sheet", unit="steps", low=1)
     device: str = parameter("auto", "where the models are trained", choices=("auto", "cuda", "cpu"))
     threads: int = parameter(os.cpu_count() or 1, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the run; default results/pocket/run")
@@ -86,6 +90,17 @@ def main(config: TrainConfig, given: dict[str, Any]) -> None:
         train(config, folder, emoji)
 
 
+def given_vae(models: Path, device: torch.device) -> VAE:
+    """The autoencoder of a pocket model's folder. Raises ParameterError when it is none of the same sizes."""
+    try:
+        vae = build(PARTS["VAE"], models, device, torch.float32)
+    except ParameterError as error:
+        raise ParameterError(str(error).replace("--models=", "--vae=", 1)) from None
+    if vae.config != SIZES:
+        raise ParameterError(f"--vae={models}: must hold an autoencoder of widths {SIZES.widths}")
+    return vae
+
+
 def train(config: TrainConfig, folder: Path, emoji: Any) -> None:
     """Both stages, and the model files."""
     torch.set_num_threads(config.threads)
@@ -95,18 +110,23 @@ def train(config: TrainConfig, folder: Path, emoji: Any) -> None:
     out = held_out(renderer, config.seed)
     fixed = {name: value for name, value in dataclasses.asdict(config).items() if name not in (*FREE, "emoji")}
     fixed["digest"] = emoji.digest()
-    shared = {name: value for name, value in fixed.items() if name.startswith(("vae", "seed", "digest"))}
-    vae = VAELearner(renderer, out, config.seed, config.vae_steps, config.vae_batch, config.vae_rate)
-    seconds = [run_stage(vae, shared, folder, config.every)]
+    if config.vae:
+        vae, seconds = given_vae(Path(config.vae), device), [0.0]
+        weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in vae.state_dict().values())
+        fixed["vae"] = hashlib.sha256(weights).hexdigest()
+    else:
+        shared = {name: value for name, value in fixed.items() if name.startswith(("vae_", "seed", "digest"))}
+        learner = VAELearner(renderer, out, config.seed, config.vae_steps, config.vae_batch, config.vae_rate)
+        seconds, vae = [run_stage(learner, shared, folder, config.every)], learner.average
     start = time.perf_counter()
-    latents = make_latents(vae.average, renderer, out, config.latents, config.seed)
+    latents = make_latents(vae, renderer, out, config.latents, config.seed)
     captions = Captions(emoji, TOKENIZERS)
     flow = FlowLearner(
-        latents, captions, vae.average, device, config.seed, config.flow_steps, config.flow_batch, config.flow_rate
+        latents, captions, vae, device, config.seed, config.flow_steps, config.flow_batch, config.flow_rate
     )
     seconds.append(time.perf_counter() - start)
     seconds.append(run_stage(flow, fixed, folder, config.every))
-    size = write_models(folder / "models", flow.average, vae.average, latents.format)
+    size = write_models(folder / "models", flow.average, vae, latents.format)
     minutes = " + ".join(f"{part / 60:.1f}" for part in seconds)
     write_text(folder / "summary.json", json.dumps({"minutes": [round(part / 60, 2) for part in seconds]}) + "\n")
     print(f"autoencoder, latents, text and transformer: {minutes} min; peak memory {peak_memory(device)}")

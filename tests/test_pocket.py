@@ -12,6 +12,7 @@ from helpers import refusal, run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 from scripts_by_path import load
 
 from common.parameters import ParameterError
@@ -228,12 +229,23 @@ def test_an_interrupted_training_goes_on_to_the_same_model(trained, tmp_path, mo
         assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes()
 
 
+def test_the_flow_is_trained_alone_on_a_given_autoencoder(trained, tmp_path):
+    flags = ["--emoji", trained.parent / "emoji.npz", "--vae", trained / "models", "--out", tmp_path / "run", *SMALL]
+    run_here(load("train_pocket"), *flags)
+    assert not (tmp_path / "run/vae.csv").exists()
+    before, after = (load_file(run / "models/sd3_medium.safetensors") for run in (trained, tmp_path / "run"))
+    for name in before:
+        assert torch.equal(before[name], after[name]) or not name.startswith("first_stage_model.")
+
+
 def test_mistakes_of_the_training_are_told_in_one_line(trained, tmp_path, capsys):
     train, archive = load("train_pocket"), trained.parent / "emoji.npz"
     assert "--emoji=nowhere: missing; make it with" in refusal(
         capsys, train, "--emoji", "nowhere", "--out", tmp_path / "a"
     )
     assert "--out=" in refusal(capsys, train, "--emoji", archive, "--out", trained, *SMALL)
+    wrong = refusal(capsys, train, "--emoji", archive, "--vae", "nowhere", "--out", tmp_path / "b")
+    assert "--vae=nowhere: sd3_medium.safetensors" in wrong
     assert "--resume=nowhere" in refusal(capsys, train, "--resume", "nowhere")
     assert "--vae_steps=9: must not" in refusal(capsys, train, "--resume", trained, "--vae_steps", "9")
     assert not (tmp_path / "a").exists() and not Path("nowhere").exists()

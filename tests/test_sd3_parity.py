@@ -8,7 +8,8 @@ import reference_sd3 as reference
 import torch
 from PIL import Image
 
-from resd3_medium.pipeline import Pipeline, Settings, to_image
+from common.pictures import to_image
+from resd3_medium.pipeline import Pipeline, Settings
 from resd3_medium.weights import PARTS, build
 
 CPU, EXACT = torch.device("cpu"), torch.float32

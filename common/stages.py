@@ -3,17 +3,18 @@
 Start reading at `run_stage`.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
 from common.parameters import ParameterError
-from common.run_folder import load_checkpoint, replace_file, save_checkpoint, write_csv
-from resd3_medium.pipeline import to_image
+from common.pictures import save_sheet
+from common.run_folder import load_checkpoint, save_checkpoint, write_csv
 
 
 class StageLearner(Protocol):
@@ -21,10 +22,14 @@ class StageLearner(Protocol):
 
     name: str  # of the stage and its files
     measure: str  # what `evaluate` returns, with its unit
+    rate_flag: str  # the parameter that is the learning rate
     steps: int
 
     def step(self, number: int) -> float:
         """Train once; returns the loss."""
+
+    def batch_words(self, number: int) -> str:
+        """What that step trains on, in words."""
 
     def state(self) -> dict[str, Any]: ...
 
@@ -52,8 +57,11 @@ def run_stage(learner: StageLearner, config: dict[str, Any], folder: Path, every
     with tqdm(total=learner.steps, initial=start, unit="step", desc=learner.name, mininterval=1) as bar:
         for number in range(start, learner.steps):
             losses.append(learner.step(number))
-            if losses[-1] != losses[-1]:
-                raise ParameterError(f"--rate: the loss of {learner.name} is no number at step {number}; lower it")
+            if not math.isfinite(losses[-1]):
+                raise ParameterError(
+                    f"--{learner.rate_flag}: the loss of {learner.name} is {losses[-1]} at step {number} "
+                    f"({learner.batch_words(number)}); must be low enough for a finite one"
+                )
             bar.update()
             if (number + 1) % every == 0 or number + 1 == learner.steps:
                 measure, pictures = learner.evaluate()
@@ -69,10 +77,39 @@ def run_stage(learner: StageLearner, config: dict[str, Any], folder: Path, every
     return seconds + time.perf_counter() - since
 
 
-def save_sheet(path: Path, pictures: torch.Tensor, columns: int = 16) -> None:
-    """Pictures [B, 3, H, W] in -1..1 as one PNG, row by row."""
-    missing = -len(pictures) % columns
-    filled = torch.cat([pictures.cpu(), torch.ones(missing, *pictures.shape[1:])])
-    rows = [torch.cat(list(row), dim=2) for row in filled.split(columns)]
-    image: Image.Image = to_image(torch.cat(rows, dim=1))
-    replace_file(path, lambda temporary: image.save(temporary))
+class AveragedLearner:
+    """A model, the moving average of its weights, and the optimiser: what a stage's checkpoint holds."""
+
+    name: str
+    seed: int
+    model: nn.Module
+    average: nn.Module
+    optimiser: torch.optim.Optimizer
+
+    @property
+    def rate_flag(self) -> str:
+        return f"{self.name}_rate"
+
+    def batch_words(self, number: int) -> str:
+        return f"the batch drawn from seed {self.seed}"
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of the loss, with a norm of at most 1."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+
+    def update(self, loss: torch.Tensor, decay: float) -> float:
+        """One step of the optimiser, and of the average towards the weights. Returns the loss."""
+        self.backward(loss)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name in ("model", "average", "optimiser"):
+            getattr(self, name).load_state_dict(state[name])
