@@ -1,0 +1,105 @@
+"""What makes the latents that are sent: the pocket model, Stable Diffusion 3, or SDXL in its PeRFlow form.
+
+All give scaled latents [B, C, H/8, W/8] and their clean images [B, 3, H, W] in 0..1, and hand out the decoder that the
+schemes start from. Start reading at `open_generator`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from common.parameters import ParameterError
+from meg.decoders import Base, Description
+from resd3_medium.pipeline import Settings
+from resd3_medium.refine_sd3_infer import MODELS, POCKET, InferConfig, open_pipeline, with_model
+from resd3_medium.tasks import parse_steps
+from resd3_medium.vae import VAE
+
+GENERATORS = ("pocket", "sd3", "sdxl")
+
+
+class Generator(Protocol):
+    """A text-to-image model of which latent and image are wanted."""
+
+    device: torch.device
+
+    def latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], step_done: Callable[[], None] = lambda: None
+    ) -> torch.Tensor:
+        """Scaled latents [B, C, H/8, W/8] in float32; each depends on its own prompt and seed."""
+
+    def images(self, latents: torch.Tensor) -> torch.Tensor:
+        """Clean images [B, 3, H, W] in 0..1 of scaled latents."""
+
+    def base(self) -> Base:
+        """The generator's own decoder, a copy of its own in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorOptions:
+    """What the command line says about the generator; None is the model's own default."""
+
+    name: str = "pocket"
+    models: str | None = None
+    steps: int | None = None
+    cfg_scale: float | None = None
+    side: int | None = None  # of the square image, in pixels
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+class SD3Generator:
+    """Stable Diffusion 3's architecture through resd3_medium: the released weights, or the pocket model's."""
+
+    def __init__(self, options: GeneratorOptions, models: Path) -> None:
+        config = InferConfig(
+            models=str(models),
+            steps=None if options.steps is None else str(options.steps),
+            cfg_scale=options.cfg_scale,
+            width=options.side,
+            height=options.side,
+            device=options.device,
+            dtype=options.dtype,
+        )
+        config = with_model(config)
+        self.pipeline = open_pipeline(config)
+        self.device, self.models = self.pipeline.device, models
+        self.settings = Settings(
+            parse_steps(config.steps)[1], config.width, config.height, config.cfg_scale, config.shift
+        )
+
+    def latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], step_done: Callable[[], None] = lambda: None
+    ) -> torch.Tensor:
+        texts = self.pipeline.encode([*prompts, ""])
+        wanted = [texts[prompt] for prompt in prompts]
+        return self.pipeline.denoise(wanted, [texts[""]] * len(prompts), seeds, self.settings, step_done)
+
+    @torch.inference_mode()
+    def images(self, latents: torch.Tensor) -> torch.Tensor:
+        vae: VAE = self.pipeline.bring("VAE")
+        parts = latents.to(self.device).split(64 if self.settings.width <= 128 else 1)
+        return ((torch.cat([vae.decode(part) for part in parts]) + 1) / 2).clamp(0, 1)
+
+    def base(self) -> Base:
+        vae: VAE = self.pipeline.bring("VAE")
+        decoder = type(vae.decoder)(vae.config)
+        decoder.load_state_dict({name: t.float() for name, t in vae.decoder.state_dict().items()})
+        sizes: dict[str, Any] = dataclasses.asdict(vae.config)
+        description = Description("sd3", sizes, vae.config.channels, vae.latents.scale, vae.latents.shift)
+        return Base(decoder, None, description)
+
+
+def open_generator(options: GeneratorOptions) -> Generator:
+    """The generator of that name. Raises ParameterError when its weights are missing, or something does not fit."""
+    if options.name == "sdxl":
+        from meg.perflow import SDXLGenerator  # diffusers' pipelines take seconds to import
+
+        return SDXLGenerator(options)
+    models = Path(options.models or (POCKET if options.name == "pocket" else MODELS))
+    if not models.is_dir():
+        raise ParameterError(f"--models={models}: must be a folder with the model's files")
+    return SD3Generator(options, models)

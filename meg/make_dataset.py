@@ -1,0 +1,109 @@
+"""Make the latents and images that MEG's decoders are trained on, once, from a file of captions.
+
+Writes parts of 64 into --out, with captions.txt and config.json; an interrupted run goes on with --resume, and nothing
+is ever made again. Examples:
+python meg/make_dataset.py
+python meg/make_dataset.py --generator sdxl --captions captions.txt --images 20
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from common.parameters import LARGEST, ParameterError, Parameters, command_line, parameter, resolve
+from common.run_folder import RESULTS, claimed, create_folder, describe, peak_memory, writable, write_config, write_text
+from meg.dataset import PART, part_path, save_part
+from meg.generators import GENERATORS, GeneratorOptions, open_generator
+from resd3_medium.tasks import DATASET, read_lines
+
+CAPTIONS = DATASET / "pocket_captions.txt"
+
+
+@dataclasses.dataclass(kw_only=True)
+class DatasetConfig(Parameters):
+    """Every parameter of make_dataset.py."""
+
+    generator: str = parameter("pocket", "what makes the images", choices=GENERATORS)
+    models: str | None = parameter(None, "folder of the generator's files; default that of the generator")
+    captions: str = parameter(str(CAPTIONS), "file with a caption on each line")
+    images: int | None = parameter(
+        None, "images to make; captions are gone through again and again; default one each", low=1
+    )
+    seed: int = parameter(0, "seed of the first image; image i has seed + i", low=0)
+    steps: int | None = parameter(None, "denoising steps; default the generator's", unit="steps", low=1, high=1000)
+    cfg_scale: float | None = parameter(
+        None, "scale of the classifier-free guidance; default the generator's", low=0, high=100
+    )
+    side: int | None = parameter(None, "side of the images; default the generator's", unit="pixels", low=16)
+    batch_size: int = parameter(64, "images that are made together", low=1, high=PART)
+    device: str = parameter("auto", "where the generator runs", choices=("auto", "cuda", "mps", "cpu"))
+    dtype: str = parameter(
+        "auto", "dtype of the generator's weights", choices=("auto", "float16", "bfloat16", "float32")
+    )
+    out: str | None = parameter(None, "folder of the data; default results/meg/data_<generator>")
+    resume: str | None = parameter(None, "go on with the data in this folder")
+
+
+FREE = ("device", "batch_size", "resume", "out")  # what --resume may change
+
+
+def stored(config: DatasetConfig, given: dict[str, Any]) -> DatasetConfig:
+    """The parameters of the data --resume, with the free ones of the command line."""
+    folder = Path(config.resume)
+    try:
+        parameters = json.loads((folder / "config.json").read_text())["parameters"]
+        before = resolve(DatasetConfig, parameters | {"resume": None})
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ParameterError(f"--resume={folder}: must hold data's config.json ({describe(error)})") from None
+    for name in given:
+        if name not in FREE:
+            raise ParameterError(f"--{name}={given[name]}: must not be combined with --resume")
+    return dataclasses.replace(before, **{name: getattr(config, name) for name in given})
+
+
+def main(config: DatasetConfig, given: dict[str, Any]) -> None:
+    if config.resume:
+        config = stored(config, given)
+    captions = read_lines(Path(config.captions), "captions")
+    count = config.images or len(captions)
+    if config.seed + count - 1 > LARGEST:
+        raise ParameterError(f"--seed={config.seed}: must be at most {LARGEST} for the last of the {count} images")
+    options = GeneratorOptions(
+        config.generator, config.models, config.steps, config.cfg_scale, config.side, config.device, config.dtype
+    )
+    generator = open_generator(options)
+    prompts = [captions[i % len(captions)] for i in range(count)]
+    if config.resume:
+        folder = writable(Path(config.resume))
+        if read_lines(folder / "captions.txt", "resume") != prompts:
+            raise ParameterError(f"--captions={config.captions}: must be the captions that the data were begun with")
+    else:
+        folder = create_folder(config.out, RESULTS / "meg" / f"data_{config.generator}")
+        write_text(folder / "captions.txt", "\n".join(prompts) + "\n")
+        write_config(folder, "meg data", dataclasses.asdict(config))
+    with claimed(folder), tqdm(total=count, unit="image", desc="images") as bar:
+        for part, start in enumerate(range(0, count, PART)):
+            end = min(start + PART, count)
+            if not part_path(folder, part).exists():
+                make_part(generator, config, folder, part, prompts[start:end], start)
+            bar.update(end - start)
+    print(f"{count} latents and images in {folder}; peak memory {peak_memory(generator.device)}")
+
+
+def make_part(generator: Any, config: DatasetConfig, folder: Path, part: int, prompts: list[str], first: int) -> None:
+    """Make the images of one part, whose first has that number."""
+    latents, images = [], []
+    for start in range(0, len(prompts), config.batch_size):
+        few = prompts[start : start + config.batch_size]
+        seeds = [config.seed + first + start + i for i in range(len(few))]
+        latents.append(generator.latents(few, seeds).cpu())
+        images.append(generator.images(latents[-1].half().float()).cpu())  # of the latents as they are stored
+    save_part(folder, part, torch.cat(latents), torch.cat(images))
+
+
+if __name__ == "__main__":
+    command_line(DatasetConfig, main, __doc__)

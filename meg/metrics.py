@@ -1,0 +1,176 @@
+"""How good received images are: against the clean ones one by one, and as a set.
+
+PSNR and SSIM compare images with images, with normal 95 % intervals over them. The Fréchet distance compares sets in a
+feature space that comes with the project, the pocket autoencoder's; it is not FID, which needs Inception's weights, and
+neither can be compared across numbers of images. All come from torchmetrics. Start reading at `Judge.__call__`.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+from common.run_folder import describe
+from resd3_medium.vae import VAE
+from resd3_medium.weights import PARTS, build
+
+HIGHER_IS_BETTER = {"psnr_db": True, "ssim": True, "frechet_pocket": False}
+LABELS = {
+    "psnr_db": "PSNR (dB)",
+    "ssim": "SSIM",
+    "frechet_pocket": "Fréchet distance, pocket features",
+    "fid_64": "FID, 64 features",
+    "fid_2048": "FID",
+    "kid": "KID",
+    "lpips": "LPIPS",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A measure with its 95 % interval, which is that of the images drawn."""
+
+    value: float
+    low: float
+    high: float
+
+
+def of_images(values: torch.Tensor) -> Estimate:
+    """The mean of values [N] with a normal interval."""
+    mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return Estimate(mean, mean - half, mean + half)
+
+
+class PocketFeatures(nn.Module):
+    """Images [B, 3, H, W] in 0..1 as the means over places of the pocket autoencoder's deepest features [B, 128]."""
+
+    def __init__(self, models: Path) -> None:
+        super().__init__()
+        vae: VAE = build(PARTS["VAE"], models, torch.device("cpu"), torch.float32)
+        self.encoder = vae.encoder
+
+    @torch.inference_mode()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.encoder.conv_in(images * 2 - 1)
+        for level in self.encoder.down:
+            x = level(x)
+        return self.encoder.mid(x).mean((2, 3))
+
+
+class Given(nn.Module):
+    """Features that are there already, in the place of a network that computes them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.num_features = count
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def frechet(real: torch.Tensor, other: torch.Tensor) -> float:
+    """The Fréchet distance between normal distributions fitted to features [N, D] and [M, D]."""
+    metric = FrechetInceptionDistance(feature=Given(real.shape[1])).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(other.double(), real=False)
+    return float(metric.compute())
+
+
+class Judge:
+    """Compares received images with the clean ones [N, 3, H, W] in 0..1, both clipped and rounded to bytes."""
+
+    def __init__(
+        self, clean: torch.Tensor, features: Callable[[torch.Tensor], torch.Tensor], resamples: int, seed: int
+    ) -> None:
+        self.clean, self.features, self.resamples, self.seed = as_shown(clean), features, resamples, seed
+        self.known = self.of_parts(self.clean)
+        self.inception: dict[str, Callable[[torch.Tensor], float]] = {}
+
+    def of_parts(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.features(part) for part in images.split(64)])
+
+    def __call__(self, received: torch.Tensor) -> dict[str, Estimate]:
+        """All measures of received images [N, 3, H, W], which are in the order of the clean ones."""
+        received = as_shown(received)
+        psnr = peak_signal_noise_ratio(received, self.clean, data_range=1.0, reduction="none", dim=(1, 2, 3))
+        ssim = [
+            structural_similarity_index_measure(a, b, data_range=1.0, reduction="none").reshape(-1)
+            for a, b in zip(received.split(64), self.clean.split(64), strict=True)
+        ]
+        found = {"psnr_db": of_images(psnr.clamp(max=60)), "ssim": of_images(torch.cat(ssim))}
+        found["frechet_pocket"] = self.distance(self.of_parts(received))
+        for name, measure in self.inception.items():
+            value = measure(received)
+            found[name] = Estimate(value, float("nan"), float("nan"))
+        return found
+
+    def distance(self, features: torch.Tensor) -> Estimate:
+        """The Fréchet distance, with an interval from as many draws of the images with replacement.
+
+        Resampling raises the distance itself, so only the spread of the draws is used.
+        """
+        value = frechet(self.known, features)
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = []
+        for _ in range(self.resamples):
+            chosen = torch.randint(len(features), (len(features),), generator=generator)
+            draws.append(frechet(self.known[chosen], features[chosen]))
+        half = 1.96 * float(torch.tensor(draws).std()) if self.resamples > 1 else 0.0
+        return Estimate(value, max(0.0, value - half), value + half)
+
+    def add_inception(self) -> str:
+        """Add FID, KID and LPIPS where their weights can be had. Returns a line that says which are there, or why not.
+
+        torchmetrics takes them from the package torch-fidelity and from torchvision, which fetch them at first use.
+        """
+        if find_spec("torch_fidelity") is None:
+            return "FID, KID and LPIPS are left out: they need the packages torch-fidelity and torchvision"
+        many = min(50, len(self.clean) // 2)
+        makers = {
+            "fid_64": lambda: FrechetInceptionDistance(feature=64, normalize=True).set_dtype(torch.float64),
+            "fid_2048": lambda: FrechetInceptionDistance(feature=2048, normalize=True).set_dtype(torch.float64),
+            "kid": lambda: KernelInceptionDistance(subset_size=many, normalize=True),
+            "lpips": lambda: LearnedPerceptualImagePatchSimilarity("alex", normalize=True),
+        }
+        left_out = []
+        for name, make in makers.items():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self.inception[name] = against(self.clean, make(), pairs=name == "lpips")
+            except Exception as error:  # the packages raise many kinds when their weights cannot be fetched
+                left_out.append(f"{name} ({describe(error)})")
+        here = ", ".join(self.inception) or "none"
+        return f"with Inception's or AlexNet's weights: {here}" + (
+            f"; left out: {', '.join(left_out)}" if left_out else ""
+        )
+
+
+def against(clean: torch.Tensor, metric: nn.Module, pairs: bool) -> Callable[[torch.Tensor], float]:
+    """A function from received images to the metric's value against the clean ones."""
+
+    def value(received: torch.Tensor) -> float:
+        metric.reset()
+        for a, b in zip(received.split(32), clean.split(32), strict=True):
+            if pairs:
+                metric.update(a, b)
+            else:
+                metric.update(b, real=True)
+                metric.update(a, real=False)
+        result = metric.compute()
+        return float(result[0] if isinstance(result, tuple) else result)
+
+    return value
+
+
+def as_shown(images: torch.Tensor) -> torch.Tensor:
+    """Images on the host, clipped to 0..1 and rounded to bytes."""
+    return (images.clamp(0, 1) * 255).round().cpu().float() / 255

@@ -1,0 +1,161 @@
+"""The user equipment's decoders: MEG-DT (`SplitModel`) and E2E-MEG-DT (`MergingModel`).
+
+Latents are those that the transformer works on, [B, C, H, W] scaled to about zero mean and unit variance; images are
+[B, 3, H', W'] in 0..1, not clipped. Both models work on any latent format whose decoder maps raw latents to images in
+-1..1. A model can be told the SNR: then a small network estimates the clean latent first. Start reading at
+`SplitModel.forward`, then `MergingModel.forward`.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import nn
+from torch.nn.functional import silu
+
+from meg.channel import Channel, Received, per_image, ratio
+from meg.merging import Tokens, merged, merged_away, side_information_bits
+from resd3_medium.vae import LatentFormat
+
+FREQUENCIES = 16  # sines and cosines of the SNR
+RANGE_DB = 20  # SNRs that a decoder can be told, either way of 0
+
+
+class SNREmbedding(nn.Module):
+    """SNRs [B] in dB as vectors [B, width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES + 1, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, snr_db: torch.Tensor) -> torch.Tensor:
+        """What lies beyond the range that models are trained on is taken as its end."""
+        place = (snr_db.clamp(-RANGE_DB, RANGE_DB) / RANGE_DB)[:, None]
+        waves = place * torch.arange(1, FREQUENCIES + 1, device=snr_db.device) * (math.pi / 6)
+        return self.mlp(torch.cat([place, waves.sin(), waves.cos()], 1))
+
+
+class ModulatedBlock(nn.Module):
+    """Two convolutions around a shortcut, scaled and shifted by the SNR's vector in between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.modulation = nn.Linear(width, 2 * width)
+
+    def forward(self, x: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        scale, shift = (part[:, :, None, None] for part in self.modulation(vector).chunk(2, 1))
+        h = self.conv1(silu(self.norm1(x)))
+        return x + self.conv2(silu(self.norm2(h) * (1 + scale) + shift))
+
+
+class LatentEstimate(nn.Module):
+    """The clean latent from a received one and its SNR: the linear estimate, corrected by a small network."""
+
+    def __init__(self, channels: int, width: int, blocks: int = 3) -> None:
+        super().__init__()
+        self.embedding = SNREmbedding(width)
+        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ModulatedBlock(width) for _ in range(blocks))
+        self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, received: Received) -> torch.Tensor:
+        linear, vector = received.mmse(), self.embedding(received.snr_db)
+        x = self.conv_in(linear)
+        for block in self.blocks:
+            x = block(x, vector)
+        return linear + self.conv_out(silu(x))
+
+
+class SplitModel(nn.Module):
+    """MEG-DT: a received latent through a 1 x 1 convolution and the decoder (arXiv 2407.02804).
+
+    The convolution starts as the latent format's way back to raw latents, followed by the generator's own
+    post-quantisation convolution where it has one. `estimate` is the width of a network that is told the SNR; 0: none,
+    as published.
+    """
+
+    def __init__(
+        self, decoder: nn.Module, channels: int, latents: LatentFormat, post: nn.Conv2d | None = None, estimate: int = 0
+    ) -> None:
+        super().__init__()
+        self.estimate = LatentEstimate(channels, estimate) if estimate else None
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1)
+        with torch.no_grad():
+            matrix = torch.eye(channels) if post is None else post.weight[:, :, 0, 0].float().cpu()
+            bias = torch.zeros(channels) if post is None else post.bias.float().cpu()
+            self.post_quant_conv.weight.copy_(matrix[:, :, None, None] / latents.scale)
+            self.post_quant_conv.bias.copy_(bias + latents.shift * matrix.sum(1))
+        self.decoder = decoder
+
+    def forward(self, received: Received) -> torch.Tensor:
+        """Images of a received latent [B, C, H, W]."""
+        latent = received.symbols if self.estimate is None else self.estimate(received)
+        return (self.decoder(self.post_quant_conv(latent)) + 1) / 2
+
+    def through(
+        self,
+        latent: torch.Tensor,
+        channel: Channel,
+        snr_db: torch.Tensor | float,
+        generator: torch.Generator,
+        noise_factor: torch.Tensor | float = 1.0,
+    ) -> torch.Tensor:
+        """Images of a clean latent that is sent over the channel."""
+        return self(channel(latent, snr_db, generator, noise_factor))
+
+    def symbols(self, latent: torch.Size) -> int:
+        """Real symbols that an image's latent [C, H, W] takes."""
+        return math.prod(latent)
+
+    def side_bits(self, latent: torch.Size) -> int:
+        """Bits that the receiver needs besides."""
+        return 0
+
+
+class MergingModel(nn.Module):
+    """E2E-MEG-DT: a 1 x 1 convolution and feature merging before the channel, and the split model behind it."""
+
+    def __init__(self, split: SplitModel, channels: int, tokens: Tokens, share: float) -> None:
+        super().__init__()
+        self.tokens, self.share, self.split = tokens, share, split
+        self.encoder = nn.Conv2d(channels, channels, 1)
+        with torch.no_grad():  # starts as the split model
+            self.encoder.weight.copy_(torch.eye(channels)[:, :, None, None])
+            self.encoder.bias.zero_()
+
+    def through(
+        self,
+        latent: torch.Tensor,
+        channel: Channel,
+        snr_db: torch.Tensor | float,
+        generator: torch.Generator,
+        noise_factor: torch.Tensor | float = 1.0,
+    ) -> torch.Tensor:
+        """Images of a clean latent: encoded, merged, sent, put back into place and decoded."""
+        size = latent.shape[2:]
+        sent, unmerge = merged(self.tokens.of(self.encoder(latent)), self.tokens.grid(*size), self.share)
+        received = channel(sent, snr_db, generator, noise_factor)
+        return self.split(dataclasses.replace(received, symbols=self.tokens.back(unmerge(received.symbols), *size)))
+
+    def symbols(self, latent: torch.Size) -> int:
+        values = latent[0] * self.tokens.rows * self.tokens.columns
+        count = math.prod(latent) // values
+        return (count - merged_away(count, self.share)) * values
+
+    def side_bits(self, latent: torch.Size) -> int:
+        count = math.prod(latent) // (latent[0] * self.tokens.rows * self.tokens.columns)
+        return side_information_bits(count, self.share)
+
+
+def image_estimate(received: Received, mean: float, variance: float) -> torch.Tensor:
+    """The linear estimate with the least mean square error of received pixels [B, 3, H, W] in 0..1.
+
+    `mean` and `variance` are those of pixels; the SNR is that of the pixels' mean square, mean^2 + variance.
+    """
+    noise = (mean**2 + variance) / ratio(received.snr_db)
+    gain = per_image(variance / (variance + noise), received.symbols)
+    return mean + gain * (received.symbols - mean)

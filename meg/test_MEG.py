@@ -1,0 +1,213 @@
+"""The published figure: quality of received images against SNR for CG, MEG-DT and E2E-MEG-DT.
+
+Makes latents and clean images with the generator, sends them by every scheme over the channel at every SNR, and
+measures what arrives: at equal SNR per symbol, as published, and at equal energy per image. Writes quality.csv, plots,
+sample images and report.md into the run's folder. Examples:
+python meg/test_MEG.py
+python meg/test_MEG.py --channel rayleigh
+python meg/test_MEG.py --preset published --generator sdxl --decoders results/meg/sdxl
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from common.parameters import LARGEST, ParameterError, Parameters, command_line, parameter
+from common.pictures import save_sheet
+from common.run_folder import RESULTS, claimed, create_folder, peak_memory, write_config, write_csv, write_text
+from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
+from meg.generators import GENERATORS, GeneratorOptions, open_generator
+from meg.metrics import Judge, PocketFeatures
+from meg.report import HEADER, Row, plot_quality, report
+from meg.schemes import Scheme, all_schemes, trained_models
+from meg.train_JSCC_merging import TRAINED
+from resd3_medium.refine_sd3_infer import POCKET
+from resd3_medium.tasks import DATASET, read_lines
+
+PROMPTS = DATASET / "pocket_test_captions.txt"
+BUDGETS = {"symbol": ("symbol",), "energy": ("energy",), "both": ("symbol", "energy")}
+SAMPLES = 8  # images of a sheet
+
+
+@dataclasses.dataclass(kw_only=True)
+class TestConfig(Parameters):
+    """Every parameter of test_MEG.py."""
+
+    PRESETS: typing.ClassVar[dict[str, dict[str, Any]]] = {"default": {"images": 200}, "published": {"images": 6}}
+
+    preset: str = parameter(
+        "default",
+        "default: 200 images of as many prompts. published: 2 images of each of 3 prompts, too few for any distance",
+        choices=("default", "published"),
+    )
+    generator: str = parameter("pocket", "what makes the images", choices=GENERATORS)
+    models: str | None = parameter(None, "folder of the generator's files; default that of the generator")
+    decoders: str = parameter(str(TRAINED), "folder of trained models; what is not there is left out")
+    prompts: str = parameter(str(PROMPTS), "file with a prompt on each line")
+    images: int | None = parameter(None, "images for each point; default by preset", low=2)
+    snr_db: str = parameter("-20,-15,-10,-5,0,5,10,15,20", "SNRs of the points, separated by commas", unit="dB")
+    channel: str = parameter("awgn", "the channel", choices=CHANNELS)
+    budget: str = parameter(
+        "both",
+        "what the schemes have in common: SNR of a symbol, energy of an image, or first the one then the other",
+        choices=tuple(BUDGETS),
+    )
+    bandwidth_hz: float = parameter(1e6, "bandwidth that transmission times are for", unit="Hz", above=0)
+    noise_dbm_hz: float = parameter(-174.0, "noise density that energies are for", unit="dBm/Hz", low=-300, high=100)
+    loss_db: float = parameter(120.0, "loss between the antennas that energies are for", unit="dB", low=0, high=300)
+    inception: str = parameter(
+        "auto",
+        "auto: also FID, KID and LPIPS when their packages are there, which may fetch weights",
+        choices=("auto", "off"),
+    )
+    resamples: int = parameter(50, "draws behind the intervals of the Fréchet distance", low=0)
+    steps: int | None = parameter(None, "denoising steps; default the generator's", unit="steps", low=1, high=1000)
+    cfg_scale: float | None = parameter(
+        None, "scale of the classifier-free guidance; default the generator's", low=0, high=100
+    )
+    side: int | None = parameter(None, "side of the images; default the generator's", unit="pixels", low=16)
+    batch_size: int = parameter(50, "images that are made, sent and decoded together", low=1, high=1024)
+    seed: int = parameter(0, "seed of the first image, and of fading and noise", low=0)
+    device: str = parameter("auto", "where the models run", choices=("auto", "cuda", "mps", "cpu"))
+    dtype: str = parameter(
+        "auto", "dtype of the generator's weights", choices=("auto", "float16", "bfloat16", "float32")
+    )
+    threads: int = parameter(2, "CPU threads", low=1, high=1024)
+    out: str | None = parameter(None, "folder of the results; default results/meg/test")
+
+    def check(self) -> None:
+        super().check()
+        self.snrs()
+
+    def snrs(self) -> list[float]:
+        """The points. Raises ParameterError unless they are numbers in range."""
+        refusal = ParameterError(f"--snr_db={self.snr_db}: must be numbers from -60 to 60, separated by commas")
+        try:
+            values = [float(text) for text in self.snr_db.strip("()[] ").split(",")]
+        except ValueError:
+            raise refusal from None
+        if not values or not all(-60 <= value <= 60 for value in values):
+            raise refusal
+        return values
+
+
+def chosen_prompts(config: TestConfig) -> list[str]:
+    """A prompt for each image: as many as there are, or with preset published each of three twice."""
+    prompts = read_lines(Path(config.prompts), "prompts")
+    if config.preset == "published":
+        prompts = prompts[:3]
+    return [prompts[i % len(prompts)] for i in range(config.images)]
+
+
+class Experiment:
+    """Clean latents and images, and the rows of quality.csv as they are measured."""
+
+    def __init__(self, config: TestConfig) -> None:
+        """Open all files. Raises ParameterError when one is missing, damaged, or for other latents."""
+        self.config = config
+        self.rows: list[Row] = []
+        self.prompts = chosen_prompts(config)
+        self.trained = trained_models(Path(config.decoders))
+        self.generator = open_generator(
+            GeneratorOptions(
+                config.generator,
+                config.models,
+                config.steps,
+                config.cfg_scale,
+                config.side,
+                config.device,
+                config.dtype,
+            )
+        )
+        self.base = self.generator.base()
+        for name, (_, d) in self.trained.items():
+            if (d.family, d.channels) != (self.base.description.family, self.base.description.channels):
+                raise ParameterError(f"--decoders={config.decoders}: {name} must be for the generator's latents")
+        self.device, self.link = self.generator.device, Link(config.bandwidth_hz, config.noise_dbm_hz, config.loss_db)
+
+    def prepare(self) -> None:
+        """Make the clean images, and the schemes that send them."""
+        config, parts = self.config, []
+        for start in tqdm(range(0, len(self.prompts), config.batch_size), unit="batch", desc="clean images"):
+            few = self.prompts[start : start + config.batch_size]
+            parts.append(self.generator.latents(few, [config.seed + start + i for i in range(len(few))]).cpu())
+        self.latents = torch.cat(parts)
+        self.images = torch.cat([self.generator.images(part).cpu() for part in parts])
+        pixels = float(self.images.mean()), float(self.images.var())
+        sizes = self.latents.shape[1:], self.images.shape[1:]
+        self.schemes = all_schemes(self.base, self.trained, *sizes, pixels, self.device)
+        self.judge = Judge(self.images, PocketFeatures(POCKET), config.resamples, config.seed)
+        self.note = self.judge.add_inception() if config.inception == "auto" else "FID, KID and LPIPS are off"
+
+    def points(self) -> Iterator[tuple[str, Scheme, float, float]]:
+        """Budget, scheme, SNR on the axis and SNR of the scheme's symbols, nan where nothing can be received."""
+        reference = self.schemes[0].symbols
+        for budget in BUDGETS[self.config.budget]:
+            for scheme in self.schemes:
+                for snr_db in self.config.snrs():
+                    if budget == "symbol":
+                        yield budget, scheme, snr_db, snr_db
+                    elif scheme.side_bits:
+                        yield budget, scheme, snr_db, scheme.snr_for_energy(reference * ratio(snr_db))
+                    else:
+                        yield budget, scheme, snr_db, equal_energy_snr_db(snr_db, scheme.symbols, reference)
+
+    @torch.inference_mode()
+    def received(self, scheme: Scheme, snr_db: float) -> torch.Tensor:
+        """All images as they arrive; every point and scheme has the same seed."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        channel, made = Channel(self.config.channel), []
+        for latents, images in zip(
+            self.latents.split(self.config.batch_size), self.images.split(self.config.batch_size), strict=True
+        ):
+            made.append(scheme.send(latents.to(self.device), images.to(self.device), channel, snr_db, generator).cpu())
+        return torch.cat(made).clamp(0, 1)
+
+    def run(self, folder: Path) -> None:
+        """Measure every point; a sheet for each budget and scheme, whose first row is clean."""
+        points, sheets = list(self.points()), {}
+        for budget, scheme, snr_db, symbol_snr_db in tqdm(points, unit="point", desc="points"):
+            sheet = sheets.setdefault((budget, scheme.name), [self.images[:SAMPLES]])
+            if math.isnan(symbol_snr_db):
+                quality, side = {}, math.nan
+                sheet.append(torch.ones_like(self.images[:SAMPLES]))
+            else:
+                images = self.received(scheme, symbol_snr_db)
+                quality, side = self.judge(images), scheme.total_symbols(self.link, symbol_snr_db)
+                sheet.append(images[:SAMPLES])
+            self.rows.append(Row(budget, scheme, snr_db, symbol_snr_db, side, len(self.images), quality))
+        for (budget, name), rows in sheets.items():
+            few = min(SAMPLES, len(self.images))
+            save_sheet(folder / f"samples_{budget}_{name}.png", torch.cat(rows) * 2 - 1, few)
+
+
+def main(config: TestConfig, given: dict[str, Any]) -> None:
+    torch.set_num_threads(config.threads)
+    if config.seed + config.images - 1 > LARGEST:
+        raise ParameterError(f"--seed={config.seed}: must be at most {LARGEST} for the last of {config.images} images")
+    if not Path(config.decoders).is_dir():
+        raise ParameterError(f"--decoders={config.decoders}: must be a folder of models by meg's training")
+    experiment = Experiment(config)
+    folder = create_folder(config.out, RESULTS / "meg" / "test")
+    with claimed(folder):
+        write_config(folder, "meg test", dataclasses.asdict(config))
+        experiment.prepare()
+        experiment.run(folder)
+        measures = sorted({name for row in experiment.rows for name in row.quality})
+        write_csv(folder / "quality.csv", HEADER, [values for row in experiment.rows for values in row.table()])
+        for budget in BUDGETS[config.budget]:
+            plot_quality(folder / f"quality_{budget}", [r for r in experiment.rows if r.budget == budget], measures)
+        words = report(experiment.rows, experiment.link, config.channel, experiment.note)
+        write_text(folder / "report.md", words)
+    print(words)
+    print(f"quality.csv, plots, samples and report.md in {folder}; peak memory {peak_memory(experiment.device)}")
+
+
+if __name__ == "__main__":
+    command_line(TestConfig, main, __doc__)
