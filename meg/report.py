@@ -74,7 +74,9 @@ def plot_quality(path: Path, rows: Sequence[Row], measures: Sequence[str]) -> No
         scale = "linear" if HIGHER_IS_BETTER.get(measure, False) else "log"
         axes.set(xlabel=AXES[rows[0].budget], ylabel=MEASURES[measure], yscale=scale)
         axes.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=7)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8)
+    figure.tight_layout()
     save_figure(figure, path)
 
 
