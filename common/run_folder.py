@@ -6,6 +6,7 @@ says that the run is whole. Every file is written under a temporary name and the
 """
 
 import csv
+import dataclasses
 import errno
 import fcntl
 import io
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from common.parameters import ParameterError
+from common.parameters import ParameterError, resolve
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PARTIAL = ".partial"  # in the names of files that are being written
@@ -132,6 +133,23 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ParameterError(f"{folder}: must hold a run, with a whole config.json ({describe(error)})") from None
     return method, parameters
+
+
+def resumed(config: Any, given: dict[str, Any], free: Sequence[str]) -> Any:
+    """The parameters of the run in the folder `config.resume`, with those of the command line that are `free`.
+
+    Raises ParameterError when the folder holds no run of such parameters, or others are `given`.
+    """
+    folder = Path(config.resume)
+    try:
+        parameters = json.loads((folder / "config.json").read_text())["parameters"]
+        before = resolve(type(config), parameters | {"resume": None})
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ParameterError(f"--resume={folder}: must hold a run's config.json ({describe(error)})") from None
+    for name in given:
+        if name not in free:
+            raise ParameterError(f"--{name}={given[name]}: must not be combined with --resume")
+    return dataclasses.replace(before, **{name: getattr(config, name) for name in given})
 
 
 def describe(error: BaseException) -> str:

@@ -7,15 +7,23 @@ python meg/make_dataset.py --generator sdxl --captions captions.txt --images 20
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from common.parameters import LARGEST, ParameterError, Parameters, command_line, parameter, resolve
-from common.run_folder import RESULTS, claimed, create_folder, describe, peak_memory, writable, write_config, write_text
+from common.parameters import LARGEST, ParameterError, Parameters, command_line, parameter
+from common.run_folder import (
+    RESULTS,
+    claimed,
+    create_folder,
+    peak_memory,
+    resumed,
+    writable,
+    write_config,
+    write_text,
+)
 from meg.dataset import PART, part_path, save_part
 from meg.generators import GENERATORS, GeneratorOptions, open_generator
 from resd3_medium.tasks import DATASET, read_lines
@@ -51,23 +59,9 @@ class DatasetConfig(Parameters):
 FREE = ("device", "batch_size", "resume", "out")  # what --resume may change
 
 
-def stored(config: DatasetConfig, given: dict[str, Any]) -> DatasetConfig:
-    """The parameters of the data --resume, with the free ones of the command line."""
-    folder = Path(config.resume)
-    try:
-        parameters = json.loads((folder / "config.json").read_text())["parameters"]
-        before = resolve(DatasetConfig, parameters | {"resume": None})
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ParameterError(f"--resume={folder}: must hold data's config.json ({describe(error)})") from None
-    for name in given:
-        if name not in FREE:
-            raise ParameterError(f"--{name}={given[name]}: must not be combined with --resume")
-    return dataclasses.replace(before, **{name: getattr(config, name) for name in given})
-
-
 def main(config: DatasetConfig, given: dict[str, Any]) -> None:
     if config.resume:
-        config = stored(config, given)
+        config = resumed(config, given, FREE)
     captions = read_lines(Path(config.captions), "captions")
     count = config.images or len(captions)
     if config.seed + count - 1 > LARGEST:

@@ -17,7 +17,7 @@ from common.parameters import ParameterError
 from common.run_folder import describe
 from meg.decoders import Base, Description
 from meg.generators import GeneratorOptions
-from resd3_medium.refine_sd3_infer import DTYPES, MODELS
+from resd3_medium.refine_sd3_infer import MODELS, choose_device, choose_dtype
 
 STEPS, CFG_SCALE, SIDE = 12, 2.5, 1024  # published
 MERGED = 0.5  # share of the tokens that are merged within the attention, published
@@ -118,11 +118,8 @@ class SDXLGenerator:
         folder = Path(options.models or MODELS / "sdxl_perflow")
         if not (folder / "model_index.json").is_file():
             raise ParameterError(f"--models={folder}: must be a folder of SDXL PeRFlow in diffusers' layout")
-        cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-        if cuda and not torch.cuda.is_available():
-            raise ParameterError("--device=cuda: must be a device of this machine, which has none")
-        self.device = torch.device("cuda" if cuda else "cpu" if options.device == "auto" else options.device)
-        dtype = (torch.float16 if cuda else torch.float32) if options.dtype == "auto" else DTYPES[options.dtype]
+        self.device = choose_device(options)
+        dtype = choose_dtype(options, self.device)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

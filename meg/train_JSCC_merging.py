@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from common.parameters import ParameterError, command_line, parameter
+from common.run_folder import resumed
 from meg.decoders import load_model
 from meg.merging import LARGEST, Tokens
 from meg.models import MergingModel
-from meg.training import PUBLISHED_MERGING, Stage, TrainingConfig, data_for, filled, stored, train
+from meg.training import FREE, PUBLISHED_MERGING, Stage, TrainingConfig, data_for, filled, train
 from resd3_medium.refine_sd3_infer import MODELS
 
 TRAINED = MODELS / "meg"  # what comes with the project
@@ -38,7 +39,7 @@ class MergingConfig(TrainingConfig):
 
 
 def main(config: MergingConfig, given: dict[str, Any]) -> None:
-    config = filled(stored(config, given) if config.resume else config)
+    config = filled(resumed(config, given, FREE) if config.resume else config)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # for new weights, which torch draws from its global generator
     path = Path(config.start or TRAINED / f"meg_dt{'_snr' if config.told_snr else ''}.safetensors")

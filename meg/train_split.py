@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from common.parameters import ParameterError, command_line, parameter
+from common.run_folder import resumed
 from meg.decoders import load_model, model_of
 from meg.generators import GENERATORS, GeneratorOptions, open_generator
-from meg.training import PUBLISHED_SPLIT, Stage, TrainingConfig, data_for, filled, stored, train
+from meg.training import FREE, PUBLISHED_SPLIT, Stage, TrainingConfig, data_for, filled, train
 
 ESTIMATE = 96  # width of the network that is told the SNR
 
@@ -31,7 +32,7 @@ class SplitConfig(TrainingConfig):
 
 
 def main(config: SplitConfig, given: dict[str, Any]) -> None:
-    config = filled(stored(config, given) if config.resume else config)
+    config = filled(resumed(config, given, FREE) if config.resume else config)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # for new weights, which torch draws from its global generator
     if config.start:

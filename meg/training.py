@@ -11,18 +11,18 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from common.parameters import ParameterError, Parameters, parameter, resolve
+from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import RESULTS, claimed, create_folder, describe, peak_memory, writable, write_config, write_text
 from common.stages import AveragedLearner, run_stage
 from meg.channel import CHANNELS, Channel
 from meg.dataset import Pairs, load_dataset
 from meg.decoders import Description, save_model
 from meg.models import RANGE_DB, MergingModel, SplitModel
+from resd3_medium.refine_sd3_infer import choose_device
 
 SHOWN_DB = (-20, -10, 0, 10, 20)  # SNRs of the validation
 EPOCH = 20  # samples of a published epoch
@@ -108,25 +108,9 @@ def filled(config: TrainingConfig) -> TrainingConfig:
     return dataclasses.replace(config, **{n: v for n, v in own.items() if getattr(config, n) is None})
 
 
-def stored(config: TrainingConfig, given: dict[str, Any]) -> TrainingConfig:
-    """The parameters of the run --resume, with the free ones of the command line."""
-    folder = Path(config.resume)
-    try:
-        parameters = json.loads((folder / "config.json").read_text())["parameters"]
-        before = resolve(type(config), parameters | {"resume": None})
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ParameterError(f"--resume={folder}: must hold a run's config.json ({describe(error)})") from None
-    for name in given:
-        if name not in FREE:
-            raise ParameterError(f"--{name}={given[name]}: must not be combined with --resume")
-    return dataclasses.replace(before, **{name: getattr(config, name) for name in given})
-
-
 def accelerator_for(config: TrainingConfig) -> Accelerator:
     """accelerate's view of the device. Raises ParameterError when there is none, or it lacks the precision."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not present.get(config.device, True):
-        raise ParameterError(f"--device={config.device}: must be a device of this machine, which has none")
+    choose_device(config)
     try:
         return Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     except ValueError as error:

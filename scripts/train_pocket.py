@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from common.parameters import ParameterError, Parameters, command_line, parameter, resolve
+from common.parameters import ParameterError, Parameters, command_line, parameter
 from common.run_folder import (
     RESULTS,
     claimed,
     create_folder,
-    describe,
     peak_memory,
+    resumed,
     writable,
     write_config,
     write_text,
@@ -63,23 +63,9 @@ class TrainConfig(Parameters):
 FREE = ("device", "threads", "every", "resume", "out")  # what --resume may change, without another result
 
 
-def stored(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
-    """The parameters of the run --resume, with the free ones of the command line."""
-    folder = Path(config.resume)
-    try:
-        parameters = json.loads((folder / "config.json").read_text())["parameters"]
-        before = resolve(TrainConfig, parameters | {"resume": None})
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ParameterError(f"--resume={folder}: must hold a run's config.json ({describe(error)})") from None
-    for name in given:
-        if name not in FREE:
-            raise ParameterError(f"--{name}={given[name]}: must not be combined with --resume")
-    return dataclasses.replace(before, **{name: getattr(config, name) for name in given})
-
-
 def main(config: TrainConfig, given: dict[str, Any]) -> None:
     if config.resume:
-        config = stored(config, given)
+        config = resumed(config, given, FREE)
         folder = writable(Path(config.resume))
     emoji = load_emoji(Path(config.emoji))
     if not config.resume:
