@@ -16,15 +16,15 @@ from lad_ts.scheduler import Scheduler
 class Heuristic(Scheduler):
     """A scheduler that draws servers from probabilities."""
 
-    def draw_from(self, probabilities: np.ndarray, slot: Slot) -> np.ndarray:
-        """Independent draws [R, B, N] from probabilities [R, N or 1, B]."""
+    def draw_from(self, probabilities: np.ndarray, slot: Slot, group: np.ndarray | None = None) -> np.ndarray:
+        """Independent draws [R, B, N] from probabilities [R, K, B]; group [R, B, N] tells which of the K a task has."""
         level = probabilities.cumsum(-1)
         level /= level[..., -1:]
         uniform = self.uniform(*slot.mask.shape[1:])
-        # Task by task of the N cells; a comparison with every level would need [R, B, N, B] numbers at once.
-        action = np.zeros(uniform.shape, dtype=np.int64)
-        for es in range(self.num_bs - 1):
-            action += uniform >= level[:, None, :, es]
+        action = np.empty(uniform.shape, dtype=np.int64)
+        for row, k in np.ndindex(level.shape[:2]):
+            drawn = level[row, k, :-1].searchsorted(uniform[row], side="right")
+            np.copyto(action[row], drawn, where=True if group is None else group[row] == k)
         return action
 
 
@@ -180,26 +180,33 @@ class SizeInterval(Heuristic):
         super().begin(scenario, rows)
         classes = min(self.params.classes, self.num_bs, self.params.num_tasks)
         work = expected_work(self.params, scenario)
-        self.sizes = np.empty(work.shape, dtype=np.int64)  # class of each task index
+        self.limits = np.empty((len(work), classes - 1))  # a task above k limits in Gcycles is of class k
         server = np.empty(scenario.capacity.shape, dtype=np.int64)  # class of each ES
         for row, (capacity, load, workload) in enumerate(
             zip(scenario.capacity * self.params.slot_length, work, scenario.workload, strict=True)
         ):
             before = row - 1  # rows of the same scenario stand together and share their intervals
             if row and all((x[row] == x[before]).all() for x in (scenario.capacity, scenario.workload)):
-                self.sizes[row], server[row] = self.sizes[before], server[before]
+                self.limits[row], server[row] = self.limits[before], server[before]
                 continue
             n, es = np.argsort(workload, kind="stable"), np.argsort(capacity, kind="stable")
             ends = best_intervals(load[n] / workload[n], load[n], capacity[es], classes)
-            self.sizes[row, n] = np.searchsorted(ends[:, 0], np.arange(n.size), side="right")
+            last = workload[n[np.maximum(ends[:-1, 0] - 1, 0)]]  # the largest task of each class but the last
+            self.limits[row] = np.where(ends[:-1, 0] > 0, last, -np.inf)
             server[row, es] = np.searchsorted(ends[:, 1], np.arange(es.size), side="right")
         self.member = server[:, None] == np.arange(classes)[:, None]  # [R, class, B]
-        self.class_work = np.stack([(work * (self.sizes == k)).sum(1) for k in range(classes)], 1)
+        sizes = self.classes(scenario.workload)
+        self.class_work = np.stack([(work * (sizes == k)).sum(1) for k in range(classes)], 1)
+
+    def classes(self, workload: np.ndarray) -> np.ndarray:
+        """The class of each workload [R, ..] in Gcycles."""
+        rows = zip(self.limits, workload, strict=True)
+        return np.stack([limits.searchsorted(values, side="left") for limits, values in rows])
 
     def act(self, slot: Slot) -> np.ndarray:
         capacity = self.scenario.capacity[:, None] * self.member
         share = fill_levels(slot.backlog.cpu().numpy()[:, None], capacity, self.class_work)
-        return self.draw_from(np.take_along_axis(share, self.sizes[..., None], 1), slot)
+        return self.draw_from(share, slot, self.classes(slot.workload.cpu().numpy()))
 
 
 HEURISTICS: dict[str, Any] = {

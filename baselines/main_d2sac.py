@@ -11,6 +11,8 @@ from baselines.model_d2sac import D2SACAgents, D2SACParameters
 from common.parameters import command_line
 from lad_ts.training import Method, TrainingParameters, run_method
 
+METHOD = Method("D2SAC-TS", "d2sac_ts", D2SACAgents)
+
 
 @dataclasses.dataclass(kw_only=True)
 class D2SACConfig(D2SACParameters, TrainingParameters):
@@ -18,7 +20,7 @@ class D2SACConfig(D2SACParameters, TrainingParameters):
 
 
 def main(config: D2SACConfig, given: dict[str, Any]) -> None:
-    run_method(config, given, Method("D2SAC-TS", "d2sac_ts", D2SACAgents))
+    run_method(config, given, METHOD)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from baselines.model_dqn import DQNAgents, DQNParameters
 from common.parameters import command_line
 from lad_ts.training import Method, TrainingParameters, run_method
 
+METHOD = Method("DQN-TS", "dqn_ts", DQNAgents)
+
 
 @dataclasses.dataclass(kw_only=True)
 class DQNConfig(DQNParameters, TrainingParameters):
@@ -18,7 +20,7 @@ class DQNConfig(DQNParameters, TrainingParameters):
 
 
 def main(config: DQNConfig, given: dict[str, Any]) -> None:
-    run_method(config, given, Method("DQN-TS", "dqn_ts", DQNAgents))
+    run_method(config, given, METHOD)
 
 
 if __name__ == "__main__":

@@ -29,14 +29,14 @@ class HeuristicConfig(FixedParameters):
     classes: int = parameter(3, "task-size classes of size_interval", low=1, high=20)
 
 
-def load_class(place: str) -> Callable[..., Scheduler]:
+def load_class(place: str, flag: str = "method") -> Callable[..., Scheduler]:
     """The scheduler class of a method's name or of FILE.py:ClassName. Raises ParameterError when there is none."""
     if place in HEURISTICS:
         return HEURISTICS[place]
     if place == "lower_bound":
         return lambda *_: LowerBound()
     file, _, name = place.rpartition(":")
-    refusal = f"--method={place}: must be one of {', '.join([*HEURISTICS, 'lower_bound'])}, or FILE.py:ClassName"
+    refusal = f"--{flag}={place}: must be one of {', '.join([*HEURISTICS, 'lower_bound'])}, or FILE.py:ClassName"
     if not Path(file).is_file():
         raise ParameterError(refusal)
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
@@ -46,12 +46,12 @@ def load_class(place: str) -> Callable[..., Scheduler]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's file may fail in any way
-        raise ParameterError(f"--method={place}: the file fails with {type(error).__name__}: {error}") from None
+        raise ParameterError(f"--{flag}={place}: the file fails with {type(error).__name__}: {error}") from None
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Scheduler) and not issubclass(found, Learner)):
         raise ParameterError(f"{refusal} of a Scheduler that does not learn ({name} is none)")
     if found.act is Scheduler.act:
-        raise ParameterError(f"--method={place}: the class must define act(slot)")
+        raise ParameterError(f"--{flag}={place}: the class must define act(slot)")
     return found
 
 

@@ -12,6 +12,8 @@ from common.parameters import command_line
 from lad_ts.soft_actor_critic import SACParameters
 from lad_ts.training import Method, TrainingParameters, run_method
 
+METHOD = Method("SAC-TS", "sac_ts", SACAgents)
+
 
 @dataclasses.dataclass(kw_only=True)
 class SACConfig(SACParameters, TrainingParameters):
@@ -19,7 +21,7 @@ class SACConfig(SACParameters, TrainingParameters):
 
 
 def main(config: SACConfig, given: dict[str, Any]) -> None:
-    run_method(config, given, Method("SAC-TS", "sac_ts", SACAgents))
+    run_method(config, given, METHOD)
 
 
 if __name__ == "__main__":

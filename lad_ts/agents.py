@@ -114,7 +114,7 @@ class StackedAgents(Learner):
 
     def features(self, slot: Slot) -> torch.Tensor:
         """The state of every decision, [S, B, N, 2 + B] float32: input size, workload, backlog of each ES."""
-        size, workload, backlog = slot.size, slot.workload[:, None].expand_as(slot.size), slot.backlog
+        size, workload, backlog = slot.size, slot.workload, slot.backlog
         if self.params.state_features != "raw":
             size = size / self.params.input_max
             workload = workload / (self.params.density_max * self.params.quality_max)

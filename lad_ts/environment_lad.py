@@ -37,6 +37,9 @@ class EnvironmentParameters(Parameters):
     result_max: float = parameter(1.0, "largest result size r", unit="Mbit", above=0)
     capacity_min: int = parameter(10, "least capacity f of an ES", unit="Gcycles/s", low=1)
     capacity_max: int = parameter(50, "greatest capacity f of an ES", unit="Gcycles/s", low=1)
+    capacities: str | None = parameter(
+        None, "capacity f of each ES, as in 10,20.5,40, instead of drawn ones", unit="Gcycles/s"
+    )
     rate_min: int = parameter(400, "least link rate v", unit="Mbit/s", low=1)
     rate_max: int = parameter(500, "greatest link rate v", unit="Mbit/s", low=1)
     tied_sizes: bool = parameter(
@@ -59,7 +62,22 @@ class EnvironmentParameters(Parameters):
             raise ParameterError(
                 f"--min_tasks={self.min_tasks}: the range is empty; must be at most --num_tasks={self.num_tasks}"
             )
+        if self.capacities is not None:
+            fixed_capacities(self)
         super().check()
+
+
+def fixed_capacities(params: EnvironmentParameters) -> np.ndarray:
+    """The numbers [B] of --capacities. Raises ParameterError unless every ES has one."""
+    try:
+        capacities = np.array([float(text) for text in params.capacities.split(",")])
+    except ValueError:
+        capacities = np.empty(0)
+    if capacities.size != params.num_bs or not (np.isfinite(capacities) & (capacities > 0)).all():
+        raise ParameterError(
+            f"--capacities={params.capacities}: must be --num_bs={params.num_bs} numbers above 0, separated by commas"
+        )
+    return capacities
 
 
 def random_generator(stream: int, seed: int, episode: int = 0) -> np.random.Generator:
@@ -111,6 +129,8 @@ def draw_scenario(params: EnvironmentParameters, seeds: Sequence[int]) -> Scenar
         rng = random_generator(SCENARIO, params.scenario_seed, seed)
         b, n = params.num_bs, params.num_tasks
         capacity = rng.integers(params.capacity_min, params.capacity_max, b, endpoint=True)
+        if params.capacities is not None:
+            capacity = fixed_capacities(params)
         link_rate = rng.integers(params.rate_min, params.rate_max, b, endpoint=True)
         steps = rng.integers(params.quality_min, params.quality_max, n, endpoint=True)
         density_draw, result_draw = rng.random(n), rng.random(n)
@@ -158,7 +178,7 @@ class Slot:
     """What is known when slot t starts: the tasks of every BS and the backlog of every ES.
 
     mask [S, B, N] marks the tasks that exist (a prefix of each BS's N cells), size [S, B, N] in Mbit,
-    workload [S, N] in Gcycles, backlog q[t] [S, B] in Gcycles.
+    workload [S, B, N] in Gcycles, backlog q[t] [S, B] in Gcycles.
     """
 
     t: int
@@ -191,8 +211,9 @@ class CollaborativeMEC:
 
         self.scenario, self.device, self.slot_length = scenario, torch.device(device), slot_length
         self.capacity, self.link_rate = tensor(scenario.capacity), tensor(scenario.link_rate)
-        self.workload, self.result_size = tensor(scenario.workload), tensor(scenario.result_size)
+        self.result_size = tensor(scenario.result_size)
         self.num_seeds, self.num_bs = scenario.capacity.shape
+        self.workload = tensor(scenario.workload)[:, None].expand(-1, self.num_bs, -1)  # the same tasks at every BS
         self.num_tasks = scenario.density.shape[1]
 
     def reset(self, arrivals: Arrivals) -> Slot:
@@ -226,7 +247,7 @@ class CollaborativeMEC:
         """
         now = self.slot()
         flat = action.reshape(self.num_seeds, -1)
-        work = (self.workload[:, None] * now.mask).reshape(self.num_seeds, -1)
+        work = (now.workload * now.mask).reshape(self.num_seeds, -1)
         in_slot, total = work_ahead(work, flat, self.num_bs)
         f, v = self.capacity.gather(1, flat), self.link_rate.gather(1, flat)
         queue = (self.backlog.gather(1, flat) + in_slot) / f

@@ -77,7 +77,7 @@ def run_episode(
         delay, following = env.step(action)
         if learning:
             scheduler.learn(slot, action, delay, following)
-        work = (slot.mask * env.workload[:, None]).view(env.num_seeds, -1)
+        work = (slot.mask * slot.workload).view(env.num_seeds, -1)
         sent = torch.zeros_like(env.capacity).scatter_add_(1, action.view(env.num_seeds, -1), work)
         worked += slot.backlog + sent - following.backlog
         delays.append(delay)

@@ -11,6 +11,8 @@ from common.parameters import command_line
 from lad_ts.model_lad import LadAgents, LadParameters
 from lad_ts.training import Method, TrainingParameters, run_method
 
+METHOD = Method("LAD-TS", "lad_ts", LadAgents)
+
 
 @dataclasses.dataclass(kw_only=True)
 class LadConfig(LadParameters, TrainingParameters):
@@ -18,7 +20,7 @@ class LadConfig(LadParameters, TrainingParameters):
 
 
 def main(config: LadConfig, given: dict[str, Any]) -> None:
-    run_method(config, given, Method("LAD-TS", "lad_ts", LadAgents))
+    run_method(config, given, METHOD)
 
 
 if __name__ == "__main__":

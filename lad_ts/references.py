@@ -27,7 +27,8 @@ class OptTS(Scheduler):
         cell = np.argsort(~flat_mask, axis=1, kind="stable")[:, :cells]
         row = np.arange(rows)
         bs, n = cell // num_tasks, cell % num_tasks
-        work = np.take_along_axis(flat_mask, cell, 1) * self.scenario.workload[row[:, None], n]
+        workload = slot.workload.cpu().numpy().reshape(rows, -1)
+        work = np.take_along_axis(flat_mask, cell, 1) * np.take_along_axis(workload, cell, 1)
         upload = size.reshape(rows, -1)[row[:, None], cell]
         result = self.scenario.result_size[row[:, None], n]
         chosen = np.zeros((rows, cells), dtype=np.int64)

@@ -154,7 +154,7 @@ def plain_slot(
     for b, agent in enumerate(agents):
         for n in range(int(slot.mask[0, b].sum())):
             with torch.no_grad():
-                state = torch.cat([slot.size[0, b, n : n + 1], slot.workload[0, n : n + 1], slot.backlog[0]]).float()
+                state = torch.cat([slot.size[0, b, n : n + 1], slot.workload[0, b, n : n + 1], slot.backlog[0]]).float()
                 p = agent.probabilities(state[None], latent[b, n][None])
             latent[b, n] = p[0]
             action[0, b, n] = torch.distributions.Categorical(p[0]).sample().item()

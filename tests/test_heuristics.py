@@ -141,7 +141,7 @@ def test_size_interval_separates_classes_and_beats_opt():
         touched = [g for g in groups if n in g[1] or es in g[0]]
         merged = {es}.union(*(g[0] for g in touched)), {n}.union(*(g[1] for g in touched))
         groups = [g for g in groups if g not in touched] + [merged]
-    workload = env.workload[0].numpy()
+    workload = env.workload[0, 0].numpy()
     sizes = sorted((workload[list(tasks)].min(), workload[list(tasks)].max()) for _, tasks in groups)
     assert len(groups) == config.classes == 3
     assert all(low[1] <= high[0] for low, high in itertools.pairwise(sizes))

@@ -383,7 +383,7 @@ def test_replay_equals_a_list_with_a_turning_place():
 
 def plain_state(features: str, env: CollaborativeMEC, row: int, n: int, size: float, queue: Any) -> list[float]:
     """The state of a decision: [d, w, q], or all scaled to about 1."""
-    work = env.workload[row, n].item()
+    work = env.workload[row, 0, n].item()
     if features == "raw":
         return [size, work, *queue]
     busy = [q / f for q, f in zip(queue, env.capacity[row].tolist(), strict=True)]
