@@ -66,9 +66,9 @@ class CapacityRoundRobin(Heuristic):
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
         super().begin(scenario, rows)
         length = self.params.num_slots * self.params.num_tasks
-        start = np.floor(1000 * self.uniform(self.num_bs)).astype(np.int64)
-        self.served = start
-        self.turns = np.stack([self.sequence(capacity, 1000 + length) for capacity in scenario.capacity])
+        places = max(1000, 10 * self.num_bs)
+        self.served = np.floor(places * self.uniform(self.num_bs)).astype(np.int64)
+        self.turns = np.stack([self.sequence(capacity, places + length) for capacity in scenario.capacity])
 
     @staticmethod
     def sequence(capacity: np.ndarray, length: int) -> np.ndarray:

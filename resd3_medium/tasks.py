@@ -5,6 +5,7 @@ of tasks.csv. Start reading at `draw_tasks`.
 """
 
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -96,17 +97,25 @@ def draw_tasks(
 # --- images and their list ---
 
 
-def save_image(image: Image.Image, folder: Path, task: Task, more: dict[str, Any]) -> Path:
-    """Write the image as PNG under a new name, with the task and `more` in its text chunks."""
+def png_bytes(image: Image.Image, task: Task, more: dict[str, Any]) -> bytes:
+    """The image as a PNG file, with the task and `more` in its text chunks."""
     content = dataclasses.asdict(task) | more
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(CHUNK, json.dumps(content, ensure_ascii=False))
     for name, value in (content.pop("settings") | content).items():  # for other programs, one by one
         chunks.add_itxt(name, str(value))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def save_image(image: Image.Image, folder: Path, task: Task, more: dict[str, Any]) -> Path:
+    """Write the image as `png_bytes` gives it under a new name."""
+    content = png_bytes(image, task, more)
     words = re.sub(r"[^a-z0-9]+", "-", task.prompt.lower()).strip("-")[:40].strip("-") or "image"
     numbers = [int(m[1]) for path in folder.glob("*.png") if (m := re.match(r"(\d+)_", path.name))]
     path = folder / f"{max(numbers, default=0) + 1:04d}_{words}_s{task.seed}.png"
-    replace_file(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=chunks))
+    replace_file(path, lambda temporary: temporary.write_bytes(content))
     return path
 
 

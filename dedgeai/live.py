@@ -1,0 +1,276 @@
+"""A live run, from the servers' start to the report: Ray, profile, policy, tasks or HTTP service, Ctrl-C.
+
+Start reading at `run_live`.
+"""
+
+import asyncio
+import dataclasses
+import platform
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from tqdm import tqdm
+
+from common.run_folder import peak_memory, write_csv
+from dedgeai.arrivals import Arrivals
+from dedgeai.cluster import ClusterOptions, connect
+from dedgeai.dispatcher import Dispatcher
+from dedgeai.edge_server import Options, SimulatedOptions
+from dedgeai.journal import read_journal
+from dedgeai.main_dedgeai import (
+    FOLDER,
+    POLICIES,
+    DedgeConfig,
+    arrivals_of,
+    parse_counts,
+    parse_steps,
+    policy_options,
+    read_prompts,
+    simulated_profile,
+)
+from dedgeai.measurement import measure, measure_profile
+from dedgeai.policies import make_policy
+from dedgeai.profile import Profile
+from dedgeai.report import Batch, plot_queues, predict, print_table, sim_to_real, table_rows, write_tasks
+from dedgeai.system import DONE, FAILED, EdgeSystem, Record, SystemOptions
+from dedgeai.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What makes the images: how a server opens it, the size of the images, and its name."""
+
+    options: Options
+    width: int
+    height: int
+    name: str
+    pocket: bool
+
+
+async def run_live(config: DedgeConfig, folder: Path, resume: bool) -> None:
+    """Everything of a run or of a service. Exits with 130 when Ctrl-C ended it."""
+    model = choose_model(config)
+    placing = ClusterOptions(
+        config.num_servers,
+        config.address,
+        config.gpus_per_server,
+        config.batch_size,
+        config.job_timeout,
+        config.rebalance,
+    )
+    began = time.perf_counter()
+    print(f"starting {config.num_servers} edge servers: {model.name}")
+    connect(placing)
+    try:
+        system = EdgeSystem(
+            placing, model.options, SystemOptions(config.backlog == "profile", config.attempts, config.learn), folder
+        )
+        try:
+            await system.start()
+            print(f"edge servers are up after {time.perf_counter() - began:.1f} s")
+            await work(config, model, system, folder, resume)
+        finally:
+            await system.close()
+    finally:
+        ray.shutdown()
+
+
+def choose_model(config: DedgeConfig) -> Model:
+    """The generator of the parameters. Raises ParameterError when it cannot be loaded, before Ray is started."""
+    if config.compute == "simulated":
+        p = simulated_profile(config)
+        options = SimulatedOptions(
+            *(tuple(x.tolist()) for x in (p.seconds_per_step, p.seconds_base, p.spread)), config.seed
+        )
+        return Model(options, 1, 1, "simulated compute", pocket=True)
+    from dedgeai.generator import GeneratorOptions, inference_config
+
+    infer = inference_config(
+        **{name: getattr(config, name) for name in ("models", "width", "height", "device", "dtype", "offload", "t5")}
+    )
+    pocket = Path(infer.models).name == "pocket"
+    name = f"{'pocket model' if pocket else 'SD3 Medium'}, {infer.width} x {infer.height}"
+    return Model(GeneratorOptions(infer, config.threads), infer.width, infer.height, name, pocket)
+
+
+async def work(config: DedgeConfig, model: Model, system: EdgeSystem, folder: Path, resume: bool) -> None:
+    """Measure, schedule, run the tasks or serve; then report. The first Ctrl-C ends it cleanly, a second at once."""
+    counts = parse_counts(config.num_tasks)
+    prompts = read_prompts(config, sum(counts), model.pocket)
+    profile = await find_profile(config, model, system, prompts)
+    policy = make_policy(policy_options(config, prompts), profile, POLICIES)
+    await system.schedule_with(Dispatcher(policy, config.learn), profile)
+    if config.serve:
+        from dedgeai.service import serve
+
+        job = serve(config, model, system, folder, resume)
+    else:
+        job = run_counts(config, model, system, folder, prompts, resume)
+    task = asyncio.ensure_future(job)
+    loop = asyncio.get_running_loop()
+
+    def interrupted() -> None:
+        loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl-C ends the process
+        loop.remove_signal_handler(signal.SIGTERM)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+    try:
+        await task
+    except asyncio.CancelledError:
+        print("\nstopping: running tasks are finished, queued ones are left; Ctrl-C again stops at once")
+        await system.cancel_queued()
+        left = sum(not record.final for record in system.records.values())
+        print(f"interrupted with {left} tasks left; go on with --resume {folder}")
+        sys.exit(130)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def find_profile(config: DedgeConfig, model: Model, system: EdgeSystem, prompts: Sequence[str]) -> Profile:
+    """The servers' speeds: what simulated ones wait, or a file's, or measured now and written to it."""
+    if config.compute == "simulated":
+        return simulated_profile(config)
+    machines = sorted(server.machine for server in system.cluster.servers)
+    source: dict[str, Any] = {
+        "model": model.name,
+        "steps": config.steps,
+        "threads": config.threads,
+        "batch_size": config.batch_size,
+        "machines": machines,
+        "processor": platform.processor() or platform.machine(),
+    }
+    if config.profile is not None:
+        return Profile.read(Path(config.profile), config.num_servers, {"model": model.name})
+    size = f"{'pocket' if model.pocket else 'sd3'}_{model.width}x{model.height}"
+    path = FOLDER / f"profile_{size}_{config.num_servers}servers_batch{config.batch_size}.json"
+    if path.is_file():
+        return Profile.read(path, config.num_servers, source)
+    print(f"measuring the servers' speeds, once; kept in {path}")
+    profile = await measure_profile(
+        system.cluster, prompts, parse_steps(config.steps), (model.width, model.height), config.profile_repeats, source
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile.write(path)
+    return profile
+
+
+async def run_counts(
+    config: DedgeConfig, model: Model, system: EdgeSystem, folder: Path, prompts: list[str], resume: bool
+) -> None:
+    """One run for each number of tasks, what is left of them when resumed; then the report."""
+    profile, batches, first = system.profile, {}, 0
+    before = outcomes(folder, "resume") if resume else {}
+    alone = await one_task(system, model, prompts[0], parse_steps(config.steps))
+    for count in parse_counts(config.num_tasks):
+        arrivals = arrivals_of(config, count, prompts[first : first + count], profile)
+        tasks = [
+            Task(first + k, prompts[first + k], int(z), config.seed + first + k, model.width, model.height, int(b))
+            for k, (z, b) in enumerate(zip(arrivals.steps, arrivals.base_station, strict=True))
+        ]
+        batches[count] = await run_batch(system, tasks, arrivals, before)
+        first += count
+    report(config, model, system, folder, batches, alone)
+
+
+async def one_task(system: EdgeSystem, model: Model, prompt: str, steps: tuple[int, int]) -> float:
+    """Seconds of a single task in an idle system, the published table's N = 1; its image is not kept."""
+    task = Task(-(2**30), prompt, round(sum(steps) / 2), 0, model.width, model.height, 0)
+    fastest = int(np.argmin(system.profile.seconds_per_step))
+    began = time.perf_counter()
+    await measure(system.cluster, {fastest: [task]}, quiet=True)
+    return time.perf_counter() - began
+
+
+async def run_batch(
+    system: EdgeSystem, tasks: list[Task], arrivals: Arrivals, before: dict[int, dict[str, Any]]
+) -> Batch:
+    """Submit a run's tasks slot by slot, and wait for all. Those that an earlier process has finished are not run."""
+    system.restart_clock()
+    done = {task.number for task in tasks if task.number in before}
+    for task in tasks:
+        if task.number in done:
+            system.recall(task, before[task.number])
+    with tqdm(total=len(tasks), initial=len(done), unit="image", desc=f"{len(tasks)} tasks") as bar:
+        watcher = asyncio.create_task(watch(system, [task.number for task in tasks], bar))
+        try:
+            for slot, part in arrivals.slots(system.dispatcher.policy.slot_seconds):
+                group = [tasks[k] for k in part if tasks[k].number not in done]
+                await asyncio.sleep(max(0.0, slot - system.now()))
+                if group:
+                    times = [float(arrivals.time[k]) for k in part if tasks[k].number not in done]
+                    await system.submit(group, times, slot)
+            await system.wait([task.number for task in tasks])
+        finally:
+            watcher.cancel()
+            bar.n = sum(system.records[task.number].final for task in tasks if task.number in system.records)
+    records = [system.records[task.number] for task in tasks]
+    seconds = None if done else max(record.finished for record in records)
+    return Batch(records, seconds)
+
+
+async def watch(system: EdgeSystem, numbers: Sequence[int], bar: tqdm) -> None:
+    """Keep a progress bar up to date."""
+    while True:
+        bar.n = sum(number in system.records and system.records[number].final for number in numbers)
+        up = sum(server.up for server in system.cluster.servers)
+        bar.set_postfix_str(f"{up} of {len(system.cluster.servers)} servers up")
+        await asyncio.sleep(0.5)
+
+
+def outcomes(folder: Path, flag: str) -> dict[int, dict[str, Any]]:
+    """What a journal says of the tasks that are finished, by number. An image that is not there has to be made again."""
+    path = folder / "journal.jsonl"
+    if not path.exists():
+        return {}
+    entries = [entry for entry in read_journal(path, flag) if entry["event"] in (DONE, FAILED)]
+    return {
+        entry["number"]: entry
+        for entry in entries
+        if entry["event"] == FAILED or (folder / "images" / entry["image"]).is_file()
+    }
+
+
+def report(
+    config: DedgeConfig, model: Model, system: EdgeSystem, folder: Path, batches: dict[int, Batch], alone: float
+) -> None:
+    """Tables, CSV files and plots of the runs."""
+    records: list[Record] = [record for batch in batches.values() for record in batch.records]
+    predicted = np.concatenate([predict(batch.records, system.profile) for batch in batches.values()])
+    write_tasks(folder, records, predicted)
+    plot_queues(folder, system.queues)
+    errors = sim_to_real(folder, records, predicted)
+    totals = {1: alone} | {count: batch.seconds for count, batch in batches.items() if batch.seconds is not None}
+    where = "CPU" if config.gpus_per_server == 0 else f"{config.gpus_per_server:g} GPU each"
+    rows = table_rows(f"this run: {config.num_servers} ES, {config.scheduler}, {where}", model.name, totals)
+    write_csv(folder / "table.csv", rows[0], rows[1:])
+    print_table(rows)
+    took = np.repeat([seconds for seconds, _ in system.dispatch_seconds], [n for _, n in system.dispatch_seconds])
+    failed = sum(record.state == FAILED for record in records)
+    starts = sum(server.starts - 1 for server in system.cluster.servers)
+    facts = {
+        "tasks": len(records),
+        "failed": failed,
+        "taken over by idle servers": system.moved_tasks,
+        "restarts of servers": starts,
+        "dispatch of a task p50 ms": 1e3 * float(np.percentile(took, 50)) if took.size else 0.0,
+        "dispatch of a task p99 ms": 1e3 * float(np.percentile(took, 99)) if took.size else 0.0,
+        **errors,
+    }
+    for count, batch in batches.items():
+        if batch.seconds is not None:
+            steps = np.array([record.task.steps for record in batch.records])
+            one = system.profile.seconds(np.argmin(system.profile.seconds_per_step), steps).sum()
+            facts[f"speed-up of {count} tasks over one server by the profile"] = float(one / batch.seconds)
+    write_csv(folder / "summary.csv", ("quantity", "value"), list(facts.items()))
+    for name, value in facts.items():
+        print(f"{name}: {value:.4g}")
+    print(f"{len(records) - failed} images and tables in {folder}; peak memory of the driver {peak_memory()}")

@@ -1,0 +1,169 @@
+"""Schedulers by name, ready for a cluster: trained agents, Opt-TS, every heuristic, or a class of one's own.
+
+A learner comes from a checkpoint of its own script, or is trained on a simulated cluster with the profile's servers by
+the loop that trains it everywhere. Start reading at `make_policy`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baselines import main_d2sac, main_dqn, main_sac
+from baselines.heuristics import HEURISTICS
+from baselines.main_heuristics import HeuristicConfig, load_class
+from common.parameters import ParameterError, resolve
+from common.run_folder import load_checkpoint
+from dedgeai.dispatcher import Policy
+from dedgeai.profile import Profile
+from dedgeai.tasks import DENSITY
+from lad_ts import main_lad
+from lad_ts.environment_lad import Scenario, draw_scenario
+from lad_ts.references import OptTS
+from lad_ts.training import restore, run_method, stored_config, training_seeds
+
+LEARNERS = {
+    "lad_ts": (main_lad.LadConfig, main_lad.METHOD),
+    "d2sac_ts": (main_d2sac.D2SACConfig, main_d2sac.METHOD),
+    "sac_ts": (main_sac.SACConfig, main_sac.METHOD),
+    "dqn_ts": (main_dqn.DQNConfig, main_dqn.METHOD),
+}
+NAMES = ", ".join([*LEARNERS, "opt_ts", *HEURISTICS])
+LOAD = 1.1  # offered load at which policies are trained: queues grow slowly, as under the paper's
+STATE_CELLS = 2**28  # numbers of a round's states, which bound the memory of learned policies
+TRAINED_SERVERS = 200  # most servers that agents are trained for here; each has networks of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyOptions:
+    """What the command line says about the policy."""
+
+    scheduler: str
+    checkpoint: str | None
+    episodes: int
+    num_tasks: int  # most tasks of a base station in a round
+    steps: tuple[int, int]  # fewest and most denoising steps
+    input_mbit: float  # largest d
+    link_rate: float  # v in Mbit/s
+    seed: int
+
+
+def make_policy(options: PolicyOptions, profile: Profile, folder: Path) -> Policy:
+    """The policy of the options for a profile's servers; what is trained is kept below `folder`.
+
+    Raises ParameterError for a name that is none, and for a checkpoint that does not fit.
+    """
+    check_name(options)
+    name = options.scheduler
+    if name not in LEARNERS:
+        config = resolve(HeuristicConfig, environment(options, profile) | {"seed": options.seed})
+        make = OptTS if name == "opt_ts" else load_class(name, "scheduler")
+        return ready(name, make(config, [options.seed], "cpu"), config, options, profile)
+    cls, method = LEARNERS[name]
+    check_size(profile.servers, options)
+    place = trained(options, profile, folder) if options.checkpoint is None else Path(options.checkpoint)
+    given = {"evaluate": str(place)}
+    content = load_checkpoint(place, "checkpoint")
+    try:
+        config = stored_config(resolve(cls, given), given, content, method, "evaluate")
+    except ParameterError as error:
+        raise ParameterError(str(error).replace("--evaluate", "--checkpoint")) from None
+    if config.num_bs != profile.servers:
+        raise ParameterError(
+            f"--checkpoint={place}: must be of --num_servers={profile.servers} servers, but is of {config.num_bs}"
+        )
+    config = dataclasses.replace(config, device="cpu")  # a round is small, and a GPU belongs to an edge server
+    check_size(profile.servers, dataclasses.replace(options, num_tasks=config.num_tasks * config.seeds))
+    learner = restore(config, content, method, f"--checkpoint={place}")
+    return ready(name, learner, config, options, profile)
+
+
+def check_name(options: PolicyOptions) -> None:
+    """Raise ParameterError unless the scheduler exists and takes a checkpoint where one is given."""
+    if options.scheduler not in LEARNERS:
+        if options.scheduler == "lower_bound":
+            raise ParameterError(f"--scheduler=lower_bound: must be a scheduler, which a bound is not; one of {NAMES}")
+        if options.scheduler != "opt_ts":
+            if ":" not in options.scheduler and options.scheduler not in HEURISTICS:
+                raise ParameterError(
+                    f"--scheduler={options.scheduler}: must be one of {NAMES}, or FILE.py:ClassName of your own"
+                )
+            load_class(options.scheduler, "scheduler")
+        if options.checkpoint is not None:
+            raise ParameterError(f"--checkpoint={options.checkpoint}: must come with a scheduler that learns")
+
+
+def check_size(servers: int, options: PolicyOptions) -> None:
+    """Raise ParameterError when agents of so many servers would need too much memory."""
+    if options.checkpoint is None and servers > TRAINED_SERVERS:
+        raise ParameterError(
+            f"--num_servers={servers}: must be at most {TRAINED_SERVERS} for training {options.scheduler} here; "
+            "take a heuristic, or give a --checkpoint"
+        )
+    if servers * servers * options.num_tasks > STATE_CELLS:
+        raise ParameterError(
+            f"--num_servers={servers}: too many for the states of {options.scheduler}, which have a number for each "
+            "server and task; take a heuristic"
+        )
+
+
+def slot_seconds(num_tasks: int, min_tasks: int, profile: Profile, steps: tuple[int, int]) -> float:
+    """The slot in which the mean number of tasks of training offers a load of `LOAD`."""
+    tasks = (num_tasks + min_tasks) / 2 * profile.servers
+    return tasks / (LOAD * profile.task_rate(sum(steps) / 2))
+
+
+def environment(options: PolicyOptions, profile: Profile) -> dict[str, Any]:
+    """Parameters of the environment that is like the cluster, with a slot as the unit of time."""
+    slot = slot_seconds(options.num_tasks, 1, profile, options.steps)
+    overhead = round(profile.overhead)
+    return {
+        "num_bs": profile.servers,
+        "num_tasks": options.num_tasks,
+        "input_min": 0.0,
+        "input_max": options.input_mbit,
+        "quality_min": options.steps[0] + overhead,
+        "quality_max": options.steps[1] + overhead,
+        "density_min": DENSITY,
+        "density_max": DENSITY,
+        "result_min": profile.result_mbit,
+        "result_max": max(profile.result_mbit, 1e-9),
+        "capacities": ",".join(f"{f * slot:.6g}" for f in profile.capacity),
+        "rate_min": max(1, round(options.link_rate * slot)),
+        "rate_max": max(1, round(options.link_rate * slot)),
+    }
+
+
+def trained(options: PolicyOptions, profile: Profile, folder: Path) -> Path:
+    """The checkpoint of a learner trained on the profile's servers, now or earlier with the same parameters."""
+    cls, method = LEARNERS[options.scheduler]
+    flags = environment(options, profile) | {"episodes": options.episodes, "seed": options.seed}
+    key = hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:10]
+    out = folder / f"{options.scheduler}_{profile.servers}servers_{key}"
+    if not (out / "summary.json").is_file():
+        print(f"training {options.scheduler} on the profile's {profile.servers} servers, once; kept in {out}")
+        again = {"resume": str(out), "episodes": options.episodes} if (out / "checkpoint.pt").is_file() else None
+        flags = again or flags | {"out": str(out)}
+        if again is None and (out / "config.json").is_file():
+            (out / "config.json").unlink()  # of a training that was killed before its first checkpoint
+        run_method(resolve(cls, flags), flags, method)
+    return out / "checkpoint.pt"
+
+
+def ready(name: str, scheduler: Any, config: Any, options: PolicyOptions, profile: Profile) -> Policy:
+    """The policy with the cluster's capacities in its own unit of time."""
+    seeds = training_seeds(config)
+    slot = slot_seconds(config.num_tasks, config.min_tasks, profile, options.steps)
+    drawn = draw_scenario(config, seeds)
+    rows = (len(seeds), 1)
+    scenario = Scenario(
+        capacity=np.tile(profile.capacity * slot, rows),
+        link_rate=np.tile(np.full(profile.servers, options.link_rate * slot), rows),
+        density=drawn.density,
+        steps=drawn.steps,
+        result_size=np.full_like(drawn.result_size, profile.result_mbit),
+    )
+    return Policy(name, scheduler, scenario, seeds, config.num_tasks, config.num_slots - 1, slot)

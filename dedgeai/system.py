@@ -1,0 +1,261 @@
+"""The edge system: base stations that take tasks in, the dispatcher, the cluster, the journal, and every task's record.
+
+Tasks come in groups, are cut into rounds, and each round is decided and sent at once. Every task that was accepted ends
+as done, with its image on disk, or as failed, with a reason. Start reading at `EdgeSystem.dispatch`.
+"""
+
+import asyncio
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.run_folder import replace_file
+from dedgeai.arrivals import rounds
+from dedgeai.cluster import Cluster, ClusterOptions
+from dedgeai.dispatcher import Backlog, Dispatcher
+from dedgeai.edge_server import Options
+from dedgeai.journal import Journal
+from dedgeai.profile import Profile
+from dedgeai.tasks import Result, Task
+
+QUEUE_SAMPLE_SECONDS = 0.2
+WAITING, SENT, DONE, FAILED = "waiting", "sent", "done", "failed"
+
+
+@dataclasses.dataclass
+class Record:
+    """A task and what became of it. Times are in s since the system's start; None where it has not happened."""
+
+    task: Task
+    state: str = WAITING
+    submitted: float = 0.0
+    round: int | None = None  # number of the round in which it was decided first
+    decided: int | None = None  # the policy's server
+    sent: float | None = None  # when it was sent last, and where
+    server: int | None = None
+    finished: float | None = None
+    attempts: int = 0  # starts of servers that died while working on it
+    moves: int = 0  # times that an idle server took it over
+    error: str = ""
+    image: str = ""
+
+    @property
+    def delay(self) -> float | None:
+        return None if self.finished is None else self.finished - self.submitted
+
+    @property
+    def final(self) -> bool:
+        return self.state in (DONE, FAILED)
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemOptions:
+    """How the system treats tasks."""
+
+    by_profile: bool  # show the policy the profile's backlogs instead of the reported ones
+    attempts: int  # deaths of servers after which the task that they worked on counts as failed
+    learn: bool  # let the policy go on learning from measured delays
+
+
+class EdgeSystem:
+    """Everything of a run but its parameters and its tasks. `start` it, `submit` groups of tasks, `close` it."""
+
+    def __init__(self, cluster: ClusterOptions, generator: Options, options: SystemOptions, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.cluster = Cluster(cluster, generator, self)
+        self.journal = Journal(folder / "journal.jsonl")
+        self.records: dict[int, Record] = {}
+        self.left = 0  # tasks that are neither done nor failed
+        self.groups: deque[tuple[float, list[Task]]] = deque()
+        self.wake, self.progress = asyncio.Event(), asyncio.Event()
+        self.origin = time.monotonic()
+        self.dispatch_seconds: list[tuple[float, int]] = []  # per round: from taking it up to handing it over
+        self.queues: list[tuple[float, list[int]]] = []
+        self.moved_tasks = 0
+        self.error: BaseException | None = None
+        self.seen: set[int] = set()  # tasks with a result that is being stored
+        self.dispatcher: Dispatcher | None = None
+
+    def now(self) -> float:
+        return time.monotonic() - self.origin
+
+    async def start(self) -> None:
+        """Start the edge servers. Raises ParameterError when one cannot load its generator."""
+        (self.folder / "images").mkdir(exist_ok=True)
+        await self.cluster.start()
+
+    async def schedule_with(self, dispatcher: Dispatcher, profile: Profile) -> None:
+        """From now on tasks are scheduled by this dispatcher for servers of this profile."""
+        self.dispatcher, self.profile = dispatcher, profile
+        await self.cluster.calibrate(profile.seconds_per_step, profile.overhead)
+        self.cluster.spawn(self.dispatch())
+        self.cluster.spawn(self.sample())
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Times of the records count from now on; only while nothing is under way."""
+        self.origin = time.monotonic()
+        self.nominal = Backlog(self.profile)
+
+    async def close(self) -> None:
+        await self.cluster.close()
+
+    # --- tasks come in ---
+
+    async def submit(self, tasks: Sequence[Task], arrived: Sequence[float] | None = None, slot: float = 0.0) -> None:
+        """Accept a group of tasks: when this returns, they are in the journal and will be finished.
+
+        `arrived` are their times of arrival, by default now; `slot` is the time that the profile's backlogs go by.
+        """
+        entries = [{"event": "submitted", **dataclasses.asdict(task)} for task in tasks]
+        now = self.now()
+        for i, task in enumerate(tasks):
+            self.records[task.number] = Record(task, submitted=now if arrived is None else arrived[i])
+        self.left += len(tasks)
+        await self.journal.write(*entries)
+        self.groups.append((slot, list(tasks)))
+        self.wake.set()
+
+    def recall(self, task: Task, entry: dict[str, Any]) -> None:
+        """Take in what the journal says of a task that an earlier process finished."""
+        names = self.outcome(Record(task)).keys() - {"number"}
+        self.records[task.number] = Record(task, state=entry["event"], **{name: entry[name] for name in names})
+
+    async def wait(self, numbers: Sequence[int]) -> None:
+        """Until all these tasks are done or have failed. Raises what went wrong in this program itself."""
+        while any(not self.records[number].final for number in numbers):
+            self.progress.clear()
+            await self.progress.wait()
+            if self.error is not None:
+                raise self.error
+
+    # --- and are dispatched ---
+
+    async def dispatch(self) -> None:
+        """Decide and send round after round, for ever."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            while self.groups and any(server.up for server in self.cluster.servers):
+                slot, tasks = self.groups.popleft()
+                for part in rounds(np.array([task.base_station for task in tasks]), self.dispatcher.policy.num_tasks):
+                    self.send_round(slot, [tasks[i] for i in part])
+                    await asyncio.sleep(0)
+
+    def send_round(self, slot: float, tasks: list[Task]) -> None:
+        """Decide a round's tasks and hand them to the servers."""
+        began = time.perf_counter()
+        base_station = np.array([task.base_station for task in tasks])
+        work = self.profile.workload(np.array([task.steps for task in tasks]))
+        seen = self.nominal.at(slot) if self.options.by_profile else self.cluster.backlog()
+        number = self.dispatcher.round
+        chosen = self.dispatcher.decide(base_station, work, np.array([task.size for task in tasks]), seen)
+        self.nominal.add(chosen, work)
+        now, orders = self.now(), {}
+        for task, server in zip(tasks, chosen.tolist(), strict=True):
+            record = self.records[task.number]
+            if record.decided is None:
+                record.round, record.decided = number, server
+            record.server = self.living(server)
+            record.state, record.sent = SENT, now
+            orders.setdefault(record.server, []).append(task)
+        for server, part in orders.items():
+            self.cluster.send(server, part)
+        self.dispatch_seconds.append((time.perf_counter() - began, len(tasks)))
+
+    def living(self, server: int) -> int:
+        """The server, or while it is down the one with the least backlog of those that are up."""
+        servers = self.cluster.servers
+        if servers[server].up or not any(other.up for other in servers):
+            return server
+        seconds = self.cluster.backlog_seconds()
+        return min((other.number for other in servers if other.up), key=lambda number: seconds[number])
+
+    # --- what the cluster tells ---
+
+    def results(self, server: int, results: list[Result]) -> None:
+        now = self.now()
+        for result in results:
+            record = self.records.get(result.number)
+            if record is not None and not record.final and result.number not in self.seen:
+                self.seen.add(result.number)
+                record.server, record.finished = server, now
+                self.cluster.spawn(self.store(record, result))
+
+    async def store(self, record: Record, result: Result) -> None:
+        """Write the image, then the journal, then say that the task is done."""
+        if not result.error:
+            name = f"{record.task.number:06d}.png"
+            path = self.folder / "images" / name
+            await asyncio.to_thread(replace_file, path, lambda temporary: temporary.write_bytes(result.image))
+            record.image = name
+        await self.conclude(record, FAILED if result.error else DONE, result.error)
+
+    async def conclude(self, record: Record, state: str, error: str = "") -> None:
+        record.error = error
+        await self.journal.write({"event": state, **self.outcome(record)})
+        record.state = state
+        self.left -= 1
+        self.seen.discard(record.task.number)
+        self.progress.set()
+
+    def outcome(self, record: Record) -> dict[str, Any]:
+        """What the journal keeps of a finished task."""
+        names = ("round", "decided", "server", "attempts", "moves", "error", "image", "submitted", "finished")
+        return {"number": record.task.number, **{name: getattr(record, name) for name in names}}
+
+    def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
+        again = []
+        for task in (*running, *queued):
+            record = self.records[task.number]
+            record.attempts += task in running
+            record.state = WAITING
+            if record.attempts < self.options.attempts:
+                again.append(task)
+            elif not record.final:
+                record.finished = self.now()
+                reason = f"{record.attempts} edge servers died while working on it"
+                self.cluster.spawn(self.conclude(record, FAILED, reason))
+        if again:
+            self.groups.append((self.nominal.now, again))
+            self.wake.set()
+
+    def moved(self, server: int, tasks: list[Task]) -> None:
+        now = self.now()
+        self.moved_tasks += len(tasks)
+        for task in tasks:
+            record = self.records[task.number]
+            record.server, record.sent, record.moves = server, now, record.moves + 1
+
+    def joined(self, server: int) -> None:
+        self.wake.set()
+
+    def broken(self, error: BaseException) -> None:
+        self.error = error
+        self.progress.set()
+
+    async def sample(self) -> None:
+        """Note the queues' lengths while there is work."""
+        while True:
+            if self.left:
+                self.queues.append((self.now(), [len(server.outstanding) for server in self.cluster.servers]))
+            await asyncio.sleep(QUEUE_SAMPLE_SECONDS)
+
+    # --- ends ---
+
+    async def cancel_queued(self) -> None:
+        """Take back what has not begun and wait for what runs, so that a later start has the rest to do."""
+        self.groups.clear()
+        self.cluster.options = dataclasses.replace(self.cluster.options, rebalance=False)
+        await asyncio.gather(*(self.cluster.withdraw(s, 2**31) for s in self.cluster.servers if s.up))
+        while any(server.up and server.outstanding for server in self.cluster.servers) or self.seen:
+            self.progress.clear()
+            try:
+                await asyncio.wait_for(self.progress.wait(), 0.2)
+            except TimeoutError:
+                continue

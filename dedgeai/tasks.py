@@ -1,0 +1,57 @@
+"""What travels between dispatcher and edge servers: tasks, their results, and a server's state.
+
+Nothing here needs torch, so that an edge server that only waits for the profile's time starts at once. Start reading at
+`Task`.
+"""
+
+import dataclasses
+
+DENSITY = 0.2048  # Gcycles of a denoising step: the middle of the paper's range, since no server counts its cycles
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One image to make, as it arrived at a base station."""
+
+    number: int
+    prompt: str
+    steps: int
+    seed: int
+    width: int
+    height: int
+    base_station: int
+
+    @property
+    def size(self) -> float:
+        """d, what a base station sends on to another one's server, in Mbit."""
+        return 8e-6 * len(self.prompt.encode())
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a task: a PNG file's bytes, or an error in words; and its share of the batch's seconds."""
+
+    number: int
+    image: bytes
+    error: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What an edge server says of itself. `seconds_per_step` is a moving average of what it measured last."""
+
+    queued: int
+    running: int
+    backlog_seconds: float
+    backlog_gcycles: float
+    seconds_per_step: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Results up to and including number `last` of those that this start of the server has made, and its state."""
+
+    last: int
+    results: list[Result]
+    state: State
