@@ -74,6 +74,8 @@ class Server:
         self.up = False
         self.outstanding: dict[int, Task] = {}  # sent and not come back, in the order of sending
         self.steps = 0.0  # of those, with overhead
+        self.outbox: list[Task] = []  # of those, what has not been sent yet
+        self.delivering = False
         self.seconds_per_step = 0.0  # as it last reported
         self.since = 0.0  # when it began its oldest outstanding task, as far as is known
         self.incarnation, self.process, self.machine = "", 0, ""
@@ -180,6 +182,7 @@ class Cluster:
         server.up, before = False, server.incarnation
         tasks, running = list(server.outstanding.values()), self.options.batch_size
         server.outstanding.clear()
+        server.outbox.clear()
         server.steps = 0.0
         self.owner.lost(server.number, tasks[:running], tasks[running:])
         pause = POLL_SECONDS
@@ -224,15 +227,22 @@ class Cluster:
             server.since = time.monotonic()
         server.outstanding |= {task.number: task for task in tasks}
         server.steps += sum(task.steps + self.overhead for task in tasks)
-        self.spawn(self.deliver(server, tasks))
+        server.outbox += tasks
+        if not server.delivering:
+            server.delivering = True
+            self.spawn(self.deliver(server))
 
-    async def deliver(self, server: Server, tasks: list[Task]) -> None:
-        try:
-            await as_future(server.handle.enqueue.remote(tasks))
-        except RayError:
-            lost = [task for task in tasks if self.forget(server, task.number)]
-            if lost:  # unless `mourn` has handed them back
-                self.owner.lost(server.number, [], lost)
+    async def deliver(self, server: Server) -> None:
+        """Send what is in the outbox, one call after another, because a server may take up calls in any order."""
+        while server.outbox:
+            tasks, server.outbox = server.outbox, []
+            try:
+                await as_future(server.handle.enqueue.remote(tasks))
+            except RayError:
+                lost = [task for task in tasks if self.forget(server, task.number)]
+                if lost:  # unless `mourn` has handed them back
+                    self.owner.lost(server.number, [], lost)
+        server.delivering = False
 
     def forget(self, server: Server, number: int) -> bool:
         """Take a task off a server's list. False when it was not there."""

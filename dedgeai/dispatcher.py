@@ -7,6 +7,7 @@ knows nothing of Ray or clocks. Start reading at `Dispatcher.decide`.
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class Policy:
     num_tasks: int
     num_rounds: int
     slot_seconds: float
+    first_episode: int = 0  # of the run: a trained policy goes on where its training ended
+    checkpoint: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a learner: its method and parameters
 
 
 class Backlog:
@@ -53,15 +56,30 @@ class Backlog:
         self.gcycles = self.gcycles + np.bincount(server, work, self.gcycles.size)
 
 
-class Dispatcher:
-    """The agents of all base stations. Each decides from its own tasks and the backlogs at the round's start."""
+@dataclasses.dataclass(frozen=True)
+class Decided:
+    """A round that the policy may still learn from: what it saw, did, and knew, and where its tasks stand."""
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    slot: Slot
+    action: torch.Tensor
+    decision: dict[str, torch.Tensor]
+    base_station: np.ndarray
+
+
+class Dispatcher:
+    """The agents of all base stations. Each decides from its own tasks and the backlogs at the round's start.
+
+    With `learn` a policy of one seed goes on learning, in `learn_from`.
+    """
+
+    def __init__(self, policy: Policy, learn: bool = False) -> None:
+        self.policy, self.learn = policy, learn
         self.round = 0
         self.seconds: list[tuple[float, int]] = []  # what each decision took, and for how many tasks
+        self.decided: dict[int, Decided] = {}
+        self.learned = 0  # rounds that were learned from
         if isinstance(policy.scheduler, Learner):
-            policy.scheduler.training = False
+            policy.scheduler.training = learn
 
     def decide(self, base_station: np.ndarray, work: np.ndarray, size: np.ndarray, backlog: np.ndarray) -> np.ndarray:
         """The server [K] of each of a round's tasks: their base station, w in Gcycles and d in Mbit, all [K].
@@ -72,15 +90,31 @@ class Dispatcher:
         policy = self.policy
         episode, t = divmod(self.round, policy.num_rounds)
         if t == 0:
-            policy.scheduler.begin(policy.scenario, [(seed, episode) for seed in policy.seeds])
+            rows = [(seed, policy.first_episode + episode) for seed in policy.seeds]
+            policy.scheduler.begin(policy.scenario, rows)
         slot = self.slot(t, base_station, work, size, backlog)
         action = torch.as_tensor(policy.scheduler.act(slot))
         if not isinstance(policy.scheduler, Learner):
             check_action(action, slot, policy.name)
+        if self.learn:
+            self.decided[self.round] = Decided(slot, action, policy.scheduler.decision, base_station)
         self.round += 1
         server = action[0].numpy()[base_station, place_of(base_station)]
         self.seconds.append((time.perf_counter() - began, base_station.size))
         return server
+
+    def learn_from(self, number: int, delay: np.ndarray) -> None:
+        """Learn from a round, whose tasks had these delays [K] in s since it was decided, in the order of `decide`.
+
+        The round after it must have been decided; each round is learned from once.
+        """
+        now = self.decided.pop(number)
+        seconds = np.zeros(now.slot.mask.shape[1:])
+        seconds[now.base_station, place_of(now.base_station)] = delay / self.policy.slot_seconds
+        self.policy.scheduler.decision = now.decision
+        following = self.decided[number + 1].slot
+        self.policy.scheduler.learn(now.slot, now.action, torch.from_numpy(seconds)[None], following)
+        self.learned += 1
 
     def slot(self, t: int, base_station: np.ndarray, work: np.ndarray, size: np.ndarray, backlog: np.ndarray) -> Slot:
         rows, servers = self.policy.scenario.capacity.shape

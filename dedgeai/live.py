@@ -17,7 +17,8 @@ import numpy as np
 import ray
 from tqdm import tqdm
 
-from common.run_folder import peak_memory, write_csv
+from common.parameters import ParameterError
+from common.run_folder import peak_memory, save_checkpoint, write_csv
 from dedgeai.arrivals import Arrivals
 from dedgeai.cluster import ClusterOptions, connect
 from dedgeai.dispatcher import Dispatcher
@@ -105,6 +106,8 @@ async def work(config: DedgeConfig, model: Model, system: EdgeSystem, folder: Pa
     prompts = read_prompts(config, sum(counts), model.pocket)
     profile = await find_profile(config, model, system, prompts)
     policy = make_policy(policy_options(config, prompts), profile, POLICIES)
+    if config.learn and len(policy.seeds) != 1:
+        raise ParameterError(f"--learn=True: must come with a policy of one seed, not of {len(policy.seeds)}")
     await system.schedule_with(Dispatcher(policy, config.learn), profile)
     if config.serve:
         from dedgeai.service import serve
@@ -227,7 +230,7 @@ async def watch(system: EdgeSystem, numbers: Sequence[int], bar: tqdm) -> None:
 
 
 def outcomes(folder: Path, flag: str) -> dict[int, dict[str, Any]]:
-    """What a journal says of the tasks that are finished, by number. An image that is not there has to be made again."""
+    """What a journal says of finished tasks, by number. An image that is not there has to be made again."""
     path = folder / "journal.jsonl"
     if not path.exists():
         return {}
@@ -237,6 +240,12 @@ def outcomes(folder: Path, flag: str) -> dict[int, dict[str, Any]]:
         for entry in entries
         if entry["event"] == FAILED or (folder / "images" / entry["image"]).is_file()
     }
+
+
+def save_policy(dispatcher: Dispatcher, folder: Path) -> None:
+    """A learner as it is now, which --checkpoint reads."""
+    state = dispatcher.policy.scheduler.state_dict()
+    save_checkpoint(folder / "checkpoint.pt", dispatcher.policy.checkpoint | {"learner": state, "history": []})
 
 
 def report(
@@ -270,6 +279,9 @@ def report(
             steps = np.array([record.task.steps for record in batch.records])
             one = system.profile.seconds(np.argmin(system.profile.seconds_per_step), steps).sum()
             facts[f"speed-up of {count} tasks over one server by the profile"] = float(one / batch.seconds)
+    if config.learn:
+        facts["rounds learned from"] = system.dispatcher.learned
+        save_policy(system.dispatcher, folder)
     write_csv(folder / "summary.csv", ("quantity", "value"), list(facts.items()))
     for name, value in facts.items():
         print(f"{name}: {value:.4g}")

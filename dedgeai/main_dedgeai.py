@@ -20,7 +20,7 @@ from common.parameters import ParameterError, Parameters, command_line, paramete
 from common.run_folder import RESULTS, claimed, create_folder, peak_memory, resumed, write_config
 from dedgeai.arrivals import Arrivals, draw_arrivals
 from dedgeai.dispatcher import Dispatcher
-from dedgeai.policies import NAMES, PolicyOptions, check_name, make_policy
+from dedgeai.policies import LEARNERS, NAMES, PolicyOptions, check_name, make_policy
 from dedgeai.profile import Profile, equal_servers
 from dedgeai.report import report_simulation
 from dedgeai.simulation import simulate
@@ -112,6 +112,8 @@ class DedgeConfig(Parameters):
         parse_counts(self.num_tasks)
         parse_steps(self.steps)
         parse_speeds(self)
+        if self.learn and self.scheduler not in LEARNERS:
+            raise ParameterError(f"--learn=True: must come with a scheduler that learns, one of {', '.join(LEARNERS)}")
         if self.simulate and self.serve:
             raise ParameterError("--serve=True: must not be combined with --simulate")
         if self.simulate and (self.learn or self.resume):

@@ -78,7 +78,9 @@ def make_policy(options: PolicyOptions, profile: Profile, folder: Path) -> Polic
     config = dataclasses.replace(config, device="cpu")  # a round is small, and a GPU belongs to an edge server
     check_size(profile.servers, dataclasses.replace(options, num_tasks=config.num_tasks * config.seeds))
     learner = restore(config, content, method, f"--checkpoint={place}")
-    return ready(name, learner, config, options, profile)
+    policy = ready(name, learner, config, options, profile)
+    kept = {"method": method.name, "config": dataclasses.asdict(config)}
+    return dataclasses.replace(policy, first_episode=config.episodes, checkpoint=kept)
 
 
 def check_name(options: PolicyOptions) -> None:

@@ -80,6 +80,8 @@ class EdgeSystem:
         self.error: BaseException | None = None
         self.seen: set[int] = set()  # tasks with a result that is being stored
         self.dispatcher: Dispatcher | None = None
+        self.open: dict[int, tuple[float, list[Record]]] = {}  # rounds to learn from, and when they were decided
+        self.next_lesson = 0
 
     def now(self) -> float:
         return time.monotonic() - self.origin
@@ -157,6 +159,8 @@ class EdgeSystem:
         chosen = self.dispatcher.decide(base_station, work, np.array([task.size for task in tasks]), seen)
         self.nominal.add(chosen, work)
         now, orders = self.now(), {}
+        if self.options.learn:
+            self.open[number] = (now, [self.records[task.number] for task in tasks])
         for task, server in zip(tasks, chosen.tolist(), strict=True):
             record = self.records[task.number]
             if record.decided is None:
@@ -202,7 +206,15 @@ class EdgeSystem:
         record.state = state
         self.left -= 1
         self.seen.discard(record.task.number)
+        self.learn()
         self.progress.set()
+
+    def learn(self) -> None:
+        """Let the policy learn from rounds whose tasks are all finished, in order."""
+        while self.next_lesson + 1 in self.open and all(record.final for record in self.open[self.next_lesson][1]):
+            decided, records = self.open.pop(self.next_lesson)
+            self.dispatcher.learn_from(self.next_lesson, np.array([record.finished - decided for record in records]))
+            self.next_lesson += 1
 
     def outcome(self, record: Record) -> dict[str, Any]:
         """What the journal keeps of a finished task."""

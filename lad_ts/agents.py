@@ -85,6 +85,7 @@ class StackedAgents(Learner):
         self.replay = Replay(self.agents, params.replay_capacity, columns | self.extra_columns(), self.device)
         self._warm = False  # True once every agent learns
         self._drawing = [True] * len(self.seeds)
+        self.decision: dict[str, torch.Tensor] = {}
 
     def extra_columns(self) -> dict[str, int]:
         """Further replay columns of a subclass."""
@@ -128,8 +129,8 @@ class StackedAgents(Learner):
         return torch.cat([size[..., None], workload[..., None], backlog], -1).float()
 
     def act(self, slot: Slot) -> torch.Tensor:
-        self._features = self.features(slot)
-        state = self._features.view(self.agents, -1, self.state_size).transpose(1, 2)
+        self.decision = {"features": self.features(slot)}
+        state = self.decision["features"].view(self.agents, -1, self.state_size).transpose(1, 2)
         return self.choose(state, slot).view(slot.mask.shape)
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
@@ -154,9 +155,12 @@ class StackedAgents(Learner):
         return torch.where(last[..., None], after[:, None], shifted)
 
     def learn(self, slot: Slot, action: torch.Tensor, delay: torch.Tensor, following: Slot) -> None:
-        """Store the slot's transitions (reward = -delay) and update every agent that holds enough of them."""
+        """Store the slot's transitions (reward = -delay) and update every agent that holds enough of them.
+
+        `decision` holds what `act` knew. Who learns from a slot after others were decided puts back what it was then.
+        """
         mask = slot.mask.reshape(self.agents, -1)
-        now = self._features.view(self.agents, -1, self.state_size)
+        now = self.decision["features"].view(self.agents, -1, self.state_size)
         if self.params.next_state == "zeros":
             following = dataclasses.replace(following, backlog=torch.zeros_like(following.backlog))
         after = self.features(following)[:, :, 0].reshape(self.agents, self.state_size)

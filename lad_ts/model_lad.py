@@ -104,9 +104,9 @@ class LadAgents(SoftActorCritic):
         return self.denoiser.forward_fast(theta, latent, state, noise)
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
-        self._latent = self.memory[slot.t].clone()  # the replay needs it after the cell is overwritten
+        latent = self.decision["latent"] = self.memory[slot.t].clone()  # the replay needs it after the cell is overwritten
         with torch.no_grad():
-            x0 = self.logits(self.theta_actor, state, self._latent, self.draw_noise(state.shape[2]))
+            x0 = self.logits(self.theta_actor, state, latent, self.draw_noise(state.shape[2]))
         probabilities = x0.softmax(1)
         if self.params.memory == "probabilities":
             remembered = probabilities
@@ -115,7 +115,7 @@ class LadAgents(SoftActorCritic):
         else:
             remembered = x0.clamp(-LARGEST_LATENT, LARGEST_LATENT)
         scheduled = slot.mask.reshape(self.agents, 1, -1)
-        self.memory[slot.t] = torch.where(scheduled, remembered, self._latent)
+        self.memory[slot.t] = torch.where(scheduled, remembered, latent)
         return self.pick(probabilities)
 
     def extra_values(self, slot: Slot, mask: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -124,7 +124,7 @@ class LadAgents(SoftActorCritic):
             now = cell.expand(self.agents, -1)[..., None]
             after = now.new_full((self.agents, 1), (slot.t + 1) * self.params.num_tasks)
         else:
-            now, after = self._latent.transpose(1, 2), self.memory[slot.t + 1][:, :, 0]
+            now, after = self.decision["latent"].transpose(1, 2), self.memory[slot.t + 1][:, :, 0]
         return {"latent": now, "next_latent": self.then(now, after, mask)}
 
     def latents(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
