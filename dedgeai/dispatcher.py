@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dedgeai.arrivals import place_of
-from dedgeai.profile import Profile
+from dedgeai.server_profile import Profile
 from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.episodes import check_action
 from lad_ts.scheduler import Learner, Scheduler

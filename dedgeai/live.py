@@ -18,7 +18,7 @@ import ray
 from tqdm import tqdm
 
 from common.parameters import ParameterError
-from common.run_folder import peak_memory, save_checkpoint, write_csv
+from common.run_folder import peak_memory, save_checkpoint, write_config, write_csv
 from dedgeai.arrivals import Arrivals
 from dedgeai.cluster import ClusterOptions, connect
 from dedgeai.dispatcher import Dispatcher
@@ -37,8 +37,8 @@ from dedgeai.main_dedgeai import (
 )
 from dedgeai.measurement import measure, measure_profile
 from dedgeai.policies import make_policy
-from dedgeai.profile import Profile
 from dedgeai.report import Batch, plot_queues, predict, print_table, sim_to_real, table_rows, write_tasks
+from dedgeai.server_profile import Profile
 from dedgeai.system import DONE, FAILED, EdgeSystem, Record, SystemOptions
 from dedgeai.tasks import Task
 
@@ -75,6 +75,8 @@ async def run_live(config: DedgeConfig, folder: Path, resume: bool) -> None:
         try:
             await system.start()
             print(f"edge servers are up after {time.perf_counter() - began:.1f} s")
+            mode = "serve" if config.serve else "run"
+            write_config(folder, f"dedgeai, {mode}, {config.scheduler}", dataclasses.asdict(config))
             await work(config, model, system, folder, resume)
         finally:
             await system.close()

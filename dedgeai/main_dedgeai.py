@@ -21,8 +21,8 @@ from common.run_folder import RESULTS, claimed, create_folder, peak_memory, resu
 from dedgeai.arrivals import Arrivals, draw_arrivals
 from dedgeai.dispatcher import Dispatcher
 from dedgeai.policies import LEARNERS, NAMES, PolicyOptions, check_name, make_policy
-from dedgeai.profile import Profile, equal_servers
 from dedgeai.report import report_simulation
+from dedgeai.server_profile import Profile, equal_servers
 from dedgeai.simulation import simulate
 from resd3_medium.refine_sd3_infer import DTYPES
 from resd3_medium.tasks import DATASET, choose_prompts, parse_steps
@@ -231,7 +231,6 @@ def main(config: DedgeConfig, given: dict[str, Any]) -> None:
     mode = "serve" if config.serve else "run"
     folder = stored or create_folder(config.out, FOLDER / f"{mode}_{scheduler_name(config)}")
     with claimed(folder):
-        write_config(folder, f"dedgeai, {mode}, {config.scheduler}", dataclasses.asdict(config))
         asyncio.run(run_live(config, folder, resume=stored is not None))
 
 

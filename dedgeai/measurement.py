@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.parameters import ParameterError
 from dedgeai.cluster import Cluster
-from dedgeai.profile import Profile, fitted
+from dedgeai.server_profile import Profile, fitted
 from dedgeai.tasks import Result, Task
 
 WARM_UP = 1  # first images of each server, which are not counted

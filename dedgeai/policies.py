@@ -18,7 +18,7 @@ from baselines.main_heuristics import HeuristicConfig, load_class
 from common.parameters import ParameterError, resolve
 from common.run_folder import load_checkpoint
 from dedgeai.dispatcher import Policy
-from dedgeai.profile import Profile
+from dedgeai.server_profile import Profile
 from dedgeai.tasks import DENSITY
 from lad_ts import main_lad
 from lad_ts.environment_lad import Scenario, draw_scenario

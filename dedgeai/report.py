@@ -11,7 +11,7 @@ import numpy as np
 
 from common.figures import plt, save_figure
 from common.run_folder import write_csv
-from dedgeai.profile import Profile
+from dedgeai.server_profile import Profile
 from dedgeai.simulation import Simulated, first_in_first_out
 from dedgeai.system import FAILED, Record
 

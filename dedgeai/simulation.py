@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dedgeai.arrivals import Arrivals, rounds
 from dedgeai.dispatcher import Backlog, Dispatcher
-from dedgeai.profile import Profile
+from dedgeai.server_profile import Profile
 
 STREAM = 7  # apart from the streams of environment_lad and of the arrivals
 

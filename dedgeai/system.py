@@ -20,7 +20,7 @@ from dedgeai.cluster import Cluster, ClusterOptions
 from dedgeai.dispatcher import Backlog, Dispatcher
 from dedgeai.edge_server import Options
 from dedgeai.journal import Journal
-from dedgeai.profile import Profile
+from dedgeai.server_profile import Profile
 from dedgeai.tasks import Result, Task
 
 QUEUE_SAMPLE_SECONDS = 0.2
@@ -88,8 +88,8 @@ class EdgeSystem:
 
     async def start(self) -> None:
         """Start the edge servers. Raises ParameterError when one cannot load its generator."""
-        (self.folder / "images").mkdir(exist_ok=True)
         await self.cluster.start()
+        (self.folder / "images").mkdir(exist_ok=True)
 
     async def schedule_with(self, dispatcher: Dispatcher, profile: Profile) -> None:
         """From now on tasks are scheduled by this dispatcher for servers of this profile."""
