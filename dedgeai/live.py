@@ -26,7 +26,6 @@ from dedgeai.edge_server import Options, SimulatedOptions
 from dedgeai.journal import read_journal
 from dedgeai.main_dedgeai import (
     FOLDER,
-    POLICIES,
     DedgeConfig,
     arrivals_of,
     parse_counts,
@@ -107,7 +106,7 @@ async def work(config: DedgeConfig, model: Model, system: EdgeSystem, folder: Pa
     counts = parse_counts(config.num_tasks)
     prompts = read_prompts(config, sum(counts), model.pocket)
     profile = await find_profile(config, model, system, prompts)
-    policy = make_policy(policy_options(config, prompts), profile, POLICIES)
+    policy = make_policy(policy_options(config, prompts), profile, Path(config.policies))
     if config.learn and len(policy.seeds) != 1:
         raise ParameterError(f"--learn=True: must come with a policy of one seed, not of {len(policy.seeds)}")
     await system.schedule_with(Dispatcher(policy, config.learn), profile)
@@ -153,11 +152,10 @@ async def find_profile(config: DedgeConfig, model: Model, system: EdgeSystem, pr
         "machines": machines,
         "processor": platform.processor() or platform.machine(),
     }
-    if config.profile is not None:
-        return Profile.read(Path(config.profile), config.num_servers, {"model": model.name})
     size = f"{'pocket' if model.pocket else 'sd3'}_{model.width}x{model.height}"
-    path = FOLDER / f"profile_{size}_{config.num_servers}servers_batch{config.batch_size}.json"
-    if path.is_file():
+    default = FOLDER / f"profile_{size}_{config.num_servers}servers_batch{config.batch_size}.json"
+    path = Path(config.profile or default)
+    if path.exists():
         return Profile.read(path, config.num_servers, source)
     print(f"measuring the servers' speeds, once; kept in {path}")
     profile = await measure_profile(
@@ -277,10 +275,10 @@ def report(
         **errors,
     }
     for count, batch in batches.items():
-        if batch.seconds is not None:
+        if batch.seconds is not None and config.compute == "simulated":
             steps = np.array([record.task.steps for record in batch.records])
             one = system.profile.seconds(np.argmin(system.profile.seconds_per_step), steps).sum()
-            facts[f"speed-up of {count} tasks over one server by the profile"] = float(one / batch.seconds)
+            facts[f"speed-up of {count} tasks over one of these servers"] = float(one / batch.seconds)
     if config.learn:
         facts["rounds learned from"] = system.dispatcher.learned
         save_policy(system.dispatcher, folder)

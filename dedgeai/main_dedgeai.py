@@ -43,6 +43,7 @@ class DedgeConfig(Parameters):
     checkpoint: str | None = parameter(
         None, "checkpoint of a learner's own script; default: it is trained on the profile's servers, once"
     )
+    policies: str = parameter(str(POLICIES), "folder of the policies that are trained here")
     policy_episodes: int = parameter(60, "episodes of that training", low=1)
     round_tasks: int = parameter(
         10, "most tasks of a base station that are scheduled together; a checkpoint brings its own", low=1, high=1000
@@ -195,13 +196,14 @@ def policy_options(config: DedgeConfig, prompts: list[str]) -> PolicyOptions:
 def run_simulation(config: DedgeConfig) -> None:
     """Every number of tasks on the virtual clock; tables and plots of each."""
     profile = simulated_profile(config)
-    folder = create_folder(config.out, FOLDER / f"simulate_{scheduler_name(config)}")
     counts = parse_counts(config.num_tasks)
+    prompts = read_prompts(config, min(max(counts), 1000), pocket=False)
+    options = policy_options(config, prompts)
+    policies = [make_policy(options, profile, Path(config.policies)) for _ in counts]
+    folder = create_folder(config.out, FOLDER / f"simulate_{scheduler_name(config)}")
     with claimed(folder):
         write_config(folder, f"dedgeai, simulated, {config.scheduler}", dataclasses.asdict(config))
-        prompts = read_prompts(config, min(max(counts), 1000), pocket=False)
-        for count in counts:
-            policy = make_policy(policy_options(config, prompts), profile, POLICIES)
+        for count, policy in zip(counts, policies, strict=True):
             dispatcher = Dispatcher(policy)
             arrivals = arrivals_of(config, count, prompts, profile)
             found = simulate(dispatcher, profile, arrivals, config.link_rate, config.seed, config.backlog == "profile")

@@ -71,6 +71,7 @@ class EdgeSystem:
         self.journal = Journal(folder / "journal.jsonl")
         self.records: dict[int, Record] = {}
         self.left = 0  # tasks that are neither done nor failed
+        self.counts = {DONE: 0, FAILED: 0}
         self.groups: deque[tuple[float, list[Task]]] = deque()
         self.wake, self.progress = asyncio.Event(), asyncio.Event()
         self.origin = time.monotonic()
@@ -126,6 +127,7 @@ class EdgeSystem:
     def recall(self, task: Task, entry: dict[str, Any]) -> None:
         """Take in what the journal says of a task that an earlier process finished."""
         names = self.outcome(Record(task)).keys() - {"number"}
+        self.counts[entry["event"]] += 1
         self.records[task.number] = Record(task, state=entry["event"], **{name: entry[name] for name in names})
 
     async def wait(self, numbers: Sequence[int]) -> None:
@@ -205,6 +207,7 @@ class EdgeSystem:
         await self.journal.write({"event": state, **self.outcome(record)})
         record.state = state
         self.left -= 1
+        self.counts[state] += 1
         self.seen.discard(record.task.number)
         self.learn()
         self.progress.set()

@@ -1,0 +1,340 @@
+"""The service: submit a task, ask for its status, fetch its image, see the servers, over HTTP; and a web page for it.
+
+Runs in the driver's event loop beside the edge system, so a request is accepted once it is in the journal. Limits are
+checked before anything is kept, and refused with a status that says which. Start reading at `create_app`.
+"""
+
+import asyncio
+import dataclasses
+import itertools
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, StringConstraints
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from common.parameters import LARGEST, ParameterError
+from dedgeai.journal import read_journal
+from dedgeai.system import DONE, FAILED, SENT, EdgeSystem, Record
+from dedgeai.tasks import Task
+
+PAGE = Path(__file__).with_name("page.html")
+BODY_BYTES = 65_536  # a request with more is refused before it is read; a prompt may add to it
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a request may ask for. Images have one size, that of the run."""
+
+    prompt: int  # characters
+    steps: int
+    queued: int  # tasks that wait or run
+    default_steps: int
+    width: int
+    height: int
+
+
+class Status(BaseModel):
+    """What is known of a task. Times are in s."""
+
+    task: int
+    state: str = Field(description="waiting, queued, running, done or failed")
+    prompt: str
+    steps: int
+    seed: int
+    base_station: int
+    edge_server: int | None = Field(description="which has it, or has done it")
+    ahead: int | None = Field(description="tasks before it at its server, while it is queued")
+    delay_s: float | None = Field(description="from its acceptance to its image or failure")
+    image: str | None = Field(description="where its image is, once it is done")
+    error: str | None
+
+
+class ServerStatus(BaseModel):
+    """An edge server as the dispatcher sees it."""
+
+    edge_server: int
+    up: bool
+    machine: str
+    tasks: int = Field(description="tasks that it has, the running one included")
+    backlog_s: float
+    backlog_gcycles: float
+    seconds_per_step: float = Field(description="as it last reported")
+    profile_seconds_per_step: float
+    restarts: int
+
+
+class ClusterStatus(BaseModel):
+    """All servers, and counts of tasks."""
+
+    scheduler: str
+    servers: list[ServerStatus]
+    unfinished: int
+    done: int
+    failed: int
+
+
+def submission(limits: Limits) -> type[BaseModel]:
+    """The body of a request for an image, with these limits in its description."""
+
+    class Submission(BaseModel):
+        """A task. Unknown fields are refused."""
+
+        model_config = ConfigDict(extra="forbid")
+
+        prompt: Annotated[
+            StrictStr, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.prompt)
+        ] = Field(description="what the image shows")
+        steps: StrictInt = Field(limits.default_steps, ge=1, le=limits.steps, description="denoising steps")
+        seed: StrictInt | None = Field(None, ge=0, le=LARGEST, description="seed of the image; default one of its own")
+        base_station: StrictInt | None = Field(None, ge=0, description="where the task arrives; default each in turn")
+
+    return Submission
+
+
+class BodyLimit:
+    """Refuses bodies of more than `most` bytes, told or sent."""
+
+    def __init__(self, app: Any, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body, more = b"", True
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        too_much = not told.isdigit() or int(told[:12]) > self.most
+        while more and not too_much:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more, too_much = message.get("more_body", False), len(body) > self.most
+        if too_much:
+            refusal = JSONResponse({"detail": f"the body must have at most {self.most} bytes"}, 413)
+            await refusal(scope, receive, send)
+            return
+        whole = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> dict[str, Any]:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replay, send)
+
+
+def create_app(
+    system: EdgeSystem, limits: Limits, token: str | None, hosts: list[str], first: int, seed: int
+) -> FastAPI:
+    """The application. `hosts` are the names under which it answers, `first` is the first task's number.
+
+    A task that names no seed gets `seed` and its number.
+    """
+    app = FastAPIOffline(
+        title="DEdgeAI",
+        description="Text-to-image tasks on edge servers, scheduled by a trained policy.",
+        version="1",
+        redoc_url=None,
+    )
+    numbers = itertools.count(first)
+    base_stations = len(system.cluster.servers)
+    accept = submission(limits)
+    app.add_middleware(BodyLimit, most=BODY_BYTES + 8 * limits.prompt)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)  # else other sites' pages could ask a browser to
+
+    async def allowed(request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token and not secrets.compare_digest(given.encode(), token.encode()):
+            raise HTTPException(401, "a request needs the header 'Authorization: Bearer <token>'")
+
+    guarded = [Depends(allowed)]
+
+    @app.exception_handler(RequestValidationError)
+    async def refused(request: Request, error: RequestValidationError) -> Response:
+        """Which field is wrong and why, without echoing it: it may be huge, or no text at all."""
+        problems = [
+            f"{'.'.join(str(part)[:50] for part in p['loc'][1:]) or 'body'}: {p['msg']}" for p in error.errors()[:5]
+        ]
+        text = "; ".join(problems).encode(errors="replace").decode()
+        return JSONResponse({"detail": text}, 422)
+
+    def record(task: int) -> Record:
+        if task not in system.records:
+            raise HTTPException(404, f"no task {task}" if abs(task) < 2**63 else "no such task")
+        return system.records[task]
+
+    @app.post("/api/tasks", status_code=202, response_model=Status, dependencies=guarded, tags=["tasks"])
+    async def submit(order: accept) -> Status:  # type: ignore[valid-type]
+        """Accept a task. It is then in the journal, and will end in an image or a stated failure."""
+        if order.base_station is not None and order.base_station >= base_stations:
+            raise HTTPException(422, f"base_station: must be at most {base_stations - 1}")
+        if system.left >= limits.queued:
+            message = f"{system.left} tasks wait or run, and no more than {limits.queued} may; try again later"
+            raise HTTPException(503, message, headers={"Retry-After": "5"})
+        number = next(numbers)
+        task = Task(
+            number,
+            order.prompt,
+            order.steps,
+            (seed + number) % LARGEST if order.seed is None else order.seed,
+            limits.width,
+            limits.height,
+            number % base_stations if order.base_station is None else order.base_station,
+        )
+        await system.submit([task])
+        return status_of(system, system.records[number])
+
+    @app.get("/api/tasks/{task}", response_model=Status, dependencies=guarded, tags=["tasks"])
+    async def status(task: int) -> Status:
+        """What has become of a task."""
+        return status_of(system, record(task))
+
+    @app.get(
+        "/api/tasks/{task}/image",
+        dependencies=guarded,
+        tags=["tasks"],
+        response_class=FileResponse,
+        responses={200: {"content": {"image/png": {}}}, 404: {"description": "no such task, or it has no image yet"}},
+    )
+    async def image(task: int) -> Response:
+        """The image of a task that is done, as PNG, with its settings in its text chunks."""
+        found = record(task)
+        if found.state != DONE:
+            raise HTTPException(404, f"task {task} has no image: it is {status_of(system, found).state}")
+        return FileResponse(system.folder / "images" / found.image, media_type="image/png")
+
+    @app.get("/api/cluster", response_model=ClusterStatus, dependencies=guarded, tags=["cluster"])
+    async def cluster() -> ClusterStatus:
+        """The servers and their queues."""
+        return cluster_status(system)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> str:
+        filled = {"MAX_PROMPT": limits.prompt, "MAX_STEPS": limits.steps, "STEPS": limits.default_steps}
+        text = PAGE.read_text(encoding="utf-8")
+        for name, value in filled.items():
+            text = text.replace(f"%{name}%", str(value))
+        return text
+
+    return app
+
+
+def status_of(system: EdgeSystem, record: Record) -> Status:
+    """A task's status; a task at a server is running if it is the first of those that the server has."""
+    state, ahead, task = record.state, None, record.task
+    if state == SENT:
+        batch = system.cluster.options.batch_size
+        ahead = (
+            list(system.cluster.servers[record.server].outstanding).index(task.number)
+            if (task.number in system.cluster.servers[record.server].outstanding)
+            else 0
+        )
+        state, ahead = ("running", None) if ahead < batch else ("queued", ahead)
+    return Status(
+        task=task.number,
+        state=state,
+        prompt=task.prompt,
+        steps=task.steps,
+        seed=task.seed,
+        base_station=task.base_station,
+        edge_server=record.server,
+        ahead=ahead,
+        delay_s=record.delay if record.final else None,
+        image=f"/api/tasks/{task.number}/image" if state == DONE else None,
+        error=record.error or None,
+    )
+
+
+def cluster_status(system: EdgeSystem) -> ClusterStatus:
+    seconds, gcycles = system.cluster.backlog_seconds(), system.cluster.backlog()
+    servers = [
+        ServerStatus(
+            edge_server=server.number,
+            up=server.up,
+            machine=server.machine,
+            tasks=len(server.outstanding),
+            backlog_s=round(float(seconds[server.number]), 4),
+            backlog_gcycles=round(float(gcycles[server.number]), 4),
+            seconds_per_step=round(server.seconds_per_step, 6),
+            profile_seconds_per_step=round(float(system.profile.seconds_per_step[server.number]), 6),
+            restarts=server.starts - 1,
+        )
+        for server in system.cluster.servers
+    ]
+    return ClusterStatus(
+        scheduler=system.dispatcher.policy.name,
+        servers=servers,
+        unfinished=system.left,
+        done=system.counts[DONE],
+        failed=system.counts[FAILED],
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: Ctrl-C is the run's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def listen(app: FastAPI, host: str, port: int, started: Callable[[str], None]) -> None:
+    """Answer until cancelled. Raises ParameterError when the address is taken."""
+    options = uvicorn.Config(
+        app, host=host, port=port, log_level="critical", lifespan="off", timeout_graceful_shutdown=2
+    )
+    try:
+        listener = options.bind_socket()
+    except SystemExit:
+        raise ParameterError(f"--port={port}: must be free on {host}, but something listens there") from None
+    shown = f"[{host}]" if ":" in host else host
+    server = Server(options)
+    task = asyncio.create_task(server.serve([listener]))
+    started(f"http://{shown}:{listener.getsockname()[1]}")
+    try:
+        await asyncio.shield(task)
+    finally:
+        server.should_exit = True
+        await task
+
+
+def restore(system: EdgeSystem, folder: Path) -> tuple[list[Task], int]:
+    """Tasks of a service's journal that are not finished, and the number of the next new one."""
+    path = folder / "journal.jsonl"
+    entries = read_journal(path, "resume") if path.exists() else []
+    names = [field.name for field in dataclasses.fields(Task)]
+    tasks, left = {}, {}
+    for entry in entries:
+        if entry["event"] == "submitted":
+            task = Task(**{name: entry[name] for name in names})
+            tasks[task.number] = left[task.number] = task
+        elif entry["event"] in (DONE, FAILED) and entry["number"] in left:
+            system.recall(left.pop(entry["number"]), entry)
+    return list(left.values()), max(tasks, default=-1) + 1
+
+
+async def serve(config: Any, model: Any, system: EdgeSystem, folder: Path, resume: bool) -> None:
+    """Take up what an earlier process left, then answer requests until cancelled."""
+    left, first = restore(system, folder) if resume else ([], 0)
+    if left:
+        print(f"going on with {len(left)} tasks of an earlier start")
+        await system.submit(left)
+    low, high = np.array(config.steps.split("-"), dtype=int)[[0, -1]]
+    limits = Limits(
+        config.max_prompt, config.max_steps, config.max_queued, int(low + high) // 2, model.width, model.height
+    )
+    loopback = config.host in ("127.0.0.1", "localhost", "::1")
+    hosts = ["127.0.0.1", "localhost", "[::1]"] if loopback else ["*"]
+    app = create_app(system, limits, config.token, hosts, first, config.seed)
+    await listen(
+        app, config.host, config.port, lambda url: print(f"listening on {url}; its API is at {url}/docs", flush=True)
+    )

@@ -1,0 +1,305 @@
+"""The edge system without Ray: profile, rounds, dispatcher, simulator, against plain versions and the environment."""
+
+import asyncio
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import make, refusal, run_here
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.parameters import ParameterError
+from common.run_folder import read_csv
+from dedgeai import main_dedgeai
+from dedgeai.arrivals import Arrivals, draw_arrivals, place_of, rounds
+from dedgeai.dispatcher import Dispatcher
+from dedgeai.edge_server import GREY_PIXEL, EdgeServer, SimulatedOptions
+from dedgeai.journal import Journal, read_journal
+from dedgeai.policies import PolicyOptions, make_policy
+from dedgeai.server_profile import Profile, equal_servers, fitted
+from dedgeai.simulation import first_in_first_out, simulate
+from dedgeai.tasks import DENSITY, Task
+from lad_ts.environment_lad import Arrivals as SlotArrivals
+from lad_ts.environment_lad import CollaborativeMEC, Scenario, draw_scenario
+from lad_ts.main_lad import LadConfig
+
+OPTIONS = PolicyOptions("lad_ts", None, 2, 4, (10, 19), 0.001, 450.0, 0)
+
+
+def options(**changes) -> PolicyOptions:
+    return PolicyOptions(**{**vars(OPTIONS), **changes})
+
+
+def task(number: int, steps: int = 10, base_station: int = 0) -> Task:
+    return Task(number, f"prompt {number}", steps, number, 64, 64, base_station)
+
+
+# --- rounds and queues ---
+
+stations = st.lists(st.integers(0, 4), max_size=60).map(lambda values: np.array(values, dtype=np.int64))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(stations, st.integers(1, 5))
+def test_rounds_take_every_task_once_in_order_and_no_station_too_often(base_station, most):
+    seen = list(rounds(base_station, most))
+    assert sorted(itertools.chain.from_iterable(seen)) == list(range(base_station.size))
+    for part in seen:
+        assert (np.diff(part) > 0).all() and np.bincount(base_station[part]).max() <= most
+    for station in range(5):  # first come, first scheduled
+        order = [k for part in seen for k in part if base_station[k] == station]
+        assert order == sorted(order)
+    assert place_of(base_station).tolist() == [(base_station[:k] == b).sum() for k, b in enumerate(base_station)]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 9)), max_size=9), max_size=5))
+def test_servers_work_first_in_first_out(slots):
+    """Slot by slot against a loop over tasks; slots are 2 s apart."""
+    free, plain = np.zeros(4), [0.0] * 4
+    for t, tasks in enumerate(slots):
+        server = np.array([es for es, _ in tasks], dtype=np.int64)
+        seconds = np.array([s for _, s in tasks], dtype=float)
+        start, finish = first_in_first_out(server, 2.0 * t, seconds, free)
+        for k, (es, s) in enumerate(tasks):
+            begin = max(plain[es], 2.0 * t)
+            plain[es] = begin + s
+            assert start[k] == pytest.approx(begin, abs=1e-9) and finish[k] == pytest.approx(plain[es], abs=1e-9)
+    assert free == pytest.approx(plain, abs=1e-9)
+
+
+def test_slots_hold_the_tasks_that_arrived_since_the_slot_before():
+    arrivals = Arrivals(np.array([0.0, 0.0, 0.1, 1.0, 1.01, 5.0]), *np.zeros((3, 6), dtype=int))
+    assert [(now, part.tolist()) for now, part in arrivals.slots(1.0)] == [
+        (0.0, [0, 1]),
+        (1.0, [2, 3]),
+        (2.0, [4]),
+        (5.0, [5]),
+    ]
+
+
+# --- profile ---
+
+
+def test_a_profile_is_recovered_from_measured_times_and_its_file(tmp_path):
+    rng = np.random.default_rng(0)
+    steps = rng.integers(10, 20, 400).astype(float)
+    seconds = (0.3 + 0.05 * steps) * np.exp(0.04 * rng.standard_normal(400))
+    slope, base, spread = fitted(steps, seconds)
+    assert (slope, base, spread) == pytest.approx((0.05, 0.3, 0.04), rel=0.1)
+    profile = Profile(np.array([slope, 0.1]), np.array([base, 0.2]), np.array([spread, 0]), 0.05, {"model": "x"})
+    assert profile.capacity[1] == pytest.approx(DENSITY / 0.1) and profile.seconds(1, 10) == pytest.approx(1.2)
+    profile.write(tmp_path / "profile.json")
+    again = Profile.read(tmp_path / "profile.json", 2, {"model": "x"})
+    assert again.seconds_per_step.tolist() == profile.seconds_per_step.tolist() and again.source == {"model": "x"}
+    for servers, source, words in ((3, {}, "of 2"), (2, {"model": "y"}, "measured with model=x, not y")):
+        with pytest.raises(ParameterError, match=words):
+            Profile.read(tmp_path / "profile.json", servers, source)
+    content = json.loads((tmp_path / "profile.json").read_text())
+    for name, value in (("seconds_per_step", [0.1, 0.0]), ("spread", [0.1]), ("result_mbit", -1)):
+        (tmp_path / "bad.json").write_text(json.dumps(content | {name: value}))
+        with pytest.raises(ParameterError, match="must be a profile"):
+            Profile.read(tmp_path / "bad.json", 2)
+
+
+# --- dispatcher and simulator ---
+
+
+@pytest.mark.parametrize("scheduler", ["opt_ts", "water_filling", "lad_ts", "size_interval"])
+def test_the_simulator_gives_the_delays_of_the_environment(scheduler, tmp_path):
+    """Tasks of the paper's kind, one slot after another: the policies choose and the queues delay as in training."""
+    profile = equal_servers(0.02, 0.0, 0.0, np.array([1.0, 0.5, 2.0]))
+    policy = make_policy(options(scheduler=scheduler), profile, tmp_path)
+    rng = np.random.default_rng(1)
+    count = rng.integers(0, 5, (9, 3)) + (np.arange(9) == 0)[:, None]
+    count = np.minimum(count, 4)
+    steps, size = rng.integers(10, 20, 4), rng.uniform(0, 0.001, (9, 3, 4))
+    # the same tasks as arrivals in order of time, base station and place
+    t, b, n = np.nonzero(np.arange(4) < count[..., None])
+    order = np.lexsort((n, b, t))
+    t, b, n = t[order], b[order], n[order]
+    arrivals = Arrivals(t * policy.slot_seconds, b, steps[n], size[t, b, n])
+    found = simulate(Dispatcher(policy), profile, arrivals, 450.0, 0, progress=False)
+
+    seeds = policy.seeds
+    scenario = Scenario(
+        policy.scenario.capacity,
+        policy.scenario.link_rate,
+        np.full((1, 4), DENSITY),
+        steps[None],
+        policy.scenario.result_size,
+    )
+    other = make_policy(options(scheduler=scheduler), profile, tmp_path).scheduler
+    env = CollaborativeMEC(scenario)
+    slot = env.reset(SlotArrivals(np.concatenate([count, count[:1]])[None], np.concatenate([size, size[:1]])[None]))
+    other.training = False
+    other.begin(policy.scenario, [(seed, policy.first_episode) for seed in seeds])
+    expected, servers = [], []
+    for k in range(9):
+        if not count[k].any():
+            delay, slot = env.step(np.zeros((1, 3, 4), dtype=np.int64))
+            continue
+        action = np.asarray(other.act(slot))
+        here = (t == k).nonzero()[0]
+        delay, slot = env.step(torch.as_tensor(action))
+        expected += delay[0].numpy()[b[here], n[here]].tolist()
+        servers += action[0][b[here], n[here]].tolist()
+    assert found.server.tolist() == servers
+    np.testing.assert_allclose(found.delay, np.array(expected) * policy.slot_seconds, rtol=1e-9)
+
+
+def test_learned_policies_see_what_they_were_trained_on(tmp_path):
+    """The state of a task at 3 servers, by hand: d and w over their maxima, and backlogs in slots."""
+    profile = equal_servers(0.02, 0.04, 0.0, np.array([1.0, 0.5, 2.0]))
+    policy = make_policy(OPTIONS, profile, tmp_path)
+    dispatcher = Dispatcher(policy)
+    slot = dispatcher.slot(3, np.array([1]), profile.workload(np.array([12])), np.array([2e-4]), np.array([1.0, 2, 0]))
+    config = policy.scheduler.params
+    assert (config.quality_min, config.quality_max) == (12, 21) and profile.overhead == 2
+    policy.scheduler.begin(policy.scenario, [(0, 0)])
+    state = policy.scheduler.features(slot)[0, 1, 0].numpy()
+    busy = np.array([1.0, 2.0, 0.0]) / (DENSITY / 0.02 * np.array([1, 0.5, 2]) * policy.slot_seconds)
+    expected = [2e-4 / 0.001, (12 + 2) / 21, np.log1p(busy.mean()), *(busy - busy.mean())]
+    np.testing.assert_allclose(state, expected, rtol=1e-5)
+    drawn = draw_scenario(make(LadConfig, num_bs=3, capacities="5,6.5,7"), [0])
+    assert drawn.capacity.tolist() == [[5, 6.5, 7]]
+
+
+def test_service_times_vary_as_the_profile_says_and_load_is_what_was_asked_for(tmp_path):
+    profile = equal_servers(0.02, 0.1, 0.2, np.ones(4))
+    policy = make_policy(options(scheduler="capacity_round_robin"), profile, tmp_path)
+    rate = 0.8 * profile.task_rate(14.5)
+    arrivals = draw_arrivals(20_000, 4, (10, 19), np.array([1e-4]), rate, 3)
+    found = simulate(Dispatcher(policy), profile, arrivals, 450.0, 0, progress=False)
+    took = found.finish - found.start
+    relative = took / profile.seconds(found.server, arrivals.steps)
+    assert relative.mean() == pytest.approx(1, abs=0.01) and relative.std() == pytest.approx(0.2, rel=0.05)
+    assert took.sum() / (4 * found.finish.max()) == pytest.approx(0.8, rel=0.03)
+    assert (found.start >= arrivals.time - 1e-9).all() and (found.delay >= took).all()
+
+
+# --- edge server and journal ---
+
+
+def test_an_edge_server_keeps_the_order_batches_what_is_alike_and_repeats_results_until_they_are_fetched():
+    async def story() -> None:
+        server = EdgeServer(0, SimulatedOptions((0.001,), (0.001,), (0.0,), 0), batch_size=2)
+        await server.hello(0.001, 1.0)
+        await server.enqueue([task(0), task(1, steps=12), task(2), task(3), task(4)])
+        assert [t.number for t in await server.withdraw(1)] == [4]
+        assert server.state().queued == 4
+        report = await server.collect(0)
+        while report.last < 4:
+            again = await server.collect(0)  # not fetched yet: told once more
+            assert [r.number for r in again.results][: len(report.results)] == [r.number for r in report.results]
+            report = again
+            await asyncio.sleep(0.005)
+        assert [r.number for r in report.results] == [0, 2, 1, 3]  # 0 and 2 in one batch
+        assert all(r.image == GREY_PIXEL and not r.error for r in report.results)
+        assert server.state().backlog_seconds == 0 and server.seconds_per_step == pytest.approx(0.001, rel=0.6)
+        await server.enqueue([task(9)])
+        assert [r.number for r in (await server.collect(4)).results] == [9]
+        server.worker.cancel()
+
+    asyncio.run(story())
+
+
+def test_what_fails_on_a_server_is_said_and_the_server_goes_on():
+    async def story() -> None:
+        server = EdgeServer(0, SimulatedOptions((0.001,), (0.0,), (0.0,), 0), batch_size=1)
+        await server.hello(0.001, 0.0)
+        run = server.compute.run
+
+        async def sometimes(tasks: list[Task]) -> list[bytes]:
+            if tasks[0].number == 0:
+                raise ValueError("no such colour\nand more")
+            return await run(tasks)
+
+        server.compute.run = sometimes
+        await server.enqueue([task(0), task(1)])
+        while (report := await server.collect(0)).last < 2:
+            await asyncio.sleep(0.002)
+        assert [(r.number, r.error) for r in report.results] == [(0, "no such colour"), (1, "")]
+        server.worker.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_journal_survives_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+
+    async def several() -> None:
+        await asyncio.gather(*(journal.write({"event": "done", "number": k, "text": "ä\n\ud800"}) for k in range(20)))
+
+    asyncio.run(several())
+    assert [entry["number"] for entry in read_journal(path, "resume")] == list(range(20))
+    path.write_bytes(path.read_bytes()[:-7])
+    assert len(read_journal(path, "resume")) == 19
+    asyncio.run(Journal(path).write({"event": "done", "number": 99}))
+    assert [entry["number"] for entry in read_journal(path, "resume")] == [*range(19), 99]
+    path.write_text("no journal\n")
+    with pytest.raises(ParameterError, match="must hold a run's journal"):
+        read_journal(path, "resume")
+
+
+# --- command line ---
+
+
+def test_simulations_from_the_command_line_repeat_and_report(tmp_path, capsys):
+    flags = ["--simulate", "--num_tasks", "2000", "--num_servers", "50", "--scheduler", "water_filling"]
+    for out in ("a", "b"):
+        run_here(main_dedgeai, *flags, "--load", "0.9", "--spread", "0.3", "--out", tmp_path / out)
+    assert (tmp_path / "a/delays.csv").read_bytes() == (tmp_path / "b/delays.csv").read_bytes()
+    summary = {row["quantity"]: float(row["value"]) for row in read_csv(tmp_path / "a/summary.csv")}
+    assert summary["tasks"] == 2000 and 0.16 < summary["delay p50"] < summary["delay p99"] <= summary["delay maximum"]
+    assert {"simulation.png", "simulation.pdf", "queues.csv", "config.json"} <= {
+        p.name for p in (tmp_path / "a").iterdir()
+    }
+    assert "decision time per task" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--num_tasks", "0"], "--num_tasks=0: must be an integer from 1"),
+        (["--num_tasks", "5,x"], "--num_tasks=5,x"),
+        (["--num_servers", "0"], "--num_servers=0"),
+        (["--scheduler", "best"], "--scheduler=best: must be one of lad_ts"),
+        (["--scheduler", "lower_bound"], "must be a scheduler, which a bound is not"),
+        (
+            ["--scheduler", "opt_ts", "--checkpoint", "x.pt"],
+            "--checkpoint=x.pt: must come with a scheduler that learns",
+        ),
+        (["--checkpoint", "none.pt", "--simulate"], "--checkpoint=none.pt: must be a checkpoint"),
+        (["--simulate", "--num_servers", "500"], "--num_servers=500: must be at most 200"),
+        (["--speeds", "1,2", "--simulate"], "--speeds=1,2: must be --num_servers=5"),
+        (["--speeds", "1,1,1,1,1"], "must come with --compute simulated"),
+        (["--steps", "0"], "--steps=0"),
+        (["--load", "nan"], "--load=nan"),
+        (["--serve", "--simulate"], "must not be combined with --simulate"),
+        (["--serve", "--host", "0.0.0.0"], "--host=0.0.0.0: must be 127.0.0.1, or come with a --token"),
+        (["--learn", "--scheduler", "opt_ts"], "--learn=True: must come with a scheduler that learns"),
+        (["--resume", "nowhere"], "--resume=nowhere: must hold a run's config.json"),
+        (["--models", "nowhere"], "--models=nowhere: clip_g.safetensors"),
+        (["--width", "65"], "--width=65: must be a multiple of 16"),
+        (["--prompts", "nowhere.txt", "--simulate"], "--prompts=nowhere.txt: must be a text file"),
+    ],
+)
+def test_mistakes_end_in_one_line_before_anything_starts(flags, words, capsys, tmp_path):
+    out = [] if "--resume" in flags else ["--out", tmp_path / "run"]
+    assert words in refusal(capsys, main_dedgeai, *flags, *out)
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+def test_a_checkpoint_of_other_servers_is_refused(tmp_path, capsys):
+    profile = equal_servers(0.01, 0.0, 0.0, np.ones(3))
+    make_policy(OPTIONS, profile, tmp_path)
+    checkpoint = next(tmp_path.glob("lad_ts_3servers_*/checkpoint.pt"))
+    flags = ["--simulate", "--checkpoint", checkpoint, "--out", tmp_path / "out"]
+    assert "must be of --num_servers=5 servers, but is of 3" in refusal(capsys, main_dedgeai, *flags)
+    assert "holds a run of LAD-TS" in refusal(capsys, main_dedgeai, *flags, "--scheduler", "sac_ts")
+    run_here(main_dedgeai, *flags, "--num_servers", 3, "--num_tasks", 50)
