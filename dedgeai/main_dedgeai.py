@@ -210,7 +210,7 @@ def run_simulation(config: DedgeConfig) -> None:
             part = folder if len(counts) == 1 else folder / str(count)
             part.mkdir(exist_ok=True)
             print(f"{config.scheduler}: {count} tasks on {config.num_servers} simulated servers")
-            report_simulation(part, found, dispatcher.seconds)
+            report_simulation(part, arrivals, found, dispatcher.seconds)
     print(f"results in {folder}; peak memory {peak_memory()}")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from common.figures import plt, save_figure
 from common.run_folder import write_csv
+from dedgeai.arrivals import Arrivals
 from dedgeai.server_profile import Profile
 from dedgeai.simulation import Simulated, first_in_first_out
 from dedgeai.system import FAILED, Record
@@ -26,6 +27,7 @@ PUBLISHED = (
     ("Stability.AI", "SD3", (5.4, 540, 2700, 5400), "65"),
     ("DEdgeAI, published", "reSD3-medium", (18.3, 382.4, 1921.5, 3895.4), "free"),
 )
+LISTED = 100_000  # most tasks that a simulation writes one by one
 TASK_HEADER = (
     *("task", "prompt", "steps", "base_station", "round", "decided_server", "server", "attempts", "moves", "state"),
     *("submitted_s", "sent_s", "finished_s", "delay_s", "predicted_delay_s", "image", "error"),
@@ -145,7 +147,7 @@ def plot_queues(folder: Path, samples: Sequence[tuple[float, Sequence[int]]]) ->
     save_figure(figure, folder / "queues")
 
 
-def report_simulation(folder: Path, found: Simulated, seconds: Sequence[tuple[float, int]]) -> None:
+def report_simulation(folder: Path, arrivals: Arrivals, found: Simulated, seconds: Sequence[tuple[float, int]]) -> None:
     """Print and write decision times, queue lengths and delay percentiles, and plot queues and delays."""
     took, tasks = np.array(seconds).T
     quantiles = {f"p{q:g}": np.percentile(found.delay, q) for q in (50, 95, 99, 99.9)}
@@ -173,6 +175,11 @@ def report_simulation(folder: Path, found: Simulated, seconds: Sequence[tuple[fl
     at = np.linspace(0, 100, 1001)
     delays = np.percentile(found.delay, at)
     write_csv(folder / "delays.csv", ("percent", "delay_s"), list(zip(at.tolist(), delays.tolist(), strict=True)))
+    if found.delay.size <= LISTED:
+        columns = (arrivals.time, arrivals.base_station, arrivals.steps, found.server, found.start, found.finish)
+        rows = zip(*(column.tolist() for column in (*columns, found.delay)), strict=True)
+        header = ("task", "submitted_s", "base_station", "steps", "server", "start_s", "finished_s", "delay_s")
+        write_csv(folder / "tasks.csv", header, [[k, *row] for k, row in enumerate(rows)])
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
     for column, label in enumerate(("mean", "95th percentile", "maximum")):
         left.step(found.queue_time, found.queue_length[:, column], where="post", label=label)
