@@ -16,6 +16,7 @@ import numpy as np
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers over the network
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
+from ray._private import ray_constants
 from ray.exceptions import ActorDiedError, RayError
 
 from common.parameters import ParameterError
@@ -43,12 +44,11 @@ def connect(options: ClusterOptions) -> None:
     """Start a Ray of this machine alone, or join a cluster. Raises ParameterError when there is none, or too small."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if options.address is None:
-        ray.init(
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",  # Ray would listen on the outer address
-            resources={RESOURCE: options.servers},
-            **quiet,
-        )
+        # Ray listens on every address of the machine, but where it makes no clusters, as on macOS. The variable is
+        # for the processes that it starts; this one has read it already.
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        ray.init(include_dashboard=False, resources={RESOURCE: options.servers}, **quiet)
     else:
         try:
             ray.init(address=options.address, **quiet)

@@ -33,6 +33,7 @@ from dedgeai.main_dedgeai import (
     policy_options,
     read_prompts,
     simulated_profile,
+    uses_pocket,
 )
 from dedgeai.measurement import measure, measure_profile
 from dedgeai.policies import make_policy
@@ -44,13 +45,12 @@ from dedgeai.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What makes the images: how a server opens it, the size of the images, and its name."""
+    """What makes the images: how a server opens it, the size of the images, and what it is."""
 
     options: Options
     width: int
     height: int
     name: str
-    pocket: bool
 
 
 async def run_live(config: DedgeConfig, folder: Path, resume: bool) -> None:
@@ -90,21 +90,20 @@ def choose_model(config: DedgeConfig) -> Model:
         options = SimulatedOptions(
             *(tuple(x.tolist()) for x in (p.seconds_per_step, p.seconds_base, p.spread)), config.seed
         )
-        return Model(options, 1, 1, "simulated compute", pocket=True)
+        return Model(options, 1, 1, "simulated compute")
     from dedgeai.generator import GeneratorOptions, inference_config
 
     infer = inference_config(
         **{name: getattr(config, name) for name in ("models", "width", "height", "device", "dtype", "offload", "t5")}
     )
-    pocket = Path(infer.models).name == "pocket"
-    name = f"{'pocket model' if pocket else 'SD3 Medium'}, {infer.width} x {infer.height}"
-    return Model(GeneratorOptions(infer, config.threads), infer.width, infer.height, name, pocket)
+    name = f"{'pocket model' if uses_pocket(config) else 'SD3 Medium'}, {infer.width} x {infer.height}"
+    return Model(GeneratorOptions(infer, config.threads), infer.width, infer.height, name)
 
 
 async def work(config: DedgeConfig, model: Model, system: EdgeSystem, folder: Path, resume: bool) -> None:
     """Measure, schedule, run the tasks or serve; then report. The first Ctrl-C ends it cleanly, a second at once."""
     counts = parse_counts(config.num_tasks)
-    prompts = read_prompts(config, sum(counts), model.pocket)
+    prompts = read_prompts(config, sum(counts))
     profile = await find_profile(config, model, system, prompts)
     policy = make_policy(policy_options(config, prompts), profile, Path(config.policies))
     if config.learn and len(policy.seeds) != 1:
@@ -152,7 +151,7 @@ async def find_profile(config: DedgeConfig, model: Model, system: EdgeSystem, pr
         "machines": machines,
         "processor": platform.processor() or platform.machine(),
     }
-    size = f"{'pocket' if model.pocket else 'sd3'}_{model.width}x{model.height}"
+    size = f"{'pocket' if uses_pocket(config) else 'sd3'}_{model.width}x{model.height}"
     default = FOLDER / f"profile_{size}_{config.num_servers}servers_batch{config.batch_size}.json"
     path = Path(config.profile or default)
     if path.exists():

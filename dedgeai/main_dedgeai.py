@@ -24,12 +24,13 @@ from dedgeai.policies import LEARNERS, NAMES, PolicyOptions, check_name, make_po
 from dedgeai.report import report_simulation
 from dedgeai.server_profile import Profile, equal_servers
 from dedgeai.simulation import simulate
-from resd3_medium.refine_sd3_infer import DTYPES
+from resd3_medium.refine_sd3_infer import DTYPES, MODELS, POCKET
 from resd3_medium.tasks import DATASET, choose_prompts, parse_steps
+from resd3_medium.weights import PARTS
 
 FOLDER = RESULTS / "dedgeai"
 POLICIES = FOLDER / "policies"
-FREE = ("host", "port", "token")  # what the command line may change for a stored run
+FREE = ("resume", "host", "port", "token")  # what the command line may change for a stored run
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -159,9 +160,16 @@ def simulated_profile(config: DedgeConfig) -> Profile:
     return equal_servers(config.step_seconds, config.base_seconds, config.spread, parse_speeds(config))
 
 
-def read_prompts(config: DedgeConfig, count: int, pocket: bool) -> list[str]:
-    """A caption for each task: of --prompts in turn, or drawn from those that the model knows."""
-    path = config.prompts or (str(DATASET / "pocket_captions.txt") if pocket else None)
+def uses_pocket(config: DedgeConfig) -> bool:
+    """Whether images come from the pocket model, as they do while no other lies in models."""
+    models = Path(config.models or MODELS)
+    there = any((models / part.file).is_file() for part in PARTS.values())
+    return models.resolve() == POCKET or (config.models is None and not there)
+
+
+def read_prompts(config: DedgeConfig, count: int) -> list[str]:
+    """A caption for each task of all runs: of --prompts in turn, or drawn from those that the model knows."""
+    path = config.prompts or (str(DATASET / "pocket_captions.txt") if uses_pocket(config) else None)
     if path is None:
         return choose_prompts((), None, count, config.seed)
     found = choose_prompts((), path, None, config.seed)
@@ -197,15 +205,17 @@ def run_simulation(config: DedgeConfig) -> None:
     """Every number of tasks on the virtual clock; tables and plots of each."""
     profile = simulated_profile(config)
     counts = parse_counts(config.num_tasks)
-    prompts = read_prompts(config, min(max(counts), 1000), pocket=False)
+    prompts = read_prompts(config, sum(counts))
     options = policy_options(config, prompts)
     policies = [make_policy(options, profile, Path(config.policies)) for _ in counts]
     folder = create_folder(config.out, FOLDER / f"simulate_{scheduler_name(config)}")
     with claimed(folder):
         write_config(folder, f"dedgeai, simulated, {config.scheduler}", dataclasses.asdict(config))
+        first = 0
         for count, policy in zip(counts, policies, strict=True):
             dispatcher = Dispatcher(policy)
-            arrivals = arrivals_of(config, count, prompts, profile)
+            arrivals = arrivals_of(config, count, prompts[first : first + count], profile)
+            first += count
             found = simulate(dispatcher, profile, arrivals, config.link_rate, config.seed, config.backlog == "profile")
             part = folder if len(counts) == 1 else folder / str(count)
             part.mkdir(exist_ok=True)
