@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import itertools
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -287,15 +288,28 @@ class Server(uvicorn.Server):
         yield
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises ParameterError when it cannot be had."""
+    try:
+        # The protocol is named, because asyncio sends small packets at once only where it is; else each answer
+        # waits 40 ms for an acknowledgement.
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ParameterError(f"--port={port}: must be free on --host={host} ({reason})") from None
+    return listener
+
+
 async def listen(app: FastAPI, host: str, port: int, started: Callable[[str], None]) -> None:
     """Answer until cancelled. Raises ParameterError when the address is taken."""
-    options = uvicorn.Config(
-        app, host=host, port=port, log_level="critical", lifespan="off", timeout_graceful_shutdown=2
-    )
-    try:
-        listener = options.bind_socket()
-    except SystemExit:
-        raise ParameterError(f"--port={port}: must be free on {host}, but something listens there") from None
+    options = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=2)
+    listener = bind(host, port)
     shown = f"[{host}]" if ":" in host else host
     server = Server(options)
     task = asyncio.create_task(server.serve([listener]))

@@ -1,0 +1,220 @@
+"""The HTTP service as its users meet it: a page in a browser, mistakes, floods, and a kill in between."""
+
+import asyncio
+import json
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from helpers import start_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dedgeai.journal import read_journal
+
+SCRIPT = "dedgeai/main_dedgeai.py"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SIMULATED = ["--compute", "simulated", "--base_seconds", 0, "--num_servers", 3]
+SIMULATED += ["--scheduler", "water_filling", "--max_queued", 400, "--max_prompt", 200, "--max_steps", 30]
+
+
+@contextmanager
+def service(folder: Path, *flags):
+    """The address of a service that is up; it is ended by Ctrl-C. Yields the process, too."""
+    process = start_script(SCRIPT, "--port", 0, *flags, folder=folder)
+    try:
+        for line in process.stdout:
+            if line.startswith("listening on "):
+                break
+        else:
+            raise AssertionError(process.stderr.read()[-2000:])
+        yield line.split()[2].rstrip(";"), process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("service")
+    with service(folder, "--serve", *SIMULATED, "--step_seconds", 0.0005, "--out", folder / "run") as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(simulated):
+    with httpx.Client(base_url=simulated) as client:
+        yield client
+
+
+def settled(client: httpx.Client, seconds: float = 60) -> dict:
+    """The cluster's state once no task is left."""
+    deadline = time.monotonic() + seconds
+    while (state := client.get("/api/cluster").json())["unfinished"]:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.05)
+    return state
+
+
+def test_a_task_from_submission_to_image(client):
+    reply = client.post("/api/tasks", json={"prompt": "  a red fox ", "steps": 12, "seed": 7, "base_station": 2})
+    assert reply.status_code == 202
+    task = reply.json()
+    assert (task["prompt"], task["steps"], task["seed"], task["base_station"]) == ("a red fox", 12, 7, 2)
+    settled(client)
+    status = client.get(f"/api/tasks/{task['task']}").json()
+    assert status["state"] == "done" and 0.006 <= status["delay_s"] < 5 and status["edge_server"] in range(3)
+    image = client.get(status["image"])
+    assert image.headers["content-type"] == "image/png" and image.content.startswith(b"\x89PNG")
+    state = client.get("/api/cluster").json()
+    assert [server["edge_server"] for server in state["servers"]] == [0, 1, 2] and state["done"] >= 1
+    assert all(server["up"] and server["backlog_s"] == 0 for server in state["servers"])
+
+
+def test_the_api_documents_itself_without_the_internet(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/api/tasks", "/api/tasks/{task}", "/api/tasks/{task}/image", "/api/cluster"}
+    page = client.get("/docs").text
+    sources = [part.split('"')[0] for name in ('src="', 'href="') for part in page.split(name)[1:]]
+    assert sources and all(source.startswith("/") for source in sources)
+    assert all(client.get(source).status_code == 200 for source in sources)
+
+
+MISTAKES = [
+    (b'{"prompt": "\\ud800"}', "prompt"),
+    (b'{"prompt": 3}', "prompt"),
+    (b'{"prompt": " "}', "prompt"),
+    (b'{"steps": 5}', "prompt"),
+    (json.dumps({"prompt": "x" * 201}).encode(), "200"),
+    (b'{"prompt": "x", "steps": -1}', "steps"),
+    (b'{"prompt": "x", "steps": 31}', "30"),
+    (b'{"prompt": "x", "steps": 1e999}', "steps"),
+    (b'{"prompt": "x", "steps": NaN}', "steps"),
+    (b'{"prompt": "x", "steps": "5"}', "steps"),
+    (b'{"prompt": "x", "steps": true}', "steps"),
+    (b'{"prompt": "x", "seed": 123456789012345678901234567890}', "seed"),
+    (b'{"prompt": "x", "base_station": 3}', "base_station"),
+    (b'{"prompt": "x", "width": 64}', "width"),
+    (b'{"prompt": "x"', "JSON"),
+    (b"[" * 60_000, ""),
+    (b"[]", "body"),
+    (b"null", "body"),
+    (b"", "body"),
+    (b"\xff\xfe", ""),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), MISTAKES)
+def test_mistakes_are_refused_in_words_and_accept_nothing(client, body, words):
+    before = settled(client)
+    reply = client.post("/api/tasks", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code in (400, 422) and words in reply.json()["detail"]
+    after = client.get("/api/cluster").json()
+    assert (after["unfinished"], after["done"]) == (0, before["done"])
+
+
+def test_other_mistakes_have_their_status(client):
+    assert client.get("/api/tasks/999999").status_code == 404
+    assert client.get("/api/tasks/999999/image").status_code == 404
+    assert client.get("/api/tasks/1" + 40 * "0").status_code == 404
+    assert client.get("/api/tasks/-1").status_code == 404
+    assert client.get("/api/tasks/x").status_code == 422
+    assert client.get("/nothing").status_code == 404
+    assert client.get("/api/tasks").status_code == 405
+    huge = client.post("/api/tasks", content=b"x" * 1_000_000)
+    assert huge.status_code == 413 and "at most" in huge.json()["detail"]
+    chunks = client.post("/api/tasks", content=(b"x" * 9000 for _ in range(20)))  # no length is told
+    assert chunks.status_code == 413
+    assert client.get("/api/cluster", headers={"host": "example.com"}).status_code == 400
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+bodies = st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode())
+fields = st.dictionaries(st.sampled_from(["prompt", "steps", "seed", "base_station", "zzz"]), json_values, max_size=5)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(body=bodies | fields.map(lambda value: json.dumps(value).encode()))
+def test_no_body_breaks_the_service(client, body):
+    reply = client.post("/api/tasks", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code in (202, 400, 422), reply.text
+    assert client.get("/api/cluster").status_code == 200
+
+
+def test_of_a_thousand_requests_at_once_none_that_was_accepted_is_lost_though_the_service_is_killed(tmp_path):
+    """The service is killed while it works on them, and started again."""
+    run = tmp_path / "run"
+
+    async def flood(url: str) -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=1000)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+            return await asyncio.gather(
+                *(client.post("/api/tasks", json={"prompt": f"{k}", "steps": 10}) for k in range(1000))
+            )
+
+    with service(tmp_path, "--serve", *SIMULATED, "--step_seconds", 0.01, "--out", run) as (url, process):
+        replies = asyncio.run(flood(url))
+        accepted = [reply.json()["task"] for reply in replies if reply.status_code == 202]
+        refused = [reply for reply in replies if reply.status_code != 202]
+        assert len(set(accepted)) == len(accepted) >= 400 and accepted
+        assert all(reply.status_code == 503 and reply.headers["retry-after"] for reply in refused)
+        assert httpx.get(f"{url}/api/cluster").json()["unfinished"] > 0
+        process.kill()
+        process.wait()
+    with service(tmp_path, "--resume", run) as (url, _), httpx.Client(base_url=url) as client:
+        settled(client)
+        for task in accepted:
+            status = client.get(f"/api/tasks/{task}").json()
+            assert status["state"] == "done" and client.get(status["image"]).status_code == 200
+        more = client.post("/api/tasks", json={"prompt": "one more"}).json()["task"]
+        assert more > max(accepted)
+    done = [entry["number"] for entry in read_journal(run / "journal.jsonl", "resume") if entry["event"] == "done"]
+    assert len(done) == len(set(done)) and set(accepted) <= set(done)
+
+
+def test_the_page_makes_an_image_in_a_browser_and_asks_for_the_token(tmp_path):
+    """The pocket model's image, by typing a prompt, with a live view of the queues."""
+    browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser_path is None:
+        pytest.skip("needs Chromium, for example Debian's package chromium")
+    from playwright.sync_api import expect, sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    quiet += ["--disable-component-update", "--disable-sync"]
+    flags = ["--serve", "--num_servers", 2, "--scheduler", "lad_ts", "--policy_episodes", 2, "--profile_repeats", 1]
+    flags += ["--steps", "4-8", "--token", "open sesame", "--policies", tmp_path / "policies"]
+    flags += ["--profile", tmp_path / "profile.json", "--out", tmp_path / "run"]
+    with service(tmp_path, *flags) as (url, _), sync_playwright() as playwright:
+        assert httpx.get(f"{url}/api/cluster").status_code == 401
+        assert httpx.post(f"{url}/api/tasks", json={"prompt": "a"}).status_code == 401
+        browser = playwright.chromium.launch(executable_path=browser_path, args=quiet)
+        page = browser.new_page()
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(url)
+        page.get_by_label("Token").fill("open sesame")
+        expect(page.locator("#servers tr")).to_have_count(2, timeout=15_000)
+        page.get_by_label("Prompt").fill("red apple <b>on</b> blue")
+        page.get_by_label("Quality").fill("6")
+        page.get_by_role("button").click()
+        image = page.get_by_alt_text("red apple <b>on</b> blue")
+        expect(image).to_be_visible(timeout=30_000)
+        size = image.evaluate(
+            "async (image) => { await image.decode(); return [image.naturalWidth, image.naturalHeight] }"
+        )
+        assert size == [64, 64]
+        expect(page.locator("#images li")).to_contain_text("6 steps")
+        expect(page.locator("#totals")).to_contain_text("1 done", timeout=10_000)
+        assert not problems
+        page.screenshot(path=str(tmp_path / "page.png"))
+        browser.close()
+    assert len(list((tmp_path / "run/images").iterdir())) == 1
