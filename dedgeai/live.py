@@ -131,7 +131,10 @@ async def work(config: DedgeConfig, model: Model, system: EdgeSystem, folder: Pa
         print("\nstopping: running tasks are finished, queued ones are left; Ctrl-C again stops at once")
         await system.cancel_queued()
         left = sum(not record.final for record in system.records.values())
-        print(f"interrupted with {left} tasks left; go on with --resume {folder}")
+        if config.serve and not left:
+            print("stopped; no task is left")
+        else:
+            print(f"interrupted with {left} accepted tasks left; go on with --resume {folder}")
         sys.exit(130)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -271,7 +271,7 @@ def test_a_killed_and_then_interrupted_driver_resumes_what_is_left(tmp_path):
     wait_for(process, 60)
     process.send_signal(signal.SIGINT)
     out, _ = finished(process, 130)
-    assert f"tasks left; go on with --resume {run}" in out
+    assert f"accepted tasks left; go on with --resume {run}" in out
     assert "interrupted with 120" not in out
     finished(start_script(SCRIPT, "--resume", run, folder=tmp_path))
     done = [e["number"] for e in read_journal(run / "journal.jsonl", "resume") if e["event"] == "done"]
