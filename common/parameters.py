@@ -58,6 +58,17 @@ class Parameters:
         """Conditions over several fields; subclasses extend it. Raises ParameterError."""
 
 
+def numbers(name: str, text: str, counter: str, count: int) -> list[float]:
+    """The numbers of a parameter that is a list, as many as the parameter `counter` says. Raises ParameterError."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or not all(0 < value < math.inf for value in values):
+        raise ParameterError(f"--{name}={text}: must be --{counter}={count} numbers above 0, separated by commas")
+    return values
+
+
 def field_type(cls: type[Parameters], name: str) -> tuple[type, bool]:
     """The plain type of a field and whether None is allowed."""
     hint = typing.get_type_hints(cls)[name]

@@ -21,12 +21,9 @@ from common.parameters import ParameterError
 from common.run_folder import peak_memory, save_checkpoint, write_config, write_csv
 from dedgeai.arrivals import Arrivals
 from dedgeai.cluster import ClusterOptions, connect
-from dedgeai.dispatcher import Dispatcher
-from dedgeai.edge_server import Options, SimulatedOptions
-from dedgeai.journal import read_journal
-from dedgeai.main_dedgeai import (
+from dedgeai.configuration import (
     FOLDER,
-    DedgeConfig,
+    DedgeParameters,
     arrivals_of,
     parse_counts,
     parse_steps,
@@ -35,6 +32,9 @@ from dedgeai.main_dedgeai import (
     simulated_profile,
     uses_pocket,
 )
+from dedgeai.dispatcher import Dispatcher
+from dedgeai.edge_server import Options, SimulatedOptions
+from dedgeai.journal import read_journal
 from dedgeai.measurement import measure, measure_profile
 from dedgeai.policies import make_policy
 from dedgeai.report import Batch, plot_queues, predict, print_table, sim_to_real, table_rows, write_tasks
@@ -53,7 +53,7 @@ class Model:
     name: str
 
 
-async def run_live(config: DedgeConfig, folder: Path, resume: bool) -> None:
+async def run_live(config: DedgeParameters, folder: Path, resume: bool) -> None:
     """Everything of a run or of a service. Exits with 130 when Ctrl-C ended it."""
     model = choose_model(config)
     placing = ClusterOptions(
@@ -83,7 +83,7 @@ async def run_live(config: DedgeConfig, folder: Path, resume: bool) -> None:
         ray.shutdown()
 
 
-def choose_model(config: DedgeConfig) -> Model:
+def choose_model(config: DedgeParameters) -> Model:
     """The generator of the parameters. Raises ParameterError when it cannot be loaded, before Ray is started."""
     if config.compute == "simulated":
         p = simulated_profile(config)
@@ -100,7 +100,7 @@ def choose_model(config: DedgeConfig) -> Model:
     return Model(GeneratorOptions(infer, config.threads), infer.width, infer.height, name)
 
 
-async def work(config: DedgeConfig, model: Model, system: EdgeSystem, folder: Path, resume: bool) -> None:
+async def work(config: DedgeParameters, model: Model, system: EdgeSystem, folder: Path, resume: bool) -> None:
     """Measure, schedule, run the tasks or serve; then report. The first Ctrl-C ends it cleanly, a second at once."""
     counts = parse_counts(config.num_tasks)
     prompts = read_prompts(config, sum(counts))
@@ -141,7 +141,7 @@ async def work(config: DedgeConfig, model: Model, system: EdgeSystem, folder: Pa
             loop.remove_signal_handler(number)
 
 
-async def find_profile(config: DedgeConfig, model: Model, system: EdgeSystem, prompts: Sequence[str]) -> Profile:
+async def find_profile(config: DedgeParameters, model: Model, system: EdgeSystem, prompts: Sequence[str]) -> Profile:
     """The servers' speeds: what simulated ones wait, or a file's, or measured now and written to it."""
     if config.compute == "simulated":
         return simulated_profile(config)
@@ -169,7 +169,7 @@ async def find_profile(config: DedgeConfig, model: Model, system: EdgeSystem, pr
 
 
 async def run_counts(
-    config: DedgeConfig, model: Model, system: EdgeSystem, folder: Path, prompts: list[str], resume: bool
+    config: DedgeParameters, model: Model, system: EdgeSystem, folder: Path, prompts: list[str], resume: bool
 ) -> None:
     """One run for each number of tasks, what is left of them when resumed; then the report."""
     profile, batches, first = system.profile, {}, 0
@@ -251,7 +251,7 @@ def save_policy(dispatcher: Dispatcher, folder: Path) -> None:
 
 
 def report(
-    config: DedgeConfig, model: Model, system: EdgeSystem, folder: Path, batches: dict[int, Batch], alone: float
+    config: DedgeParameters, model: Model, system: EdgeSystem, folder: Path, batches: dict[int, Batch], alone: float
 ) -> None:
     """Tables, CSV files and plots of the runs."""
     records: list[Record] = [record for batch in batches.values() for record in batch.records]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from common.parameters import ParameterError, Parameters, parameter
+from common.parameters import ParameterError, Parameters, numbers, parameter
 
 # Independent random streams: a generator is seeded by [stream, seed, episode], so no draw disturbs another.
 SCENARIO, TRAINING_ARRIVALS, HELD_OUT_ARRIVALS, POLICY, WEIGHTS = range(5)
@@ -67,17 +67,9 @@ class EnvironmentParameters(Parameters):
         super().check()
 
 
-def fixed_capacities(params: EnvironmentParameters) -> np.ndarray:
-    """The numbers [B] of --capacities. Raises ParameterError unless every ES has one."""
-    try:
-        capacities = np.array([float(text) for text in params.capacities.split(",")])
-    except ValueError:
-        capacities = np.empty(0)
-    if capacities.size != params.num_bs or not (np.isfinite(capacities) & (capacities > 0)).all():
-        raise ParameterError(
-            f"--capacities={params.capacities}: must be --num_bs={params.num_bs} numbers above 0, separated by commas"
-        )
-    return capacities
+def fixed_capacities(params: EnvironmentParameters) -> list[float]:
+    """The numbers of --capacities. Raises ParameterError unless every ES has one."""
+    return numbers("capacities", params.capacities, "num_bs", params.num_bs)
 
 
 def random_generator(stream: int, seed: int, episode: int = 0) -> np.random.Generator:
@@ -130,7 +122,7 @@ def draw_scenario(params: EnvironmentParameters, seeds: Sequence[int]) -> Scenar
         b, n = params.num_bs, params.num_tasks
         capacity = rng.integers(params.capacity_min, params.capacity_max, b, endpoint=True)
         if params.capacities is not None:
-            capacity = fixed_capacities(params)
+            capacity = np.array(fixed_capacities(params))
         link_rate = rng.integers(params.rate_min, params.rate_max, b, endpoint=True)
         steps = rng.integers(params.quality_min, params.quality_max, n, endpoint=True)
         density_draw, result_draw = rng.random(n), rng.random(n)

@@ -104,7 +104,9 @@ class LadAgents(SoftActorCritic):
         return self.denoiser.forward_fast(theta, latent, state, noise)
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
-        latent = self.decision["latent"] = self.memory[slot.t].clone()  # the replay needs it after the cell is overwritten
+        latent = self.decision["latent"] = self.memory[
+            slot.t
+        ].clone()  # the replay needs it after the cell is overwritten
         with torch.no_grad():
             x0 = self.logits(self.theta_actor, state, latent, self.draw_noise(state.shape[2]))
         probabilities = x0.softmax(1)
