@@ -7,6 +7,7 @@ the owner of the cluster, who sends them elsewhere. Each result counts once, who
 
 import asyncio
 import dataclasses
+import math
 import os
 import time
 from typing import Any, Protocol
@@ -21,10 +22,11 @@ from ray.exceptions import ActorDiedError, RayError
 
 from common.parameters import ParameterError
 from dedgeai.edge_server import EdgeServer, Options
-from dedgeai.tasks import DENSITY, Result, State, Task
+from dedgeai.tasks import DENSITY, Result, State, Task, batch_of
 
 RESOURCE = "edge_server"  # a machine that offers it takes as many edge servers
 START_SECONDS = 600  # s until a server must have loaded its generator
+RESOURCE_SECONDS = 5  # s until what a cluster offers must be known
 POLL_SECONDS = 0.2  # s between questions whether a server is back
 
 
@@ -48,21 +50,27 @@ def connect(options: ClusterOptions) -> None:
         # for the processes that it starts; this one has read it already.
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
-        ray.init(include_dashboard=False, resources={RESOURCE: options.servers}, **quiet)
+        ray.init(address="local", include_dashboard=False, resources={RESOURCE: options.servers}, **quiet)
     else:
         try:
             ray.init(address=options.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = (str(error).splitlines() or ["no answer"])[0]
             raise ParameterError(f"--address={options.address}: must be of a running Ray cluster ({reason})") from None
-    offered = ray.cluster_resources()
-    for name, wanted in ((RESOURCE, options.servers), ("GPU", options.gpus * options.servers)):
-        if offered.get(name, 0) < wanted:
+    whole = math.ceil(options.servers / math.floor(1 / options.gpus)) if 0 < options.gpus < 1 else 0
+    gpus = whole or options.gpus * options.servers  # a fraction is one of a single GPU
+    for name, wanted, flag, value in (
+        (RESOURCE, options.servers, "num_servers", options.servers),
+        ("GPU", gpus, "gpus_per_server", options.gpus),
+    ):
+        deadline = time.monotonic() + RESOURCE_SECONDS
+        while (free := ray.available_resources().get(name, 0)) < wanted and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if free < wanted:
             ray.shutdown()
-            flag = "num_servers" if name == RESOURCE else "gpus_per_server"
-            value = options.servers if name == RESOURCE else options.gpus
-            found = f"the Ray cluster has {offered.get(name, 0):g}"
-            raise ParameterError(f"--{flag}={value}: needs {wanted:g} of the resource {name}; {found}")
+            raise ParameterError(
+                f"--{flag}={value}: needs {wanted:g} of the resource {name}; the Ray cluster has {free:g} that are free"
+            )
 
 
 class Server:
@@ -121,8 +129,8 @@ class Cluster:
         for server in self.servers:
             self.create(server)
         results = await asyncio.gather(*(self.greet(server) for server in self.servers))
-        if problems := [str(error).strip().splitlines()[-1] for error in results if error is not None]:
-            raise ParameterError(f"an edge server could not start: {problems[0]}")
+        if problems := [error for error in results if error is not None]:
+            raise ParameterError(f"an edge server could not start: {last_line(problems[0])}")
         for server in self.servers:
             server.up = True
             self.spawn(self.follow(server))
@@ -180,11 +188,12 @@ class Cluster:
     async def mourn(self, server: Server) -> None:
         """Hand back the tasks of a server that does not answer, and wait for its next start."""
         server.up, before = False, server.incarnation
-        tasks, running = list(server.outstanding.values()), self.options.batch_size
+        running = self.running(server)
+        others = [task for task in server.outstanding.values() if task not in running]
         server.outstanding.clear()
         server.outbox.clear()
         server.steps = 0.0
-        self.owner.lost(server.number, tasks[:running], tasks[running:])
+        self.owner.lost(server.number, running, others)
         pause = POLL_SECONDS
         while True:
             await asyncio.sleep(pause)
@@ -244,6 +253,13 @@ class Cluster:
                     self.owner.lost(server.number, [], lost)
         server.delivering = False
 
+    def running(self, server: Server) -> list[Task]:
+        """What a server works on, as far as its rule and what was delivered to it tell."""
+        waiting = {task.number for task in server.outbox}
+        return batch_of(
+            (task for number, task in server.outstanding.items() if number not in waiting), self.options.batch_size
+        )
+
     def forget(self, server: Server, number: int) -> bool:
         """Take a task off a server's list. False when it was not there."""
         task = server.outstanding.pop(number, None)
@@ -266,12 +282,24 @@ class Cluster:
             self.owner.moved(idle.number, tasks)
 
     async def withdraw(self, server: Server, count: int) -> list[Task]:
-        """Take tasks back from the end of a server's queue; none from one that does not answer."""
-        try:
-            tasks = await as_future(server.handle.withdraw.remote(count))
-        except RayError:
-            return []
-        return [task for task in tasks if self.forget(server, task.number)]
+        """Take tasks back from the end of a server's queue; from one that does not answer, what was not delivered."""
+        kept = max(0, len(server.outbox) - count)
+        taken, server.outbox = server.outbox[kept:], server.outbox[:kept]
+        tasks: list[Task] = []
+        if count > len(taken):
+            try:
+                tasks = await as_future(server.handle.withdraw.remote(count - len(taken)))
+            except RayError:
+                tasks = []
+        return [task for task in (*tasks, *taken) if self.forget(server, task.number)]
+
+    async def withdraw_all(self, server: Server) -> None:
+        """Take back all that a server has not begun, until nothing more is on the way to it."""
+        while True:
+            busy = server.delivering
+            if not await self.withdraw(server, 2**31) and not busy:
+                return
+            await asyncio.sleep(0.01)
 
     def backlog_seconds(self) -> np.ndarray:
         """Seconds [B] until each server has done what it was sent, at the speed that it reported last."""
@@ -305,6 +333,14 @@ class Cluster:
         for server in self.servers:
             if server.handle is not None:
                 ray.kill(server.handle)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text, where Ray tells what was raised on the server, without that error's class."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return f"no answer within {START_SECONDS} s" if isinstance(error, TimeoutError) else type(error).__name__
+    return lines[-1].removeprefix("common.parameters.ParameterError: ")
 
 
 async def as_future(reference: Any) -> Any:

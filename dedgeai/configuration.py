@@ -50,7 +50,9 @@ class DedgeParameters(Parameters):
     )
     rebalance: bool = parameter(True, "let a server without work take over half of the longest queue")
     batch_size: int = parameter(1, "tasks of equal steps and size that a server may denoise together", low=1, high=64)
-    link_rate: float = parameter(450.0, "link rate v between base stations in policies and simulations", unit="Mbit/s")
+    link_rate: float = parameter(
+        450.0, "link rate v between base stations in policies and simulations", unit="Mbit/s", above=0, high=1e9
+    )
     compute: str = parameter(
         "real", "real: servers make images; simulated: they wait as long instead", choices=("real", "simulated")
     )
@@ -111,6 +113,14 @@ class DedgeParameters(Parameters):
             raise ParameterError(f"--{name}={getattr(self, name)}: must not be combined with --simulate")
         if self.speeds is not None and self.compute == "real" and not self.simulate:
             raise ParameterError(f"--speeds={self.speeds}: must come with --compute simulated")
+        if self.base_seconds > 1e6 * self.step_seconds:
+            raise ParameterError(
+                f"--base_seconds={self.base_seconds}: must be at most the time of a million steps of --step_seconds"
+            )
+        if self.gpus_per_server > 1 and self.gpus_per_server % 1:
+            raise ParameterError(f"--gpus_per_server={self.gpus_per_server}: must be at most 1, or a whole number")
+        if self.serve and sum(parse_steps(self.steps)) // 2 > self.max_steps:
+            raise ParameterError(f"--max_steps={self.max_steps}: must be at least the middle of --steps={self.steps}")
         if self.serve and self.host not in LOOPBACK and not self.token:
             raise ParameterError(f"--host={self.host}: must be {LOOPBACK[0]}, or come with a --token")
         for name in ("width", "height"):
@@ -121,8 +131,11 @@ class DedgeParameters(Parameters):
 def parse_counts(text: str) -> list[int]:
     """The numbers of tasks of all runs. Raises ParameterError."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and 1 <= int(part[:8]) <= 10_000_000 for part in parts):
-        raise ParameterError(f"--num_tasks={text}: must be an integer from 1 to 10000000, or several as in 1,100")
+    good = all(part.isascii() and part.isdigit() and len(part) < 9 and 1 <= int(part) <= 10_000_000 for part in parts)
+    if not good or len({int(part) for part in parts}) < len(parts):
+        raise ParameterError(
+            f"--num_tasks={text}: must be an integer from 1 to 10000000, or several different ones as in 1,100"
+        )
     return [int(part) for part in parts]
 
 

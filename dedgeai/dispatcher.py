@@ -6,6 +6,7 @@ knows nothing of Ray or clocks. Start reading at `Dispatcher.decide`.
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ class Dispatcher:
     def __init__(self, policy: Policy, learn: bool = False) -> None:
         self.policy, self.learn = policy, learn
         self.round = 0
-        self.seconds: list[tuple[float, int]] = []  # what each decision took, and for how many tasks
+        self.seconds: deque[tuple[float, int]] = deque(maxlen=1_000_000)  # what each decision took, for how many tasks
         self.decided: dict[int, Decided] = {}
         self.learned = 0  # rounds that were learned from
         if isinstance(policy.scheduler, Learner):

@@ -14,17 +14,16 @@ from typing import Protocol
 
 import numpy as np
 
-from dedgeai.tasks import DENSITY, Report, Result, State, Task
+from dedgeai.tasks import DENSITY, Report, Result, State, Task, batch_of
 
-LATENESS = 0.002  # s by which a waiting server that wakes up late starts its next task earlier
 SMOOTHING = 0.2  # weight of the last batch in the moving average of the server's speed
 
 
 class Compute(Protocol):
     """What makes the images of an edge server."""
 
-    async def run(self, tasks: list[Task]) -> list[bytes]:
-        """PNG files of tasks that have the same steps and size."""
+    async def run(self, tasks: list[Task], at_once: bool) -> list[bytes]:
+        """PNG files of tasks that have the same steps and size. `at_once`: they waited for the batch before to end."""
 
 
 class Options(Protocol):
@@ -53,12 +52,12 @@ class SimulatedCompute:
         self.step, self.base = options.seconds_per_step[server], options.seconds_base[server]
         self.spread = options.spread[server]
         self.random = np.random.default_rng([options.seed, server])
-        self.free = 0.0  # when the last task's time was over, so that late wake-ups do not add up
+        self.free = 0.0  # when the last batch's time was over, so that late wake-ups do not add up
 
-    async def run(self, tasks: list[Task]) -> list[bytes]:
+    async def run(self, tasks: list[Task], at_once: bool) -> list[bytes]:
         factor = np.exp(self.spread * self.random.standard_normal() - self.spread**2 / 2)  # of mean 1
         now = time.monotonic()
-        self.free = max(self.free, now - LATENESS) + len(tasks) * (self.base + tasks[0].steps * self.step) * factor
+        self.free = (self.free if at_once else now) + len(tasks) * (self.base + tasks[0].steps * self.step) * factor
         await asyncio.sleep(max(0.0, self.free - now))
         return [GREY_PIXEL] * len(tasks)
 
@@ -118,15 +117,14 @@ class EdgeServer:
 
     def next_batch(self) -> list[Task]:
         """The oldest task, and behind it those that fit into one batch with it: same steps, same size."""
-        first = self.queue[0]
-        alike = [t for t in self.queue if (t.steps, t.width, t.height) == (first.steps, first.width, first.height)]
-        batch = alike[: self.batch_size]
+        batch = batch_of(self.queue, self.batch_size)
         numbers = {task.number for task in batch}
         self.queue = deque(task for task in self.queue if task.number not in numbers)
         return batch
 
     async def work(self) -> None:
         """Make image after image for ever. What fails becomes a result that says so."""
+        at_once = False
         while True:
             while not self.queue:
                 self.arrived.clear()
@@ -134,7 +132,7 @@ class EdgeServer:
             self.running = [self.queue.popleft()] if self.batch_size == 1 else self.next_batch()
             began = time.monotonic()
             try:
-                images, error = await self.compute.run(self.running), ""
+                images, error = await self.compute.run(self.running, at_once), ""
             except Exception as problem:  # whatever happens to a batch, the server goes on
                 images = [b""] * len(self.running)
                 error = (str(problem).splitlines() or [""])[0][:200] or type(problem).__name__
@@ -145,4 +143,5 @@ class EdgeServer:
                 Result(task.number, image, error, seconds) for task, image in zip(self.running, images, strict=True)
             ]
             self.running = []
+            at_once = bool(self.queue)
             self.changed.set()

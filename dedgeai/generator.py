@@ -48,7 +48,7 @@ class Generator:
         self.config = options.config
         self.pipeline = open_pipeline(self.config)
 
-    async def run(self, tasks: list[Task]) -> list[bytes]:
+    async def run(self, tasks: list[Task], at_once: bool) -> list[bytes]:
         return await asyncio.to_thread(self.make, tasks)
 
     def make(self, tasks: list[Task]) -> list[bytes]:

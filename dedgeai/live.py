@@ -5,10 +5,14 @@ Start reading at `run_live`.
 
 import asyncio
 import dataclasses
+import hashlib
+import json
 import platform
 import signal
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,8 @@ import numpy as np
 import ray
 from tqdm import tqdm
 
-from common.parameters import ParameterError
-from common.run_folder import peak_memory, save_checkpoint, write_config, write_csv
+from common.parameters import ParameterError, fail
+from common.run_folder import describe, peak_memory, save_checkpoint, write_config, write_csv
 from dedgeai.arrivals import Arrivals
 from dedgeai.cluster import ClusterOptions, connect
 from dedgeai.configuration import (
@@ -34,12 +38,12 @@ from dedgeai.configuration import (
 )
 from dedgeai.dispatcher import Dispatcher
 from dedgeai.edge_server import Options, SimulatedOptions
-from dedgeai.journal import read_journal
 from dedgeai.measurement import measure, measure_profile
 from dedgeai.policies import make_policy
 from dedgeai.report import Batch, plot_queues, predict, print_table, sim_to_real, table_rows, write_tasks
 from dedgeai.server_profile import Profile
-from dedgeai.system import DONE, FAILED, EdgeSystem, Record, SystemOptions
+from dedgeai.service import bind, serve
+from dedgeai.system import FAILED, EdgeSystem, Record, Stored, SystemOptions, read_stored
 from dedgeai.tasks import Task
 
 
@@ -54,8 +58,18 @@ class Model:
 
 
 async def run_live(config: DedgeParameters, folder: Path, resume: bool) -> None:
-    """Everything of a run or of a service. Exits with 130 when Ctrl-C ended it."""
+    """Everything of a run or of a service. Exits with 130 when Ctrl-C ended it.
+
+    What can be refused is refused before Ray starts, and nothing is written before the servers work.
+    """
+    counts = parse_counts(config.num_tasks)
+    stored = read_stored(folder, "resume") if resume else Stored({}, {}, {})
+    if resume and not config.serve and len(stored.finished) == sum(counts):
+        print(f"nothing is left of the run in {folder}")
+        return
+    prompts = read_prompts(config, sum(counts))
     model = choose_model(config)
+    listener = bind(config.host, config.port) if config.serve else None
     placing = ClusterOptions(
         config.num_servers,
         config.address,
@@ -74,9 +88,7 @@ async def run_live(config: DedgeParameters, folder: Path, resume: bool) -> None:
         try:
             await system.start()
             print(f"edge servers are up after {time.perf_counter() - began:.1f} s")
-            mode = "serve" if config.serve else "run"
-            write_config(folder, f"dedgeai, {mode}, {config.scheduler}", dataclasses.asdict(config))
-            await work(config, model, system, folder, resume)
+            await work(config, model, system, prompts, stored, listener)
         finally:
             await system.close()
     finally:
@@ -100,22 +112,29 @@ def choose_model(config: DedgeParameters) -> Model:
     return Model(GeneratorOptions(infer, config.threads), infer.width, infer.height, name)
 
 
-async def work(config: DedgeParameters, model: Model, system: EdgeSystem, folder: Path, resume: bool) -> None:
+async def work(
+    config: DedgeParameters,
+    model: Model,
+    system: EdgeSystem,
+    prompts: list[str],
+    stored: Stored,
+    listener: socket.socket | None,
+) -> None:
     """Measure, schedule, run the tasks or serve; then report. The first Ctrl-C ends it cleanly, a second at once."""
-    counts = parse_counts(config.num_tasks)
-    prompts = read_prompts(config, sum(counts))
+    folder = system.folder
     profile = await find_profile(config, model, system, prompts)
     policy = make_policy(policy_options(config, prompts), profile, Path(config.policies))
     if config.learn and len(policy.seeds) != 1:
         raise ParameterError(f"--learn=True: must come with a policy of one seed, not of {len(policy.seeds)}")
+    kept = dataclasses.asdict(config) | {"token": None}  # which is a secret
+    write_config(folder, f"dedgeai, {'serve' if config.serve else 'run'}, {config.scheduler}", kept)
     await system.schedule_with(Dispatcher(policy, config.learn), profile)
-    if config.serve:
-        from dedgeai.service import serve
-
-        job = serve(config, model, system, folder, resume)
+    if listener is not None:
+        job = serve(config, (model.width, model.height), system, stored, listener)
     else:
-        job = run_counts(config, model, system, folder, prompts, resume)
+        job = run_counts(config, model, system, prompts, stored)
     task = asyncio.ensure_future(job)
+    system.on_error = task.cancel
     loop = asyncio.get_running_loop()
 
     def interrupted() -> None:
@@ -127,10 +146,17 @@ async def work(config: DedgeParameters, model: Model, system: EdgeSystem, folder
         loop.add_signal_handler(number, interrupted)
     try:
         await task
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Exception) as problem:
+        if system.error is None and not isinstance(problem, asyncio.CancelledError):
+            raise
+        if system.error is not None:
+            traceback.print_exception(system.error)
+            fail(f"the edge system stopped ({describe(system.error)}); go on with --resume {folder}", 1)
         print("\nstopping: running tasks are finished, queued ones are left; Ctrl-C again stops at once")
         await system.cancel_queued()
-        left = sum(not record.final for record in system.records.values())
+        if config.learn:
+            save_policy(system.dispatcher, folder)
+        left = system.left
         if config.serve and not left:
             print("stopped; no task is left")
         else:
@@ -151,12 +177,15 @@ async def find_profile(config: DedgeParameters, model: Model, system: EdgeSystem
         "steps": config.steps,
         "threads": config.threads,
         "batch_size": config.batch_size,
+        "servers": config.num_servers,
+        "gpus_per_server": config.gpus_per_server,
+        **{name: getattr(config, name) for name in ("device", "dtype", "offload", "t5")},
         "machines": machines,
         "processor": platform.processor() or platform.machine(),
     }
-    size = f"{'pocket' if uses_pocket(config) else 'sd3'}_{model.width}x{model.height}"
-    default = FOLDER / f"profile_{size}_{config.num_servers}servers_batch{config.batch_size}.json"
-    path = Path(config.profile or default)
+    key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:8]
+    kind = "pocket" if uses_pocket(config) else "sd3"
+    path = Path(config.profile or FOLDER / f"profile_{kind}_{config.num_servers}servers_{key}.json")
     if path.exists():
         return Profile.read(path, config.num_servers, source)
     print(f"measuring the servers' speeds, once; kept in {path}")
@@ -169,21 +198,23 @@ async def find_profile(config: DedgeParameters, model: Model, system: EdgeSystem
 
 
 async def run_counts(
-    config: DedgeParameters, model: Model, system: EdgeSystem, folder: Path, prompts: list[str], resume: bool
+    config: DedgeParameters, model: Model, system: EdgeSystem, prompts: list[str], stored: Stored
 ) -> None:
     """One run for each number of tasks, what is left of them when resumed; then the report."""
-    profile, batches, first = system.profile, {}, 0
-    before = outcomes(folder, "resume") if resume else {}
+    batches, first = {}, 0
     alone = await one_task(system, model, prompts[0], parse_steps(config.steps))
     for count in parse_counts(config.num_tasks):
-        arrivals = arrivals_of(config, count, prompts[first : first + count], profile)
+        if first and not config.learn:  # every run starts alike, as in a simulation
+            policy = make_policy(policy_options(config, prompts), system.profile, Path(config.policies))
+            system.dispatcher = Dispatcher(policy)
+        arrivals = arrivals_of(config, count, prompts[first : first + count], system.profile)
         tasks = [
             Task(first + k, prompts[first + k], int(z), config.seed + first + k, model.width, model.height, int(b))
             for k, (z, b) in enumerate(zip(arrivals.steps, arrivals.base_station, strict=True))
         ]
-        batches[count] = await run_batch(system, tasks, arrivals, before)
+        batches[count] = await run_batch(system, tasks, arrivals, stored)
         first += count
-    report(config, model, system, folder, batches, alone)
+    report(config, model, system, batches, alone)
 
 
 async def one_task(system: EdgeSystem, model: Model, prompt: str, steps: tuple[int, int]) -> float:
@@ -195,30 +226,34 @@ async def one_task(system: EdgeSystem, model: Model, prompt: str, steps: tuple[i
     return time.perf_counter() - began
 
 
-async def run_batch(
-    system: EdgeSystem, tasks: list[Task], arrivals: Arrivals, before: dict[int, dict[str, Any]]
-) -> Batch:
+async def run_batch(system: EdgeSystem, tasks: list[Task], arrivals: Arrivals, stored: Stored) -> Batch:
     """Submit a run's tasks slot by slot, and wait for all. Those that an earlier process has finished are not run."""
     system.restart_clock()
-    done = {task.number for task in tasks if task.number in before}
     for task in tasks:
-        if task.number in done:
-            system.recall(task, before[task.number])
+        if task.number in stored.finished:
+            system.recall(task, stored.finished[task.number])
+    done = {task.number for task in tasks if task.number in stored.finished}
+    start: float | None = None  # of the first slot that has something left
     with tqdm(total=len(tasks), initial=len(done), unit="image", desc=f"{len(tasks)} tasks") as bar:
         watcher = asyncio.create_task(watch(system, [task.number for task in tasks], bar))
         try:
             for slot, part in arrivals.slots(system.dispatcher.policy.slot_seconds):
-                group = [tasks[k] for k in part if tasks[k].number not in done]
-                await asyncio.sleep(max(0.0, slot - system.now()))
-                if group:
-                    times = [float(arrivals.time[k]) for k in part if tasks[k].number not in done]
-                    await system.submit(group, times, slot)
-            await system.wait([task.number for task in tasks])
+                left = [k for k in part if tasks[k].number not in done]
+                if not left:
+                    continue
+                start = slot if start is None and done else start or 0.0
+                await asyncio.sleep(max(0.0, slot - start - system.now()))
+                times = [float(arrivals.time[k]) - start for k in left]
+                await system.submit([tasks[k] for k in left], times, slot - start)
+            await system.wait()
         finally:
             watcher.cancel()
             bar.n = sum(system.records[task.number].final for task in tasks if task.number in system.records)
     records = [system.records[task.number] for task in tasks]
-    seconds = None if done else max(record.finished for record in records)
+    if done:
+        return Batch(records, stored.totals.get(len(tasks)))
+    seconds = max(record.finished for record in records)
+    await system.journal.write({"event": "total", "tasks": len(tasks), "seconds": seconds})
     return Batch(records, seconds)
 
 
@@ -231,29 +266,15 @@ async def watch(system: EdgeSystem, numbers: Sequence[int], bar: tqdm) -> None:
         await asyncio.sleep(0.5)
 
 
-def outcomes(folder: Path, flag: str) -> dict[int, dict[str, Any]]:
-    """What a journal says of finished tasks, by number. An image that is not there has to be made again."""
-    path = folder / "journal.jsonl"
-    if not path.exists():
-        return {}
-    entries = [entry for entry in read_journal(path, flag) if entry["event"] in (DONE, FAILED)]
-    return {
-        entry["number"]: entry
-        for entry in entries
-        if entry["event"] == FAILED or (folder / "images" / entry["image"]).is_file()
-    }
-
-
 def save_policy(dispatcher: Dispatcher, folder: Path) -> None:
     """A learner as it is now, which --checkpoint reads."""
     state = dispatcher.policy.scheduler.state_dict()
     save_checkpoint(folder / "checkpoint.pt", dispatcher.policy.checkpoint | {"learner": state, "history": []})
 
 
-def report(
-    config: DedgeParameters, model: Model, system: EdgeSystem, folder: Path, batches: dict[int, Batch], alone: float
-) -> None:
+def report(config: DedgeParameters, model: Model, system: EdgeSystem, batches: dict[int, Batch], alone: float) -> None:
     """Tables, CSV files and plots of the runs."""
+    folder = system.folder
     records: list[Record] = [record for batch in batches.values() for record in batch.records]
     predicted = np.concatenate([predict(batch.records, system.profile) for batch in batches.values()])
     write_tasks(folder, records, predicted)

@@ -27,7 +27,7 @@ from dedgeai.configuration import (
     simulated_profile,
 )
 from dedgeai.dispatcher import Dispatcher
-from dedgeai.policies import check_name, make_policy
+from dedgeai.policies import check_policy, make_policy
 from dedgeai.report import report_simulation
 from dedgeai.simulation import simulate
 
@@ -72,7 +72,7 @@ def main(config: DedgeConfig, given: dict[str, Any]) -> None:
         config = resumed(config, given, FREE)
         config.check()
     torch.set_num_threads(1)
-    check_name(policy_options(config, ["a"]))
+    check_policy(policy_options(config, ["a"]), config.num_servers)
     if config.simulate:
         run_simulation(config)
         return

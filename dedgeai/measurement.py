@@ -16,6 +16,7 @@ from dedgeai.cluster import Cluster
 from dedgeai.server_profile import Profile, fitted
 from dedgeai.tasks import Result, Task
 
+DEATHS = 3  # of servers with work, after which measuring is given up
 WARM_UP = 1  # first images of each server, which are not counted
 
 
@@ -27,6 +28,8 @@ class Measurement:
         self.found: list[tuple[int, Result]] = []
         self.done = asyncio.Event()
         self.problem: str | None = None
+        self.waiting: dict[int, list[Task]] = {}  # tasks of servers that are down
+        self.deaths = 0
         self.bar = tqdm(total=expected, unit="image", desc="profile", disable=quiet)
 
     def results(self, server: int, results: list[Result]) -> None:
@@ -37,14 +40,19 @@ class Measurement:
             self.done.set()
 
     def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
-        self.problem = f"edge server {server} died while the profile was measured"
-        self.done.set()
+        """What a server that died had is sent to it again when it is back, a few times."""
+        self.waiting[server] = [*self.waiting.get(server, []), *running, *queued]
+        self.deaths += bool(self.waiting[server])
+        if self.deaths > DEATHS:
+            self.problem = f"edge server {server} died while its speed was measured"
+            self.done.set()
 
     def moved(self, server: int, tasks: list[Task]) -> None:
         pass
 
     def joined(self, server: int) -> None:
-        pass
+        if tasks := self.waiting.pop(server, []):
+            self.cluster.send(server, tasks)
 
     def broken(self, error: BaseException) -> None:
         self.problem = f"{type(error).__name__}: {error}"

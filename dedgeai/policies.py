@@ -15,8 +15,8 @@ import numpy as np
 from baselines import main_d2sac, main_dqn, main_sac
 from baselines.heuristics import HEURISTICS
 from baselines.main_heuristics import HeuristicConfig, load_class
-from common.parameters import ParameterError, resolve
-from common.run_folder import load_checkpoint
+from common.parameters import LARGEST, ParameterError, resolve
+from common.run_folder import claimed, load_checkpoint, writable
 from dedgeai.dispatcher import Policy
 from dedgeai.server_profile import Profile
 from dedgeai.tasks import DENSITY
@@ -56,31 +56,45 @@ def make_policy(options: PolicyOptions, profile: Profile, folder: Path) -> Polic
 
     Raises ParameterError for a name that is none, and for a checkpoint that does not fit.
     """
-    check_name(options)
     name = options.scheduler
     if name not in LEARNERS:
         config = resolve(HeuristicConfig, environment(options, profile) | {"seed": options.seed})
         make = OptTS if name == "opt_ts" else load_class(name, "scheduler")
         return ready(name, make(config, [options.seed], "cpu"), config, options, profile)
-    cls, method = LEARNERS[name]
-    check_size(profile.servers, options)
+    method = LEARNERS[name][1]
     place = trained(options, profile, folder) if options.checkpoint is None else Path(options.checkpoint)
+    config, content = read_checkpoint(place, options, profile.servers)
+    learner = restore(config, content, method, f"--checkpoint={place}")
+    policy = ready(name, learner, config, options, profile)
+    kept = {"method": method.name, "config": dataclasses.asdict(config)}
+    return dataclasses.replace(policy, first_episode=config.episodes, checkpoint=kept)
+
+
+def read_checkpoint(place: Path, options: PolicyOptions, servers: int) -> tuple[Any, dict[str, Any]]:
+    """Parameters and content of a learner's checkpoint. Raises ParameterError when it does not fit."""
+    cls, method = LEARNERS[options.scheduler]
     given = {"evaluate": str(place)}
     content = load_checkpoint(place, "checkpoint")
     try:
         config = stored_config(resolve(cls, given), given, content, method, "evaluate")
     except ParameterError as error:
         raise ParameterError(str(error).replace("--evaluate", "--checkpoint")) from None
-    if config.num_bs != profile.servers:
+    if config.num_bs != servers:
         raise ParameterError(
-            f"--checkpoint={place}: must be of --num_servers={profile.servers} servers, but is of {config.num_bs}"
+            f"--checkpoint={place}: must be of --num_servers={servers} servers, but is of {config.num_bs}"
         )
     config = dataclasses.replace(config, device="cpu")  # a round is small, and a GPU belongs to an edge server
-    check_size(profile.servers, dataclasses.replace(options, num_tasks=config.num_tasks * config.seeds))
-    learner = restore(config, content, method, f"--checkpoint={place}")
-    policy = ready(name, learner, config, options, profile)
-    kept = {"method": method.name, "config": dataclasses.asdict(config)}
-    return dataclasses.replace(policy, first_episode=config.episodes, checkpoint=kept)
+    check_size(servers, dataclasses.replace(options, num_tasks=config.num_tasks * config.seeds))
+    return config, content
+
+
+def check_policy(options: PolicyOptions, servers: int) -> None:
+    """Refuse what can be refused before the servers' speeds are known. Raises ParameterError."""
+    check_name(options)
+    if options.scheduler in LEARNERS:
+        check_size(servers, options)
+        if options.checkpoint is not None:
+            read_checkpoint(Path(options.checkpoint), options, servers)
 
 
 def check_name(options: PolicyOptions) -> None:
@@ -119,9 +133,12 @@ def slot_seconds(num_tasks: int, min_tasks: int, profile: Profile, steps: tuple[
 
 
 def environment(options: PolicyOptions, profile: Profile) -> dict[str, Any]:
-    """Parameters of the environment that is like the cluster, with a slot as the unit of time."""
+    """Parameters of the environment that is like the cluster, with a slot as the unit of time.
+
+    Denoising steps and link rates are whole numbers there, so what a task costs besides its steps is rounded.
+    """
     slot = slot_seconds(options.num_tasks, 1, profile, options.steps)
-    overhead = round(profile.overhead)
+    overhead, rate = round(profile.overhead), min(max(1, round(options.link_rate * slot)), LARGEST)
     return {
         "num_bs": profile.servers,
         "num_tasks": options.num_tasks,
@@ -134,8 +151,8 @@ def environment(options: PolicyOptions, profile: Profile) -> dict[str, Any]:
         "result_min": profile.result_mbit,
         "result_max": max(profile.result_mbit, 1e-9),
         "capacities": ",".join(f"{f * slot:.6g}" for f in profile.capacity),
-        "rate_min": max(1, round(options.link_rate * slot)),
-        "rate_max": max(1, round(options.link_rate * slot)),
+        "rate_min": rate,
+        "rate_max": rate,
     }
 
 
@@ -145,14 +162,30 @@ def trained(options: PolicyOptions, profile: Profile, folder: Path) -> Path:
     flags = environment(options, profile) | {"episodes": options.episodes, "seed": options.seed}
     key = hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:10]
     out = folder / f"{options.scheduler}_{profile.servers}servers_{key}"
-    if not (out / "summary.json").is_file():
+    if episodes_done(out) < options.episodes:
         print(f"training {options.scheduler} on the profile's {profile.servers} servers, once; kept in {out}")
-        again = {"resume": str(out), "episodes": options.episodes} if (out / "checkpoint.pt").is_file() else None
-        flags = again or flags | {"out": str(out)}
-        if again is None and (out / "config.json").is_file():
-            (out / "config.json").unlink()  # of a training that was killed before its first checkpoint
-        run_method(resolve(cls, flags), flags, method)
+        try:
+            with claimed(writable(out)):
+                if not (out / "checkpoint.pt").is_file():  # of a training that was killed before its first checkpoint
+                    (out / "config.json").unlink(missing_ok=True)
+            again = {"resume": str(out), "episodes": options.episodes} if (out / "checkpoint.pt").is_file() else None
+            flags = again or flags | {"out": str(out)}
+            run_method(resolve(cls, flags), flags, method)
+        except ParameterError as error:
+            raise ParameterError(str(error).replace("--out=", "--policies: ")) from None
+        except SystemExit as ended:
+            if ended.code == 130:
+                print("the same command goes on with the training")
+            raise
     return out / "checkpoint.pt"
+
+
+def episodes_done(folder: Path) -> int:
+    """Episodes of the whole run in a folder, 0 when there is none; an interrupted one says how far it came."""
+    try:
+        return int(json.loads((folder / "summary.json").read_text())["episodes"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def ready(name: str, scheduler: Any, config: Any, options: PolicyOptions, profile: Profile) -> Policy:

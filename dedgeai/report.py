@@ -14,7 +14,7 @@ from common.run_folder import write_csv
 from dedgeai.arrivals import Arrivals
 from dedgeai.server_profile import Profile
 from dedgeai.simulation import Simulated, first_in_first_out
-from dedgeai.system import FAILED, Record
+from dedgeai.system import DONE, Record
 
 COUNTS = (1, 100, 500, 1000)  # tasks, the columns of the published table
 # Total generation delay in s, and price in USD of 1,000 images (arXiv 2412.18212). The platforms' rows are N times the
@@ -63,13 +63,13 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def predict(records: Sequence[Record], profile: Profile) -> np.ndarray:
-    """What the simulator says of finished tasks' delays [K] in s: NaN for those that failed or had to be sent again.
+    """What the simulator says of tasks' delays [K] in s: NaN for those that failed or were done by an earlier process.
 
     It has the same arrivals, the servers on which the tasks ended up and the times at which they were sent there, and
     mean service times of the profile. A task lost with a server is counted on the server that did it at last.
     """
     delay = np.full(len(records), np.nan)
-    usable = [k for k, record in enumerate(records) if record.sent is not None and record.state != FAILED]
+    usable = [k for k, record in enumerate(records) if not record.recalled and record.state == DONE]
     usable.sort(key=lambda k: (records[k].sent, records[k].task.number))
     free = np.zeros(profile.servers)
     groups: dict[float, list[int]] = {}
@@ -100,7 +100,7 @@ def write_tasks(folder: Path, records: Sequence[Record], predicted: np.ndarray) 
 
 def sim_to_real(folder: Path, records: Sequence[Record], predicted: np.ndarray) -> dict[str, float]:
     """Plot measured against predicted delays. Returns the errors: mean, and relative to the mean delay."""
-    measured = np.array([np.nan if r.delay is None or r.sent is None else r.delay for r in records])
+    measured = np.array([np.nan if r.delay is None else r.delay for r in records])
     both = np.isfinite(measured) & np.isfinite(predicted)
     if not both.any():
         return {}

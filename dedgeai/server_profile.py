@@ -42,6 +42,8 @@ class Profile:
             object.__setattr__(self, name, values)
         if not (np.isfinite(self.result_mbit) and self.result_mbit >= 0):
             raise ValueError("result_mbit: must be finite and not negative")
+        if not isinstance(self.source, dict):
+            raise ValueError("source: must say what was measured")
 
     @property
     def servers(self) -> int:
@@ -80,7 +82,7 @@ class Profile:
         place = f"--profile={path}"
         try:
             profile = cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ParameterError(f"{place}: must be a profile that a run has measured ({describe(error)})") from None
         if profile.servers != servers:
             raise ParameterError(f"{place}: must be of --num_servers={servers} servers, but is of {profile.servers}")

@@ -9,12 +9,11 @@ import dataclasses
 import itertools
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, StringC
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.parameters import LARGEST, ParameterError
-from dedgeai.journal import read_journal
-from dedgeai.system import DONE, FAILED, SENT, EdgeSystem, Record
+from dedgeai.configuration import LOOPBACK, DedgeParameters
+from dedgeai.system import DONE, FAILED, SENT, EdgeSystem, Record, Stored
 from dedgeai.tasks import Task
+from resd3_medium.tasks import parse_steps
 
 PAGE = Path(__file__).with_name("page.html")
 BODY_BYTES = 65_536  # a request with more is refused before it is read; a prompt may add to it
@@ -191,7 +191,7 @@ def create_app(
             limits.height,
             number % base_stations if order.base_station is None else order.base_station,
         )
-        await system.submit([task])
+        await system.submit([task], slot=system.now())
         return status_of(system, system.records[number])
 
     @app.get("/api/tasks/{task}", response_model=Status, dependencies=guarded, tags=["tasks"])
@@ -230,16 +230,14 @@ def create_app(
 
 
 def status_of(system: EdgeSystem, record: Record) -> Status:
-    """A task's status; a task at a server is running if it is the first of those that the server has."""
+    """A task's status; a task at a server is running if it is of the first of those that the server has."""
     state, ahead, task = record.state, None, record.task
     if state == SENT:
-        batch = system.cluster.options.batch_size
-        ahead = (
-            list(system.cluster.servers[record.server].outstanding).index(task.number)
-            if (task.number in system.cluster.servers[record.server].outstanding)
-            else 0
-        )
-        state, ahead = ("running", None) if ahead < batch else ("queued", ahead)
+        server = system.cluster.servers[record.server]
+        if task in system.cluster.running(server) or task.number not in server.outstanding:
+            state = "running"
+        else:
+            state, ahead = "queued", list(server.outstanding).index(task.number)
     return Status(
         task=task.number,
         state=state,
@@ -300,20 +298,16 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise ParameterError(f"--port={port}: must be free on --host={host} ({reason})") from None
     return listener
 
 
-async def listen(app: FastAPI, host: str, port: int, started: Callable[[str], None]) -> None:
-    """Answer until cancelled. Raises ParameterError when the address is taken."""
-    options = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=2)
-    listener = bind(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    server = Server(options)
+async def listen(app: FastAPI, listener: socket.socket) -> None:
+    """Answer until cancelled."""
+    server = Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=2))
     task = asyncio.create_task(server.serve([listener]))
-    started(f"http://{shown}:{listener.getsockname()[1]}")
     try:
         await asyncio.shield(task)
     finally:
@@ -321,34 +315,22 @@ async def listen(app: FastAPI, host: str, port: int, started: Callable[[str], No
         await task
 
 
-def restore(system: EdgeSystem, folder: Path) -> tuple[list[Task], int]:
-    """Tasks of a service's journal that are not finished, and the number of the next new one."""
-    path = folder / "journal.jsonl"
-    entries = read_journal(path, "resume") if path.exists() else []
-    names = [field.name for field in dataclasses.fields(Task)]
-    tasks, left = {}, {}
-    for entry in entries:
-        if entry["event"] == "submitted":
-            task = Task(**{name: entry[name] for name in names})
-            tasks[task.number] = left[task.number] = task
-        elif entry["event"] in (DONE, FAILED) and entry["number"] in left:
-            system.recall(left.pop(entry["number"]), entry)
-    return list(left.values()), max(tasks, default=-1) + 1
-
-
-async def serve(config: Any, model: Any, system: EdgeSystem, folder: Path, resume: bool) -> None:
-    """Take up what an earlier process left, then answer requests until cancelled."""
-    left, first = restore(system, folder) if resume else ([], 0)
+async def serve(
+    config: DedgeParameters, size: tuple[int, int], system: EdgeSystem, stored: Stored, listener: socket.socket
+) -> None:
+    """Take up what an earlier process left, then answer requests at a bound socket until cancelled."""
+    left = [task for number, task in stored.tasks.items() if number not in stored.finished]
+    for number in stored.finished.keys() & stored.tasks.keys():
+        system.recall(stored.tasks[number], stored.finished[number])
     if left:
         print(f"going on with {len(left)} tasks of an earlier start")
         await system.submit(left)
-    low, high = np.array(config.steps.split("-"), dtype=int)[[0, -1]]
-    limits = Limits(
-        config.max_prompt, config.max_steps, config.max_queued, int(low + high) // 2, model.width, model.height
-    )
-    loopback = config.host in ("127.0.0.1", "localhost", "::1")
-    hosts = ["127.0.0.1", "localhost", "[::1]"] if loopback else ["*"]
+    default = sum(parse_steps(config.steps)) // 2
+    limits = Limits(config.max_prompt, config.max_steps, config.max_queued, default, *size)
+    hosts = ["127.0.0.1", "localhost", "[::1]"] if config.host in LOOPBACK else ["*"]
+    first = max(stored.tasks, default=-1) + 1
     app = create_app(system, limits, config.token, hosts, first, config.seed)
-    await listen(
-        app, config.host, config.port, lambda url: print(f"listening on {url}; its API is at {url}/docs", flush=True)
-    )
+    address, port = listener.getsockname()[:2]
+    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    print(f"listening on {url}; its API is at {url}/docs", flush=True)
+    await listen(app, listener)

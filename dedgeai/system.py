@@ -6,9 +6,10 @@ as done, with its image on disk, or as failed, with a reason. Start reading at `
 
 import asyncio
 import dataclasses
+import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,19 @@ from dedgeai.arrivals import rounds
 from dedgeai.cluster import Cluster, ClusterOptions
 from dedgeai.dispatcher import Backlog, Dispatcher
 from dedgeai.edge_server import Options
-from dedgeai.journal import Journal
+from dedgeai.journal import Journal, read_journal
 from dedgeai.server_profile import Profile
 from dedgeai.tasks import Result, Task
 
 QUEUE_SAMPLE_SECONDS = 0.2
+SAMPLES_KEPT = 100_000  # of dispatching times and queue lengths, the last ones
 WAITING, SENT, DONE, FAILED = "waiting", "sent", "done", "failed"
+
+
+# What the journal keeps of a finished task besides its number, and what its entries must have.
+OUTCOME = ("round", "decided", "server", "attempts", "moves", "error", "image", "submitted", "sent", "finished")
+FIELDS = {"submitted": {field.name for field in dataclasses.fields(Task)}}
+FIELDS |= {DONE: {"number", *OUTCOME}, FAILED: {"number", *OUTCOME}, "total": {"tasks", "seconds"}}
 
 
 @dataclasses.dataclass
@@ -41,6 +49,7 @@ class Record:
     finished: float | None = None
     attempts: int = 0  # starts of servers that died while working on it
     moves: int = 0  # times that an idle server took it over
+    recalled: bool = False  # finished by an earlier process, whose clock its times are of
     error: str = ""
     image: str = ""
 
@@ -62,6 +71,43 @@ class SystemOptions:
     learn: bool  # let the policy go on learning from measured delays
 
 
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What a run's journal says: accepted tasks and the entries of finished ones by number, and whole runs' seconds."""
+
+    tasks: dict[int, Task]
+    finished: dict[int, dict[str, Any]]
+    totals: dict[int, float]
+
+
+def read_stored(folder: Path, flag: str) -> Stored:
+    """What a run's folder holds. An image that is not there has to be made again. Raises ParameterError."""
+    path = folder / "journal.jsonl"
+    entries = read_journal(path, flag, FIELDS) if path.exists() else []
+    stored = Stored({}, {}, {})
+    for entry in entries:
+        event = entry["event"]
+        if event == "submitted":
+            stored.tasks[entry["number"]] = Task(**{name: entry[name] for name in FIELDS["submitted"]})
+        elif event == "total":
+            stored.totals[entry["tasks"]] = entry["seconds"]
+        elif event == FAILED or (folder / "images" / str(entry["image"])).is_file():
+            stored.finished[entry["number"]] = entry
+    return stored
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """A file that is whole on the disk when this returns."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    replace_file(path, write)
+
+
 class EdgeSystem:
     """Everything of a run but its parameters and its tasks. `start` it, `submit` groups of tasks, `close` it."""
 
@@ -73,12 +119,16 @@ class EdgeSystem:
         self.left = 0  # tasks that are neither done nor failed
         self.counts = {DONE: 0, FAILED: 0}
         self.groups: deque[tuple[float, list[Task]]] = deque()
+        self.stopping = False
         self.wake, self.progress = asyncio.Event(), asyncio.Event()
         self.origin = time.monotonic()
-        self.dispatch_seconds: list[tuple[float, int]] = []  # per round: from taking it up to handing it over
-        self.queues: list[tuple[float, list[int]]] = []
+        self.dispatch_seconds: deque[tuple[float, int]] = deque(
+            maxlen=SAMPLES_KEPT
+        )  # from taking a round up to sending it
+        self.queues: deque[tuple[float, list[int]]] = deque(maxlen=SAMPLES_KEPT)
         self.moved_tasks = 0
         self.error: BaseException | None = None
+        self.on_error: Callable[[], Any] = lambda: None
         self.seen: set[int] = set()  # tasks with a result that is being stored
         self.dispatcher: Dispatcher | None = None
         self.open: dict[int, tuple[float, list[Record]]] = {}  # rounds to learn from, and when they were decided
@@ -90,10 +140,10 @@ class EdgeSystem:
     async def start(self) -> None:
         """Start the edge servers. Raises ParameterError when one cannot load its generator."""
         await self.cluster.start()
-        (self.folder / "images").mkdir(exist_ok=True)
 
     async def schedule_with(self, dispatcher: Dispatcher, profile: Profile) -> None:
-        """From now on tasks are scheduled by this dispatcher for servers of this profile."""
+        """From now on tasks are taken, and scheduled by this dispatcher for servers of this profile."""
+        (self.folder / "images").mkdir(exist_ok=True)
         self.dispatcher, self.profile = dispatcher, profile
         await self.cluster.calibrate(profile.seconds_per_step, profile.overhead)
         self.cluster.spawn(self.dispatch())
@@ -120,23 +170,31 @@ class EdgeSystem:
         for i, task in enumerate(tasks):
             self.records[task.number] = Record(task, submitted=now if arrived is None else arrived[i])
         self.left += len(tasks)
-        await self.journal.write(*entries)
+        try:
+            await self.journal.write(*entries)
+        except OSError:
+            for task in tasks:
+                del self.records[task.number]
+            self.left -= len(tasks)
+            raise
         self.groups.append((slot, list(tasks)))
         self.wake.set()
 
     def recall(self, task: Task, entry: dict[str, Any]) -> None:
         """Take in what the journal says of a task that an earlier process finished."""
-        names = self.outcome(Record(task)).keys() - {"number"}
         self.counts[entry["event"]] += 1
-        self.records[task.number] = Record(task, state=entry["event"], **{name: entry[name] for name in names})
+        values = {name: entry[name] for name in OUTCOME}
+        self.records[task.number] = Record(task, state=entry["event"], recalled=True, **values)
 
-    async def wait(self, numbers: Sequence[int]) -> None:
-        """Until all these tasks are done or have failed. Raises what went wrong in this program itself."""
-        while any(not self.records[number].final for number in numbers):
+    async def wait(self) -> None:
+        """Until all tasks are done or have failed. Raises what went wrong in this program itself."""
+        while True:
             self.progress.clear()
-            await self.progress.wait()
             if self.error is not None:
                 raise self.error
+            if not self.left:
+                return
+            await self.progress.wait()
 
     # --- and are dispatched ---
 
@@ -148,6 +206,8 @@ class EdgeSystem:
             while self.groups and any(server.up for server in self.cluster.servers):
                 slot, tasks = self.groups.popleft()
                 for part in rounds(np.array([task.base_station for task in tasks]), self.dispatcher.policy.num_tasks):
+                    if self.stopping:
+                        return
                     self.send_round(slot, [tasks[i] for i in part])
                     await asyncio.sleep(0)
 
@@ -195,20 +255,26 @@ class EdgeSystem:
 
     async def store(self, record: Record, result: Result) -> None:
         """Write the image, then the journal, then say that the task is done."""
-        if not result.error:
-            name = f"{record.task.number:06d}.png"
-            path = self.folder / "images" / name
-            await asyncio.to_thread(replace_file, path, lambda temporary: temporary.write_bytes(result.image))
-            record.image = name
-        await self.conclude(record, FAILED if result.error else DONE, result.error)
+        error = result.error
+        try:
+            if not error:
+                name = f"{record.task.number:06d}.png"
+                await asyncio.to_thread(write_durably, self.folder / "images" / name, result.image)
+                record.image = name
+        except OSError as problem:
+            error = f"its image could not be written ({problem.strerror or problem})"
+        try:
+            await self.conclude(record, FAILED if error else DONE, error)
+        finally:
+            self.seen.discard(record.task.number)
 
     async def conclude(self, record: Record, state: str, error: str = "") -> None:
         record.error = error
-        await self.journal.write({"event": state, **self.outcome(record)})
+        outcome = {name: getattr(record, name) for name in OUTCOME}
+        await self.journal.write({"event": state, "number": record.task.number, **outcome})
         record.state = state
         self.left -= 1
         self.counts[state] += 1
-        self.seen.discard(record.task.number)
         self.learn()
         self.progress.set()
 
@@ -219,20 +285,15 @@ class EdgeSystem:
             self.dispatcher.learn_from(self.next_lesson, np.array([record.finished - decided for record in records]))
             self.next_lesson += 1
 
-    def outcome(self, record: Record) -> dict[str, Any]:
-        """What the journal keeps of a finished task."""
-        names = ("round", "decided", "server", "attempts", "moves", "error", "image", "submitted", "finished")
-        return {"number": record.task.number, **{name: getattr(record, name) for name in names}}
-
     def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
         again = []
         for task in (*running, *queued):
             record = self.records[task.number]
             record.attempts += task in running
-            record.state = WAITING
             if record.attempts < self.options.attempts:
+                record.state = WAITING
                 again.append(task)
-            elif not record.final:
+            else:
                 record.finished = self.now()
                 reason = f"{record.attempts} edge servers died while working on it"
                 self.cluster.spawn(self.conclude(record, FAILED, reason))
@@ -253,24 +314,24 @@ class EdgeSystem:
     def broken(self, error: BaseException) -> None:
         self.error = error
         self.progress.set()
+        self.on_error()
 
     async def sample(self) -> None:
         """Note the queues' lengths while there is work."""
+        begun = time.monotonic()  # `now` starts anew with every run
         while True:
             if self.left:
-                self.queues.append((self.now(), [len(server.outstanding) for server in self.cluster.servers]))
+                self.queues.append(
+                    (time.monotonic() - begun, [len(server.outstanding) for server in self.cluster.servers])
+                )
             await asyncio.sleep(QUEUE_SAMPLE_SECONDS)
 
     # --- ends ---
 
     async def cancel_queued(self) -> None:
         """Take back what has not begun and wait for what runs, so that a later start has the rest to do."""
-        self.groups.clear()
+        self.stopping = True
         self.cluster.options = dataclasses.replace(self.cluster.options, rebalance=False)
-        await asyncio.gather(*(self.cluster.withdraw(s, 2**31) for s in self.cluster.servers if s.up))
+        await asyncio.gather(*(self.cluster.withdraw_all(server) for server in self.cluster.servers if server.up))
         while any(server.up and server.outstanding for server in self.cluster.servers) or self.seen:
-            self.progress.clear()
-            try:
-                await asyncio.wait_for(self.progress.wait(), 0.2)
-            except TimeoutError:
-                continue
+            await asyncio.sleep(0.05)

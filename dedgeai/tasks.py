@@ -5,6 +5,7 @@ Nothing here needs torch, so that an edge server that only waits for the profile
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 DENSITY = 0.2048  # Gcycles of a denoising step: the middle of the paper's range, since no server counts its cycles
 
@@ -25,6 +26,18 @@ class Task:
     def size(self) -> float:
         """d, what a base station sends on to another one's server, in Mbit."""
         return 8e-6 * len(self.prompt.encode())
+
+
+def batch_of(tasks: Iterable[Task], most: int) -> list[Task]:
+    """The first task, and up to `most` - 1 others that can be denoised with it: same steps, same size."""
+    alike: list[Task] = []
+    for task in tasks:
+        first = alike[0] if alike else task
+        if (task.steps, task.width, task.height) == (first.steps, first.width, first.height):
+            alike.append(task)
+        if len(alike) == most:
+            break
+    return alike
 
 
 @dataclasses.dataclass(frozen=True)

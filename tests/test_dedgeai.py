@@ -213,10 +213,10 @@ def test_what_fails_on_a_server_is_said_and_the_server_goes_on():
         await server.hello(0.001, 0.0)
         run = server.compute.run
 
-        async def sometimes(tasks: list[Task]) -> list[bytes]:
+        async def sometimes(tasks: list[Task], at_once: bool) -> list[bytes]:
             if tasks[0].number == 0:
                 raise ValueError("no such colour\nand more")
-            return await run(tasks)
+            return await run(tasks, at_once)
 
         server.compute.run = sometimes
         await server.enqueue([task(0), task(1)])
