@@ -2,7 +2,7 @@
 
 The matching is token merging's (Bolya and Hoffman 2023), from the package tomesd: in every 2 x 2 square of the tokens'
 grid one is a destination, each other token is compared with all destinations, and those most alike are averaged into
-theirs. The receiver must be told which went where: `side_information_bits` counts that. Start reading at `merged`.
+theirs. The receiver must be told which went where: `side_information_bits` counts that. Start reading at `matching`.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from tomesd.merge import bipartite_soft_matching_random2d
 
+Merge = Callable[[torch.Tensor], torch.Tensor]
 SQUARE = 2  # side of the squares in which one token is a destination
 LARGEST = 1 - 1 / SQUARE**2  # ratio at which only the destinations are left
 
@@ -62,19 +63,16 @@ def merged_away(count: int, share: float) -> int:
     return int(share * count + 1e-9)
 
 
-def merged(
-    tokens: torch.Tensor, grid: tuple[int, int], share: float
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """The tokens [B, N - merged, D] that are left of [B, N, D], and what puts such back into all N places.
+def matching(tokens: torch.Tensor, grid: tuple[int, int], share: float) -> tuple[Merge, Merge]:
+    """Which tokens [B, N, D] go together: what merges such, [B, N, D] to [B, N - merged, D], and what puts them back.
 
     Destinations are the top left of every square, so both ends know them. Merging keeps the mean.
     """
     gone = merged_away(tokens.shape[1], share)
     metric = tokens.detach() + 1e-12  # the cosine of a token that is all zero would be no number
-    merge, unmerge = bipartite_soft_matching_random2d(
+    return bipartite_soft_matching_random2d(
         metric, grid[1], grid[0], SQUARE, SQUARE, gone, no_rand=True, generator=None
     )
-    return merge(tokens), unmerge
 
 
 def side_information_bits(count: int, share: float) -> int:

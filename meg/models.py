@@ -6,15 +6,14 @@ Latents are those that the transformer works on, [B, C, H, W] scaled to about ze
 `SplitModel.forward`, then `MergingModel.forward`.
 """
 
-import dataclasses
 import math
 
 import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from meg.channel import Channel, Received, per_image, ratio
-from meg.merging import Tokens, merged, merged_away, side_information_bits
+from meg.channel import Channel, Received, per_image, power, ratio
+from meg.merging import Tokens, matching, merged_away, side_information_bits
 from resd3_medium.vae import LatentFormat
 
 FREQUENCIES = 16  # sines and cosines of the SNR
@@ -62,9 +61,8 @@ class LatentEstimate(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, received: Received) -> torch.Tensor:
-        linear, vector = received.mmse(), self.embedding(received.snr_db)
-        x = self.conv_in(linear)
+    def forward(self, linear: torch.Tensor, snr_db: torch.Tensor) -> torch.Tensor:
+        x, vector = self.conv_in(linear), self.embedding(snr_db)
         for block in self.blocks:
             x = block(x, vector)
         return linear + self.conv_out(silu(x))
@@ -93,7 +91,11 @@ class SplitModel(nn.Module):
 
     def forward(self, received: Received) -> torch.Tensor:
         """Images of a received latent [B, C, H, W]."""
-        latent = received.symbols if self.estimate is None else self.estimate(received)
+        return self.images(received.symbols if self.estimate is None else received.mmse(), received.snr_db)
+
+    def images(self, latent: torch.Tensor, snr_db: torch.Tensor) -> torch.Tensor:
+        """Images of a latent [B, C, H, W]: as received, or its linear estimate for a model that is told the SNR [B]."""
+        latent = latent if self.estimate is None else self.estimate(latent, snr_db)
         return (self.decoder(self.post_quant_conv(latent)) + 1) / 2
 
     def through(
@@ -116,16 +118,67 @@ class SplitModel(nn.Module):
         return 0
 
 
+class Precoder(nn.Module):
+    """How the power is shared among a token's independent values, and the linear estimate behind the channel.
+
+    The gains are those of the least total square error at a given power: a value of variance v gets the power
+    sqrt(v) c - N where that is positive, and is not sent elsewhere (linear precoding, water-filling). Both ends know
+    the mean SNR. Variances are learned, and start as those of the data (`MergingModel.fit`).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.zeros(channels))
+
+    def gains(self, snr_db: torch.Tensor) -> torch.Tensor:
+        """Factors [B, C] of the values at mean SNRs [B] in dB. They keep the mean power of a token."""
+        variance = self.log_variance.exp()
+        root, order = variance.sqrt().sort(descending=True)
+        noise = variance.mean() / ratio(snr_db.float())[:, None]  # [B, 1]
+        count = torch.arange(1, len(root) + 1, device=root.device)
+        levels = (variance.sum() + count * noise) / root.cumsum(0)  # [B, C]: c if that many values are sent
+        sent = (root * levels > noise).sum(1, keepdim=True).clamp(min=1)  # the condition fails from some value on
+        power = (root * levels.gather(1, sent - 1) - noise).clamp(min=0)
+        gains = (power / root.square()).clamp(min=1e-12).sqrt()  # the root of 0 has no gradient
+        return gains.gather(1, order.argsort().expand_as(gains))
+
+    def linear(self, symbols: torch.Tensor, noise: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+        """The linear estimate [B, N, C] of the values behind the channel, for a noise power [B] and gains [B, C]."""
+        variance = self.log_variance.exp()
+        return symbols * (gains * variance / (gains.square() * variance + noise[:, None]))[:, None]
+
+
 class MergingModel(nn.Module):
-    """E2E-MEG-DT: a 1 x 1 convolution and feature merging before the channel, and the split model behind it."""
+    """E2E-MEG-DT: a 1 x 1 convolution and feature merging before the channel, and the split model behind it.
+
+    Around a split model that is told the SNR, the sender is told the mean SNR, too: a precoder shares out the power of
+    the convolution's channels, and a second convolution behind its linear estimate leads back to latents.
+    """
 
     def __init__(self, split: SplitModel, channels: int, tokens: Tokens, share: float) -> None:
         super().__init__()
         self.tokens, self.share, self.split = tokens, share, split
         self.encoder = nn.Conv2d(channels, channels, 1)
+        told = split.estimate is not None
+        self.precoder = Precoder(channels * tokens.rows * tokens.columns) if told else None
+        self.back = nn.Conv2d(channels, channels, 1) if told else None
         with torch.no_grad():  # starts as the split model
-            self.encoder.weight.copy_(torch.eye(channels)[:, :, None, None])
-            self.encoder.bias.zero_()
+            for layer in (self.encoder, self.back) if told else (self.encoder,):
+                layer.weight.copy_(torch.eye(channels)[:, :, None, None])
+                layer.bias.zero_()
+
+    @torch.no_grad()
+    def fit(self, latents: torch.Tensor) -> None:
+        """Start encoder, precoder and the way back from the moments of latents [B, C, H, W]."""
+        values = latents.movedim(1, -1).flatten(0, -2).double()
+        mean = values.mean(0)
+        basis = torch.linalg.eigh((values - mean).T @ (values - mean)).eigenvectors  # [C, C], a column each
+        self.encoder.weight.copy_(basis.T[:, :, None, None])
+        self.encoder.bias.copy_(-basis.T @ mean)
+        self.back.weight.copy_(basis[:, :, None, None])
+        self.back.bias.copy_(mean)
+        tokens = self.tokens.of(((latents.double().movedim(1, -1) - mean) @ basis).movedim(-1, 1))
+        self.precoder.log_variance.copy_(tokens.square().flatten(0, -2).mean(0).log())
 
     def through(
         self,
@@ -137,9 +190,16 @@ class MergingModel(nn.Module):
     ) -> torch.Tensor:
         """Images of a clean latent: encoded, merged, sent, put back into place and decoded."""
         size = latent.shape[2:]
-        sent, unmerge = merged(self.tokens.of(self.encoder(latent)), self.tokens.grid(*size), self.share)
-        received = channel(sent, snr_db, generator, noise_factor)
-        return self.split(dataclasses.replace(received, symbols=self.tokens.back(unmerge(received.symbols), *size)))
+        tokens = self.tokens.of(self.encoder(latent))
+        merge, unmerge = matching(tokens, self.tokens.grid(*size), self.share)
+        if self.precoder is None:
+            received = channel(merge(tokens), snr_db, generator, noise_factor)
+            return self.split.images(self.tokens.back(unmerge(received.symbols), *size), received.snr_db)
+        gains = self.precoder.gains(torch.as_tensor(snr_db).expand(len(latent)).to(latent.device))
+        received = channel(merge(tokens * gains[:, None]), snr_db, generator, noise_factor)
+        noise = power(received.symbols) / (1 + ratio(received.snr_db))  # as the receiver can measure it
+        linear = self.precoder.linear(received.symbols, noise, gains)
+        return self.split.images(self.back(self.tokens.back(unmerge(linear), *size)), received.snr_db)
 
     def symbols(self, latent: torch.Size) -> int:
         values = latent[0] * self.tokens.rows * self.tokens.columns

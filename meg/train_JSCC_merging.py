@@ -54,6 +54,8 @@ def main(config: MergingConfig, given: dict[str, Any]) -> None:
             f"{config.token_columns} cells fill latents of {' x '.join(map(str, pairs.latents.shape[2:]))} in even rows"
         )
     model = MergingModel(split, description.channels, tokens, config.ratio)
+    if config.told_snr:
+        model.fit(pairs.latents[: -config.validation])
     description = dataclasses.replace(description, share=config.ratio, tokens=dataclasses.astuple(tokens))
     short = (Stage(config.steps, config.rate),)
     stages = PUBLISHED_MERGING if config.schedule == "published" else short

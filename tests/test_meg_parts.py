@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meg.channel import Channel, Link, Received, equal_energy_snr_db, power
-from meg.merging import Tokens, merged, merged_away, side_information_bits
-from meg.models import MergingModel, SplitModel, image_estimate
+from meg.merging import Tokens, matching, merged_away, side_information_bits
+from meg.models import MergingModel, Precoder, SplitModel, image_estimate
 from meg.schemes import Scheme
 from meg.training import PUBLISHED_MERGING, PUBLISHED_SPLIT, Stage, rate_at
 from resd3_medium.vae import Decoder, LatentFormat, VAEConfig
@@ -129,7 +129,8 @@ def plainly_merged(tokens: np.ndarray, rows: int, columns: int, gone: int) -> tu
 )
 def test_merging_and_back_is_token_merging(rows, columns, share, seed):
     tokens = torch.randn(2, rows * columns, 5, generator=seeded(seed))
-    left, unmerge = merged(tokens, (rows, columns), share)
+    merge, unmerge = matching(tokens, (rows, columns), share)
+    left = merge(tokens)
     gone = merged_away(rows * columns, share)
     assert left.shape == (2, rows * columns - gone, 5)
     for image, back in zip(tokens.numpy(), unmerge(left).numpy(), strict=True):
@@ -142,8 +143,8 @@ def test_a_latent_comes_back_from_its_tokens_and_at_ratio_0_from_merging(tokens)
     assert tokens.fits(16, 16)
     parts = tokens.of(latent)
     assert parts.shape[2] == 4 * tokens.rows * tokens.columns
-    left, unmerge = merged(parts, tokens.grid(16, 16), 0.0)
-    assert torch.equal(tokens.back(unmerge(left), 16, 16), latent)
+    merge, unmerge = matching(parts, tokens.grid(16, 16), 0.0)
+    assert torch.equal(tokens.back(unmerge(merge(parts)), 16, 16), latent)
     assert Tokens(1, 4).of(latent)[0, 0].tolist() == latent[0, :, 0, :4].flatten().tolist()
 
 
@@ -165,8 +166,8 @@ def test_gradients_flow_through_channel_and_merge_as_differences_say():
     x = torch.randn(2, 16, 3, generator=seeded(0), dtype=torch.float64, requires_grad=True)
 
     def sent(tokens: torch.Tensor) -> torch.Tensor:
-        left, unmerge = merged(tokens, (4, 4), 0.5)
-        return unmerge(Channel("rayleigh")(left, 3.0, seeded(1)).mmse())
+        merge, unmerge = matching(tokens, (4, 4), 0.5)
+        return unmerge(Channel("rayleigh")(merge(tokens), 3.0, seeded(1)).mmse())
 
     assert torch.autograd.gradcheck(sent, (x,), eps=1e-7, atol=1e-5)
 
@@ -203,6 +204,50 @@ def test_symbols_are_those_of_the_paper():
     split = SplitModel(small_decoder(), 4, LatentFormat())
     assert split.symbols(size) == 65_536
     assert MergingModel(split, 4, Tokens(1, 4, as_square=True), 0.5).symbols(size) == 32_768
+
+
+# --- precoder ---
+
+
+def correlated(count: int, seed: int) -> torch.Tensor:
+    """Latents [count, 4, 8, 8] of correlated channels with very unequal variances and a mean."""
+    mixing = torch.randn(4, 4, generator=seeded(99)) * torch.tensor([2.0, 0.7, 0.4, 0.1])
+    noise = torch.randn(count, 8, 8, 4, generator=seeded(seed))
+    return (noise @ mixing.T + torch.tensor([1.0, 0, -0.5, 0])).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("snr_db", [-20.0, -5.0, 5.0, 20.0])
+def test_no_other_sharing_of_the_power_has_a_smaller_error(snr_db):
+    precoder = Precoder(4)
+    variance = torch.tensor([0.2, 3.0, 0.05, 1.0])
+    precoder.log_variance.data = variance.log()
+    powers = (precoder.gains(torch.tensor([snr_db])).square() * variance)[0].detach().double().numpy()
+    noise = float(variance.mean()) / 10 ** (snr_db / 10)
+    assert powers.sum() == pytest.approx(float(variance.sum()), rel=1e-4)
+    v = variance.double().numpy()
+
+    def error(share: np.ndarray) -> float:
+        return float((v * noise / (share + noise)).sum())  # of the linear estimate of v behind a gain of share / v
+
+    rng = np.random.default_rng(0)
+    others = rng.dirichlet(np.full(4, 0.5), 20_000) * powers.sum()
+    near = np.clip(powers + rng.normal(size=(20_000, 4)) * powers.sum() * 0.01, 0, None)
+    near *= powers.sum() / near.sum(1, keepdims=True)
+    assert error(powers) <= min(map(error, np.concatenate([others, near]))) + 1e-9
+    assert (powers < 1e-9).sum() == {-20.0: 3, -5.0: 2, 5.0: 0, 20.0: 0}[snr_db]
+
+
+@pytest.mark.parametrize("snr_db", [-10.0, 0.0, 15.0])
+def test_precoding_beats_the_linear_estimate_of_the_latent_itself(snr_db):
+    model = MergingModel(SplitModel(small_decoder(), 4, LatentFormat(), estimate=8), 4, Tokens(), 0.0)
+    model.fit(correlated(500, 0))
+    latent = correlated(200, 1)
+    found = []
+    model.split.images = lambda estimate, snr: found.append(estimate)
+    with torch.no_grad():
+        model.through(latent, Channel(), snr_db, seeded(2))
+    plain = Channel()(latent, snr_db, seeded(2)).mmse()
+    assert float((found[0] - latent).square().mean()) < 0.95 * float((plain - latent).square().mean())
 
 
 # --- schedule ---
