@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from tqdm import tqdm
 
 from common.parameters import ParameterError, fail
@@ -281,7 +282,8 @@ def report(config: DedgeParameters, model: Model, system: EdgeSystem, batches: d
     plot_queues(folder, system.queues)
     errors = sim_to_real(folder, records, predicted)
     totals = {1: alone} | {count: batch.seconds for count, batch in batches.items() if batch.seconds is not None}
-    where = "CPU" if config.gpus_per_server == 0 else f"{config.gpus_per_server:g} GPU each"
+    gpu = config.gpus_per_server > 0 or (config.device in ("auto", "cuda") and torch.cuda.is_available())
+    where = "GPU" if gpu and config.compute == "real" else "CPU"
     rows = table_rows(f"this run: {config.num_servers} ES, {config.scheduler}, {where}", model.name, totals)
     write_csv(folder / "table.csv", rows[0], rows[1:])
     print_table(rows)
