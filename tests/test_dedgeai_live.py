@@ -227,7 +227,7 @@ def test_a_live_run_decides_as_the_simulator_does(tmp_path):
     ours = read_csv(tmp_path / "live/tasks.csv")
     theirs = [row for count in (90, 60) for row in read_csv(tmp_path / f"simulated/{count}/tasks.csv")]
     assert [row["decided_server"] for row in ours] == [row["server"] for row in theirs]
-    assert len({row["decided_server"] for row in ours}) == 3 and int(ours[-1]["round"]) > 10
+    assert len({row["decided_server"] for row in ours}) == 3 and int(ours[-1]["round"]) > 5
     measured, expected = (np.array([float(row["delay_s"]) for row in rows]) for rows in (ours, theirs))
     assert measured.mean() == pytest.approx(expected.mean(), rel=0.15)
 
