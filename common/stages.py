@@ -59,8 +59,8 @@ def run_stage(learner: StageLearner, config: dict[str, Any], folder: Path, every
             losses.append(learner.step(number))
             if not math.isfinite(losses[-1]):
                 raise ParameterError(
-                    f"--{learner.rate_flag}: the loss of {learner.name} is {losses[-1]} at step {number} "
-                    f"({learner.batch_words(number)}); must be low enough for a finite one"
+                    f"--{learner.rate_flag}={config[learner.rate_flag]}: the loss of {learner.name} is {losses[-1]} "
+                    f"at step {number} ({learner.batch_words(number)}); must be low enough for a finite one"
                 )
             bar.update()
             if (number + 1) % every == 0 or number + 1 == learner.steps:

@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_number_names_step_and_images(data, tmp_path, monkeypa
     loss = MEGLearner.loss
     monkeypatch.setattr(MEGLearner, "loss", lambda self, n: loss(self, n) * (float("nan") if n == 1 else 1))
     words = refusal(capsys, train_split, "--data", data, *SHORT, "--out", tmp_path / "run")
-    assert "--rate: the loss of meg_dt is nan at step 1 (images " in words
+    assert "--rate=0.001: the loss of meg_dt is nan at step 1 (images " in words
     assert not (tmp_path / "run/meg_dt.safetensors").exists()
 
 
