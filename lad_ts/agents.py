@@ -69,27 +69,18 @@ def state_size(params: AgentParameters) -> int:
     return params.num_bs + (3 if params.state_features == "relative" else 2)
 
 
-class StackedAgents(Learner):
-    """Agents of all BSs and seeds, stacked. Rows of an episode are the training seeds, always in the same order."""
+class SeededLearner(Learner):
+    """A learner of several seeds at once: random draws of each seed from its own generator, and state by parts.
 
-    needs = "q at the slot's start and the BS's own tasks"
+    Rows of an episode are the training seeds, always in the same order.
+    """
 
-    def __init__(self, params: AgentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
+    def __init__(self, params: EnvironmentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         self.params, self.seeds, self.device = params, list(seeds), torch.device(device)
         self.num_bs = params.num_bs
-        self.state_size = state_size(params)
-        self.agents = len(self.seeds) * params.num_bs
         self.generators = [torch.Generator(self.device) for _ in self.seeds]
         self.reseed(WEIGHTS, [(seed, 0) for seed in self.seeds])
-        columns = {"state": self.state_size, "next_state": self.state_size, "action": 1, "reward": 1}
-        self.replay = Replay(self.agents, params.replay_capacity, columns | self.extra_columns(), self.device)
-        self._warm = False  # True once every agent learns
         self._drawing = [True] * len(self.seeds)
-        self.decision: dict[str, torch.Tensor] = {}
-
-    def extra_columns(self) -> dict[str, int]:
-        """Further replay columns of a subclass."""
-        return {}
 
     def reseed(self, stream: int, rows: Sequence[tuple[int, int]]) -> None:
         """Seed the generator of each row anew, so that every episode's draws depend on its number only."""
@@ -97,14 +88,14 @@ class StackedAgents(Learner):
             entropy = np.random.SeedSequence([stream, seed, episode])
             generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
-    def draw(self, kind: str, *shape: int) -> torch.Tensor:
-        """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator; 0 for seeds that wait."""
-        out = torch.zeros(len(self.seeds), self.num_bs, *shape, device=self.device)
+    def draw_rows(self, kind: str, *shape: int) -> torch.Tensor:
+        """`uniform` or `normal` numbers [S, *shape], each seed's from its own generator; 0 for seeds that wait."""
+        out = torch.zeros(len(self.seeds), *shape, device=self.device)
         fill = {"uniform": torch.Tensor.uniform_, "normal": torch.Tensor.normal_}[kind]
         for row, generator, drawing in zip(out, self.generators, self._drawing, strict=True):
             if drawing:
                 fill(row, generator=generator)
-        return out.view(self.agents, *shape)
+        return out
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
         if [seed for seed, _ in rows] != self.seeds:
@@ -112,6 +103,54 @@ class StackedAgents(Learner):
         self.scenario = scenario
         self._capacity = torch.as_tensor(scenario.capacity, device=self.device)
         self.reseed(POLICY, rows)
+
+    def modules(self) -> dict[str, object]:
+        """Parts with state: tensors, and objects with state_dict and load_state_dict."""
+        return {}
+
+    def finite(self) -> bool:
+        tensors = [part for part in self.modules().values() if isinstance(part, torch.Tensor)]
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        state = {}
+        for name, part in self.modules().items():
+            entries = {"": part} if isinstance(part, torch.Tensor) else part.state_dict()
+            state |= {f"{name}.{key}".rstrip("."): value for key, value in entries.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            if state[name].shape != tensor.shape:
+                raise ValueError(f"{name} has shape {list(state[name].shape)}, not {list(tensor.shape)}")
+        for name, part in self.modules().items():
+            if isinstance(part, torch.Tensor):
+                part.copy_(state[name])
+            else:
+                part.load_state_dict({key: state[f"{name}.{key}"] for key in part.state_dict()})
+
+
+class StackedAgents(SeededLearner):
+    """Agents of all BSs and seeds, stacked, that learn from replayed transitions."""
+
+    needs = "q at the slot's start and the BS's own tasks"
+
+    def __init__(self, params: AgentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
+        super().__init__(params, seeds, device)
+        self.state_size = state_size(params)
+        self.agents = len(self.seeds) * params.num_bs
+        columns = {"state": self.state_size, "next_state": self.state_size, "action": 1, "reward": 1}
+        self.replay = Replay(self.agents, params.replay_capacity, columns | self.extra_columns(), self.device)
+        self._warm = False  # True once every agent learns
+        self.decision: dict[str, torch.Tensor] = {}
+
+    def extra_columns(self) -> dict[str, int]:
+        """Further replay columns of a subclass."""
+        return {}
+
+    def draw(self, kind: str, *shape: int) -> torch.Tensor:
+        """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator; 0 for seeds that wait."""
+        return self.draw_rows(kind, self.num_bs, *shape).view(self.agents, *shape)
 
     def features(self, slot: Slot) -> torch.Tensor:
         """The state of every decision, [S, B, N, 2 + B] float32: input size, workload, backlog of each ES."""
@@ -194,29 +233,10 @@ class StackedAgents(Learner):
         raise NotImplementedError(f"{type(self).__name__} must define update(batch, learning)")
 
     def modules(self) -> dict[str, object]:
-        """Parts with state: tensors, and objects with state_dict and load_state_dict."""
         return {"replay": self.replay}
 
-    def finite(self) -> bool:
-        tensors = [part for part in self.modules().values() if isinstance(part, torch.Tensor)]
-        return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        state = {}
-        for name, part in self.modules().items():
-            entries = {"": part} if isinstance(part, torch.Tensor) else part.state_dict()
-            state |= {f"{name}.{key}".rstrip("."): value for key, value in entries.items()}
-        return state
-
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        for name, tensor in self.state_dict().items():
-            if state[name].shape != tensor.shape:
-                raise ValueError(f"{name} has shape {list(state[name].shape)}, not {list(tensor.shape)}")
-        for name, part in self.modules().items():
-            if isinstance(part, torch.Tensor):
-                part.copy_(state[name])
-            else:
-                part.load_state_dict({key: state[f"{name}.{key}"] for key in part.state_dict()})
+        super().load_state_dict(state)
         self._warm = False
 
 

@@ -85,6 +85,11 @@ class TrainingParameters(RunParameters):
     evaluate: str | None = parameter(None, "evaluate this checkpoint on held-out arrivals instead of training")
     evaluation_episodes: int = parameter(10, "held-out episodes of an evaluation", low=1)
 
+    @property
+    def variant(self) -> str:
+        """The run's kind in a word, for labels and the folder's name."""
+        return self.preset
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -96,7 +101,7 @@ class Method:
 
     def label(self, config: Any) -> str:
         """The name, for learners with the preset, as figures and tables show it."""
-        return f"{self.name} ({config.preset})" if isinstance(config, TrainingParameters) else self.name
+        return f"{self.name} ({config.variant})" if isinstance(config, TrainingParameters) else self.name
 
 
 def choose_device(name: str) -> torch.device:
@@ -197,7 +202,7 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
             finish_run(config, method, folder, scheduler, history, start)
     else:
         learns = isinstance(config, TrainingParameters)
-        name = f"{config.preset if learns else 'fixed'}_e{config.episodes}_s{config.seed}-{training_seeds(config)[-1]}"
+        name = f"{config.variant if learns else 'fixed'}_e{config.episodes}_s{config.seed}-{training_seeds(config)[-1]}"
         scheduler = method.build(config, training_seeds(config), choose_device(config.device))
         folder = create_folder(config.out, RESULTS / method.folder / name)
         with claimed(folder):
