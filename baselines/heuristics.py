@@ -10,17 +10,29 @@ from typing import Any
 import numpy as np
 
 from lad_ts.environment_lad import EnvironmentParameters, Scenario, Slot
+from lad_ts.queue_model import presence
+from lad_ts.routing_table import coordinated_uniforms, fit_tables, scenario_rows
 from lad_ts.scheduler import Scheduler
 
 
 class Heuristic(Scheduler):
     """A scheduler that draws servers from probabilities."""
 
-    def draw_from(self, probabilities: np.ndarray, slot: Slot, group: np.ndarray | None = None) -> np.ndarray:
-        """Independent draws [R, B, N] from probabilities [R, K, B]; group [R, B, N] tells which of the K a task has."""
+    def draw_from(
+        self,
+        probabilities: np.ndarray,
+        slot: Slot,
+        group: np.ndarray | None = None,
+        uniform: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Draws [R, B, N] from probabilities [R, K, B]; group [R, B, N] tells which of the K a task has.
+
+        They are independent, unless the uniform numbers [R, B, N] are given.
+        """
         level = probabilities.cumsum(-1)
         level /= level[..., -1:]
-        uniform = self.uniform(*slot.mask.shape[1:])
+        if uniform is None:
+            uniform = self.uniform(*slot.mask.shape[1:])
         action = np.empty(uniform.shape, dtype=np.int64)
         for row, k in np.ndindex(level.shape[:2]):
             drawn = level[row, k, :-1].searchsorted(uniform[row], side="right")
@@ -101,9 +113,7 @@ class ShortestQueue(Heuristic):
 
 def expected_work(params: EnvironmentParameters, scenario: Scenario) -> np.ndarray:
     """Gcycles [R, N] that the n-th tasks of all BSs bring in a slot on average."""
-    n = np.arange(1, params.num_tasks + 1)
-    exists = np.minimum(1, (params.num_tasks - n + 1) / (params.num_tasks - params.min_tasks + 1))
-    return scenario.workload * exists * params.num_bs
+    return scenario.workload * presence(params) * scenario.capacity.shape[1]
 
 
 def fill_levels(backlog: np.ndarray, capacity: np.ndarray, work: np.ndarray) -> np.ndarray:
@@ -204,9 +214,100 @@ class SizeInterval(Heuristic):
         return np.stack([limits.searchsorted(values, side="left") for limits, values in rows])
 
     def act(self, slot: Slot) -> np.ndarray:
+        return self.draw_from(self.shares(slot), slot, self.classes(slot.workload.cpu().numpy()))
+
+    def shares(self, slot: Slot) -> np.ndarray:
+        """The probabilities [R, class, B] of the ESs."""
         capacity = self.scenario.capacity[:, None] * self.member
-        share = fill_levels(slot.backlog.cpu().numpy()[:, None], capacity, self.class_work)
-        return self.draw_from(share, slot, self.classes(slot.workload.cpu().numpy()))
+        return fill_levels(slot.backlog.cpu().numpy()[:, None], capacity, self.class_work)
+
+
+class SizeIntervalStatic(SizeInterval):
+    """SITA without feedback: inside its class, a task takes an ES in proportion to capacity."""
+
+    needs = "f, w, distribution of the work per slot"
+
+    def shares(self, slot: Slot) -> np.ndarray:
+        return self.scenario.capacity[:, None] * self.member
+
+
+class FittedTable(Heuristic):
+    """A routing table for (slot, task number), fitted centrally through the queue model, corrected by the backlogs.
+
+    The teacher of Cooperative LAD-TS (lad_ts/routing_table.py), with the parameters of its script.
+    """
+
+    needs = "q at the slot's start, t, f, w, distribution of the task counts, a table fitted in advance"
+    feedback = True
+
+    def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
+        super().begin(scenario, rows)
+        key = np.concatenate([scenario.capacity, scenario.workload, scenario.link_rate], 1)
+        _, first, self.row = np.unique(key, axis=0, return_index=True, return_inverse=True)
+        self.row = self.row.reshape(-1)  # rows of the same scenario share a table
+        if getattr(self, "fitted", None) is None or not np.array_equal(self.fitted, key[first]):
+            seeds = [rows[row][0] for row in first]
+            self.table, _ = fit_tables(self.params, scenario_rows(scenario, first), seeds)
+            self.fitted = key[first]
+        self.offset = self.uniform(self.params.num_slots)
+        self.spread = coordinated_uniforms(self.num_bs, scenario.workload.shape[1]).numpy()
+
+    def act(self, slot: Slot) -> np.ndarray:
+        logits = self.table.log_table[self.row, slot.t].double().numpy()  # [R, N, B]
+        if self.feedback:
+            excess = slot.backlog.cpu().numpy() - self.table.nominal[self.row, slot.t].double().numpy()
+            logits = logits - self.params.feedback * (excess / self.scenario.capacity)[:, None]
+        share = np.exp(logits - logits.max(-1, keepdims=True))
+        uniform = (self.offset[:, slot.t, None, None] + self.spread) % 1 if self.params.coordinated else None
+        number = np.broadcast_to(np.arange(logits.shape[1]), slot.mask.shape)
+        return self.draw_from(share, slot, number, uniform)
+
+
+class FittedTableStatic(FittedTable):
+    """The fitted table as it is: no state at all but the time."""
+
+    needs = "t, f, w, distribution of the task counts, a table fitted in advance"
+    feedback = False
+
+
+class VirtualOpt(Scheduler):
+    """Opt-TS without messages: each BS replays the greedy rule with the expected tasks of the BSs before it.
+
+    A BS before it is taken to bring every n-th task with that task's probability as a fraction of it. Then the BS gives
+    its own tasks, one after the other, the ES with the least delay.
+    """
+
+    needs = "q at the slot's start, f, v, w, distribution of the task counts"
+
+    def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
+        super().begin(scenario, rows)
+        self.present = presence(self.params)
+
+    def act(self, slot: Slot) -> np.ndarray:
+        f, v = self.scenario.capacity, self.scenario.link_rate
+        mask, size, workload = (x.cpu().numpy() for x in (slot.mask, slot.size, slot.workload))
+        rows, num_bs, num_tasks = mask.shape
+        row, away = np.arange(rows), 1 - np.eye(num_bs)
+        typical, mean = self.scenario.workload, (self.params.input_min + self.params.input_max) / 2
+        result = self.scenario.result_size[:, :, None] / v[:, None]
+        own = typical[:, :, None] / f[:, None] + result  # [R, N, B]
+        added = self.present[:, None] * typical[:, :, None] / f[:, None]
+        wait = slot.backlog.cpu().numpy() / f
+        waits = np.empty((rows, num_bs, num_bs))  # before each BS's turn
+        for b in range(num_bs):
+            waits[:, b] = wait
+            upload = mean * away[b] / v
+            for n in range(num_tasks):
+                best = (wait + own[:, n] + upload).argmin(1)
+                wait[row, best] += added[row, n, best]
+        action = np.zeros(mask.shape, dtype=np.int64)
+        for n in range(num_tasks):
+            work = workload[:, :, n, None] / f[:, None]
+            delay = waits + work + size[:, :, n, None] * away / v[:, None] + result[:, None, n]
+            action[:, :, n] = best = delay.argmin(-1)
+            chosen = (row[:, None], np.arange(num_bs), best)
+            waits[chosen] += mask[:, :, n] * work[chosen]
+        return action
 
 
 HEURISTICS: dict[str, Any] = {
@@ -217,4 +318,8 @@ HEURISTICS: dict[str, Any] = {
     "shortest_queue": ShortestQueue,
     "water_filling": WaterFilling,
     "size_interval": SizeInterval,
+    "size_interval_static": SizeIntervalStatic,
+    "routing_table": FittedTable,
+    "routing_table_static": FittedTableStatic,
+    "virtual_opt": VirtualOpt,
 }

@@ -14,19 +14,20 @@ from typing import Any
 from baselines.heuristics import HEURISTICS
 from common.parameters import ParameterError, command_line, parameter
 from lad_ts.references import LowerBound
+from lad_ts.routing_table import TableParameters
 from lad_ts.scheduler import Learner, Scheduler
 from lad_ts.training import FixedParameters, Method, run_method
 
 
 @dataclasses.dataclass(kw_only=True)
-class HeuristicConfig(FixedParameters):
+class HeuristicConfig(FixedParameters, TableParameters):
     """Every parameter of main_heuristics.py."""
 
     method: str = parameter(
         "water_filling",
         f"one of {', '.join([*HEURISTICS, 'lower_bound'])}; or FILE.py:ClassName for your own",
     )
-    classes: int = parameter(3, "task-size classes of size_interval", low=1, high=20)
+    classes: int = parameter(3, "task-size classes of size_interval and size_interval_static", low=1, high=20)
 
 
 def load_class(place: str, flag: str = "method") -> Callable[..., Scheduler]:

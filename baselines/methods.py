@@ -22,6 +22,7 @@ from baselines.main_heuristics import HeuristicConfig, load_class
 from baselines.main_sac import SACConfig
 from common.parameters import ParameterError, fail, resolve
 from common.run_folder import read_config, read_csv, writable
+from lad_ts.main_coop import CoopConfig
 from lad_ts.main_lad import LadConfig
 from lad_ts.training import FixedParameters, TrainingParameters
 
@@ -31,6 +32,18 @@ LEARNERS = {
     "d2sac_ts": ("baselines/main_d2sac.py", D2SACConfig),
     "sac_ts": ("baselines/main_sac.py", SACConfig),
     "dqn_ts": ("baselines/main_dqn.py", DQNConfig),
+    "coop_lad_ts": ("lad_ts/main_coop.py", CoopConfig),
+}
+# What a word behind a learner's name stands for, as in lad_ts:paper; without one it is the first of its learner's.
+PRESETS = {name: {"preset": name} for name in ("tuned", "paper")}
+COOP_VARIANTS = {
+    "mean": {},
+    "tail": {"objective": "tail"},
+    "slowdown": {"objective": "slowdown"},
+    "per_bs": {"actor": "per_bs"},
+    "prices": {"teacher": "prices"},
+    "practised": {"practice": 30, "distil_episodes": 40},
+    "tail_practised": {"objective": "tail", "practice": 30, "distil_episodes": 40},
 }
 RUN_FILES = ("config.json", "delay.csv", "seconds.csv", "utilisation.csv", "delay.png", "delay.pdf", "summary.json")
 FIXED = ("opt_ts", "lower_bound", *HEURISTICS)
@@ -48,16 +61,15 @@ class Job:
     def script(self) -> tuple[str, type, dict[str, Any]]:
         """The script, its parameters and the flags that the method's name stands for. Raises ParameterError."""
         name, _, preset = self.method.partition(":")
-        if name in LEARNERS and preset in ("", "tuned", "paper"):
-            return *LEARNERS[name], {"preset": preset or "tuned"}
+        if name in LEARNERS and (preset or next(iter(variants(name)))) in variants(name):
+            return *LEARNERS[name], variants(name)[preset or next(iter(variants(name)))]
         if self.method == "opt_ts":
             return "baselines/main_opt.py", FixedParameters, {}
         if self.method in FIXED or (":" in self.method and Path(name).is_file()):
             return "baselines/main_heuristics.py", HeuristicConfig, {"method": self.method}
-        raise ParameterError(
-            f"--methods={self.method}: must be one of {', '.join([*LEARNERS, *FIXED])}, a learner with :paper, "
-            "or FILE.py:ClassName"
-        )
+        words = f"a learner with :paper, coop_lad_ts with :{', :'.join(COOP_VARIANTS)}, or FILE.py:ClassName"
+        known = ", ".join([*LEARNERS, *FIXED])
+        raise ParameterError(f"--methods={self.method}: must be one of {known}, {words}")
 
     def takes(self, parameter: str) -> bool:
         return parameter in self.script[1].__dataclass_fields__
@@ -124,10 +136,15 @@ class Job:
         return sum(float(row["seconds"]) for row in read_csv(self.folder / "seconds.csv"))
 
 
+def variants(name: str) -> dict[str, dict[str, Any]]:
+    """The words that may stand behind a learner's name, and the flags that they mean; the first is the default."""
+    return COOP_VARIANTS if name == "coop_lad_ts" else PRESETS
+
+
 def parse_methods(text: str) -> list[str]:
-    """The methods of a comma-separated list, each once; a learner without a preset is the tuned one."""
+    """The methods of a comma-separated list, each once; a learner without a preset is its default one."""
     names = [name.strip() for name in text.split(",")]
-    return list(dict.fromkeys(f"{name}:tuned" if name in LEARNERS else name for name in names))
+    return list(dict.fromkeys(f"{name}:{next(iter(variants(name)))}" if name in LEARNERS else name for name in names))
 
 
 def folder_name(method: str) -> str:

@@ -20,7 +20,7 @@ from common.run_folder import claimed, load_checkpoint, writable
 from dedgeai.dispatcher import Policy
 from dedgeai.server_profile import Profile
 from dedgeai.tasks import DENSITY
-from lad_ts import main_lad
+from lad_ts import main_coop, main_lad
 from lad_ts.environment_lad import Scenario, draw_scenario
 from lad_ts.references import OptTS
 from lad_ts.training import restore, run_method, stored_config, training_seeds
@@ -30,6 +30,7 @@ LEARNERS = {
     "d2sac_ts": (main_d2sac.D2SACConfig, main_d2sac.METHOD),
     "sac_ts": (main_sac.SACConfig, main_sac.METHOD),
     "dqn_ts": (main_dqn.DQNConfig, main_dqn.METHOD),
+    "coop_lad_ts": (main_coop.CoopConfig, main_coop.METHOD),
 }
 NAMES = ", ".join([*LEARNERS, "opt_ts", *HEURISTICS])
 LOAD = 1.1  # offered load at which policies are trained: queues grow slowly, as under the paper's
@@ -79,7 +80,7 @@ def read_checkpoint(place: Path, options: PolicyOptions, servers: int) -> tuple[
         config = stored_config(resolve(cls, given), given, content, method, "evaluate")
     except ParameterError as error:
         raise ParameterError(str(error).replace("--evaluate", "--checkpoint")) from None
-    if config.num_bs != servers:
+    if config.num_bs != servers and getattr(config, "actor", "") != "shared":
         raise ParameterError(
             f"--checkpoint={place}: must be of --num_servers={servers} servers, but is of {config.num_bs}"
         )

@@ -207,6 +207,9 @@ class CollaborativeMEC:
         self.num_seeds, self.num_bs = scenario.capacity.shape
         self.workload = tensor(scenario.workload)[:, None].expand(-1, self.num_bs, -1)  # the same tasks at every BS
         self.num_tasks = scenario.density.shape[1]
+        # s that the n-th task takes alone on its best ES, without upload, [S, N]: what slowdowns are relative to
+        own = tensor(scenario.workload)[:, :, None] / self.capacity[:, None]
+        self.alone = (own + self.result_size[:, :, None] / self.link_rate[:, None]).amin(2)
 
     def reset(self, arrivals: Arrivals) -> Slot:
         """Empty the queues and start an episode. Returns the first slot; raises ValueError on a misfit."""

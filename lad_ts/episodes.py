@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ PERCENTILES = (50, 95, 99)
 class EpisodeStatistics:
     """Delays of R rows: mean, p50, p95, p99 and max [R] in s, and what it took to get them.
 
+    slowdown [R] is the mean of delay over the least delay of the same task alone, without upload.
+
     utilisation [R, B] is the share of its capacity that each ES used, tasks [R] the number scheduled, and
     decision_seconds [R] the scheduler's wall time per decision (all rows together).
     """
@@ -27,6 +29,7 @@ class EpisodeStatistics:
     p95: np.ndarray
     p99: np.ndarray
     max: np.ndarray
+    slowdown: np.ndarray
     utilisation: np.ndarray
     tasks: np.ndarray
     decision_seconds: np.ndarray
@@ -36,14 +39,21 @@ class EpisodeStatistics:
         return EpisodeStatistics(*(getattr(self, field.name)[part] for field in dataclasses.fields(self)))
 
 
-def summarise(delay: torch.Tensor, mask: torch.Tensor, utilisation: torch.Tensor, seconds: float) -> EpisodeStatistics:
-    """Statistics of delay [R, ...] in s where mask [R, ...] is True; `seconds` is the scheduler's wall time."""
+def summarise(
+    delay: torch.Tensor, mask: torch.Tensor, alone: torch.Tensor, utilisation: torch.Tensor, seconds: float
+) -> EpisodeStatistics:
+    """Statistics of delay [R, .., N] in s where mask [R, .., N] is True.
+
+    alone [R, N] in s is the least delay of each task number, `seconds` the scheduler's wall time.
+    """
     rows = [d[m] for d, m in zip(delay.cpu().numpy(), mask.cpu().numpy(), strict=True)]
+    share = (delay / alone.view(len(rows), *[1] * (delay.dim() - 2), -1)).flatten(1).sum(1).cpu().numpy()
     columns = [(row.mean(), *np.percentile(row, PERCENTILES), row.max()) if row.size else (np.nan,) * 5 for row in rows]
     table = np.array(columns).T
     tasks = np.array([row.size for row in rows])
     per_decision = np.full(len(rows), seconds / max(tasks.sum(), 1))
-    return EpisodeStatistics(*table, utilisation.cpu().numpy(), tasks, per_decision)
+    slowdown = np.where(tasks > 0, share / np.maximum(tasks, 1), np.nan)
+    return EpisodeStatistics(*table, slowdown, utilisation.cpu().numpy(), tasks, per_decision)
 
 
 def check_action(action: torch.Tensor, slot: Slot, name: str) -> None:
@@ -57,15 +67,16 @@ def check_action(action: torch.Tensor, slot: Slot, name: str) -> None:
         raise ParameterError(f"{name}.act returned {found}; must be within 0..{servers - 1}")
 
 
-def run_episode(
+def play(
     env: CollaborativeMEC, scheduler: Scheduler, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
-) -> EpisodeStatistics:
-    """Schedule one episode in every row of (seed, episode); a learner in training mode learns on the way."""
+) -> Iterator[tuple[Slot, torch.Tensor, torch.Tensor, Slot, float]]:
+    """An episode in every row of (seed, episode), slot by slot; a learner in training mode learns on the way.
+
+    Yields the slot, action and delay [R, B, N], the next slot, and the seconds that the decisions took.
+    """
     slot = env.reset(arrivals)
     scheduler.begin(env.scenario, rows)
     learning = isinstance(scheduler, Learner) and scheduler.training
-    delays, masks = [], []
-    worked, deciding = torch.zeros_like(env.capacity), 0.0
     for _ in range(env.num_slots - 1):
         began = time.perf_counter()
         action = torch.as_tensor(scheduler.act(slot), device=env.device)
@@ -73,15 +84,26 @@ def run_episode(
             check_action(action, slot, type(scheduler).__name__)
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # the clock must see the decision's end
-        deciding += time.perf_counter() - began
+        seconds = time.perf_counter() - began
         delay, following = env.step(action)
         if learning:
             scheduler.learn(slot, action, delay, following)
+        yield slot, action, delay, following, seconds
+        slot = following
+
+
+def run_episode(
+    env: CollaborativeMEC, scheduler: Scheduler, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
+) -> EpisodeStatistics:
+    """Schedule one episode in every row of (seed, episode); a learner in training mode learns on the way."""
+    delays, masks = [], []
+    worked, deciding = torch.zeros_like(env.capacity), 0.0
+    for slot, action, delay, following, seconds in play(env, scheduler, arrivals, rows):
+        deciding += seconds
         work = (slot.mask * slot.workload).view(env.num_seeds, -1)
         sent = torch.zeros_like(env.capacity).scatter_add_(1, action.view(env.num_seeds, -1), work)
         worked += slot.backlog + sent - following.backlog
         delays.append(delay)
         masks.append(slot.mask)
-        slot = following
     utilisation = worked / (env.capacity * env.slot_length * (env.num_slots - 1))
-    return summarise(torch.stack(delays, 1), torch.stack(masks, 1), utilisation, deciding)
+    return summarise(torch.stack(delays, 1), torch.stack(masks, 1), env.alone, utilisation, deciding)

@@ -26,6 +26,7 @@ from lad_ts.routing_table import (
     coordinated_uniforms,
     fit_tables,
     make_objective,
+    scenario_rows,
     size_matched_logits,
 )
 from lad_ts.stacked import StackedAdam
@@ -65,8 +66,8 @@ class CoopParameters(TableParameters):
         "further scenarios, drawn at random, that the shared network also learns from, for use on any scenario",
         low=0,
     )
-    price_rate: float = parameter(0.08, "step of the table against measured prices, falling with time", above=0)
-    price_memory: float = parameter(0.2, "share of the newest episode in the mean of measured prices", above=0, high=1)
+    price_rate: float = parameter(0.01, "step of the table against measured prices, falling with time", above=0)
+    price_memory: float = parameter(0.5, "share of the newest episode in the mean of measured prices", above=0, high=1)
     evaluation_action: str = parameter(
         "sample", "action in evaluation: drawn from the policy or its best", choices=("sample", "argmax")
     )
@@ -224,6 +225,7 @@ class CoopAgents(SeededLearner):
         draws = self.draw_rows("uniform", p.distil_updates, states, 3 + cells)
         chooser = np.random.default_rng(np.random.SeedSequence([self.seeds[0], self.episode]))
         present = torch.as_tensor(presence(p), dtype=torch.float32, device=self.device).cumsum(0)
+        gain = p.feedback if p.teacher == "model" else 0.0  # queues that prices have changed are no deviation
         falling = max(p.distil_episodes, 1) * p.distil_updates
         for update in range(p.distil_updates):
             lesson = self.choose_lesson(lessons, chooser.random())
@@ -233,7 +235,7 @@ class CoopAgents(SeededLearner):
             t = (uniform[..., 2] * lesson.backlog.shape[2]).long()
             n = torch.searchsorted(present, uniform[..., 3:] * present[-1]).clamp(max=p.num_tasks - 1)
             q, view = lesson.backlog[row, e, t], lesson.view
-            label = lesson.table.log_probabilities(row, t, n, q, view.capacity[row], p.feedback).softmax(-1)
+            label = lesson.table.log_probabilities(row, t, n, q, view.capacity[row], gain).softmax(-1)
             theta = self.theta.detach().requires_grad_()
             x0 = self.logits_at(theta, view, row, t, view.workload[row[..., None], n], n, q)
             loss = -(label[:, None] * x0.log_softmax(-1)).sum(-1).mean((2, 3)).sum()
@@ -279,7 +281,7 @@ class CoopAgents(SeededLearner):
             q, tasks = lesson.backlog[row[:, 0], e], lesson.tasks[row[:, 0], e]  # [S, T - 1, B]
             mask = tasks[..., None] > number  # [S, T - 1, B, N]
             chosen = row[:, 0].cpu().numpy()
-            scenario = Scenario(*(getattr(lesson.scenario, f.name)[chosen] for f in dataclasses.fields(Scenario)))
+            scenario = scenario_rows(lesson.scenario, chosen)
             model = QueueModel(scenario, p.slot_length, torch.float32, self.device)
             objective = make_objective(p, scenario)
             theta = self.theta.detach().requires_grad_()
@@ -307,6 +309,6 @@ class CoopAgents(SeededLearner):
 def unfitted_table(params: CoopParameters, scenario: Scenario) -> RoutingTable:
     """Where measured prices start from: sizes matched to capacities, and no model of the queues."""
     model = QueueModel(scenario, params.slot_length, torch.float32)
-    start = size_matched_logits(params, model, TASKS_BY_CAPACITY[params.objective], sharpness=4.0)
+    start = size_matched_logits(params, model, TASKS_BY_CAPACITY[params.objective])
     table = start.log_softmax(-1)[:, None].repeat(1, params.num_slots - 1, 1, 1)
     return RoutingTable(table, torch.zeros_like(table[:, :, 0]))

@@ -58,7 +58,9 @@ class LowerBound:
         mean = pooled_srpt_bound(scenario, arrivals, slot_length)
         none = np.full_like(mean, np.nan)
         tasks = arrivals.count[:, :-1].sum((1, 2))
-        return EpisodeStatistics(mean, none, none, none, none, np.full_like(scenario.capacity, np.nan), tasks, none)
+        return EpisodeStatistics(
+            mean, none, none, none, none, none, np.full_like(scenario.capacity, np.nan), tasks, none
+        )
 
 
 def pooled_srpt_bound(scenario: Scenario, arrivals: Arrivals, slot_length: float = 1.0) -> np.ndarray:

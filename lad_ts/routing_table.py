@@ -19,6 +19,7 @@ from lad_ts.queue_model import Objective, QueueModel, offered_load, presence
 
 FIT_ARRIVALS, PRACTICE = 10, 11  # random streams, apart from those of environment_lad.py and dedgeai
 TASKS_BY_CAPACITY = {"mean": "descending", "slowdown": "descending", "tail": "ascending"}
+FITTED_AT_ONCE = 2_000_000  # numbers of a fit's largest tensors
 LOG_FLOOR = -25.0  # the least logarithm of a probability: what is never chosen in the model stays rare
 
 
@@ -125,7 +126,17 @@ def fit_tables(
     """Tables of R scenarios, each on arrivals drawn from its own seed, and the cost [steps, R] of a task on the way.
 
     Adam on the logits, with the gradient of the queue model's mean cost over `fit_paths` fresh arrival paths a step.
+    Scenarios do not touch each other; they are fitted a few at a time, which bounds the memory.
     """
+    rows, num_bs = scenario.capacity.shape
+    at_once = max(1, FITTED_AT_ONCE // (params.fit_paths * params.num_slots * params.num_tasks * num_bs))
+    if rows > at_once:
+        parts = [slice(start, start + at_once) for start in range(0, rows, at_once)]
+        bar = tqdm(parts, desc="fitting tables", unit="part", leave=False, disable=not progress)
+        fits = [fit_tables(params, scenario_rows(scenario, part), list(seeds)[part], stream, False) for part in bar]
+        tables, costs = zip(*fits, strict=True)
+        log_table, nominal = (torch.cat([getattr(t, name) for t in tables]) for name in ("log_table", "nominal"))
+        return RoutingTable(log_table, nominal), torch.cat(costs, 1)
     paths, slots = params.fit_paths, params.num_slots - 1
     model = QueueModel(scenario, params.slot_length, torch.float32)
     objective = make_objective(params, scenario)
@@ -145,6 +156,11 @@ def fit_tables(
         costs.append(cost.detach())
     log_table = logits.detach().log_softmax(-1).clamp(min=LOG_FLOOR)
     return RoutingTable(log_table, nominal_backlog(params, model, log_table)), torch.stack(costs)
+
+
+def scenario_rows(scenario: Scenario, rows: slice | np.ndarray) -> Scenario:
+    """Some of a scenario's rows."""
+    return Scenario(*(getattr(scenario, field.name)[rows] for field in dataclasses.fields(Scenario)))
 
 
 def nominal_backlog(params: EnvironmentParameters, model: QueueModel, log_table: torch.Tensor) -> torch.Tensor:

@@ -167,7 +167,7 @@ def main(config: CompareConfig, given: dict[str, Any]) -> None:
             references.append(curve)
     panels = {}
     for preset, words in (("paper", "the published semantics"), ("tuned", "what works better")):
-        learners = [run for run in runs if run.learns and run.parameters.get("preset") == preset]
+        learners = [run for run in runs if run.learns and run.parameters.get("preset", "tuned") == preset]
         if learners:
             curves = [Curve(run.method, episodes, run.columns["delay_s"]) for run in learners]
             panels[f"Preset {preset}: {words}"] = curves + references

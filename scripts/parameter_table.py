@@ -8,6 +8,7 @@ from baselines.main_dqn import DQNConfig
 from baselines.main_heuristics import HeuristicConfig
 from baselines.main_sac import SACConfig
 from common.parameters import Parameters, allowed_values, command_line
+from lad_ts.main_coop import CoopConfig
 from lad_ts.main_lad import LadConfig
 from lad_ts.training import FixedParameters
 
@@ -16,6 +17,7 @@ SCRIPTS = {
     "sac": SACConfig,
     "d2sac": D2SACConfig,
     "dqn": DQNConfig,
+    "coop": CoopConfig,
     "opt": FixedParameters,
     "heuristics": HeuristicConfig,
 }

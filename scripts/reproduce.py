@@ -11,11 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs
+from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs, variants
 from common.parameters import Parameters, command_line, parameter
 from common.run_folder import RESULTS
 
-EVERY = (*(f"{name}:{preset}" for preset in ("tuned", "paper") for name in LEARNERS), *FIXED)
+EVERY = (
+    *(f"{name}:{preset}" for preset in ("tuned", "paper") for name in LEARNERS if preset in variants(name)),
+    "coop_lad_ts:mean",
+    *FIXED,
+)
 
 
 @dataclasses.dataclass(kw_only=True)
