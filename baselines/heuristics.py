@@ -11,6 +11,7 @@ import numpy as np
 
 from lad_ts.environment_lad import EnvironmentParameters, Scenario, Slot
 from lad_ts.queue_model import presence
+from lad_ts.references import VirtualOpt
 from lad_ts.routing_table import coordinated_uniforms, fit_tables, scenario_rows
 from lad_ts.scheduler import Scheduler
 
@@ -268,46 +269,6 @@ class FittedTableStatic(FittedTable):
 
     needs = "t, f, w, distribution of the task counts, a table fitted in advance"
     feedback = False
-
-
-class VirtualOpt(Scheduler):
-    """Opt-TS without messages: each BS replays the greedy rule with the expected tasks of the BSs before it.
-
-    A BS before it is taken to bring every n-th task with that task's probability as a fraction of it. Then the BS gives
-    its own tasks, one after the other, the ES with the least delay.
-    """
-
-    needs = "q at the slot's start, f, v, w, distribution of the task counts"
-
-    def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
-        super().begin(scenario, rows)
-        self.present = presence(self.params)
-
-    def act(self, slot: Slot) -> np.ndarray:
-        f, v = self.scenario.capacity, self.scenario.link_rate
-        mask, size, workload = (x.cpu().numpy() for x in (slot.mask, slot.size, slot.workload))
-        rows, num_bs, num_tasks = mask.shape
-        row, away = np.arange(rows), 1 - np.eye(num_bs)
-        typical, mean = self.scenario.workload, (self.params.input_min + self.params.input_max) / 2
-        result = self.scenario.result_size[:, :, None] / v[:, None]
-        own = typical[:, :, None] / f[:, None] + result  # [R, N, B]
-        added = self.present[:, None] * typical[:, :, None] / f[:, None]
-        wait = slot.backlog.cpu().numpy() / f
-        waits = np.empty((rows, num_bs, num_bs))  # before each BS's turn
-        for b in range(num_bs):
-            waits[:, b] = wait
-            upload = mean * away[b] / v
-            for n in range(num_tasks):
-                best = (wait + own[:, n] + upload).argmin(1)
-                wait[row, best] += added[row, n, best]
-        action = np.zeros(mask.shape, dtype=np.int64)
-        for n in range(num_tasks):
-            work = workload[:, :, n, None] / f[:, None]
-            delay = waits + work + size[:, :, n, None] * away / v[:, None] + result[:, None, n]
-            action[:, :, n] = best = delay.argmin(-1)
-            chosen = (row[:, None], np.arange(num_bs), best)
-            waits[chosen] += mask[:, :, n] * work[chosen]
-        return action
 
 
 HEURISTICS: dict[str, Any] = {

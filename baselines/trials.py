@@ -81,7 +81,8 @@ class Told(Scheduler):
     def act(self, slot: Any) -> np.ndarray | torch.Tensor:
         if slot.t == self.trial.fails_at:
             fastest = self.env.capacity.argmax(1, keepdim=True)
-            self.env.capacity.scatter_(1, fastest, self.env.capacity.gather(1, fastest) * BROKEN)
+            whole = self.env.capacity  # not changed in place: the scenario has it, too
+            self.env.capacity = whole.scatter(1, fastest, whole.gather(1, fastest) * BROKEN)
             if self.omniscient or self.trial.told:
                 capacity = self.scheduler.scenario.capacity.copy()
                 np.put_along_axis(

@@ -7,7 +7,7 @@ decisions. Not part of the LAD-TS paper. Start reading at `CoopAgents.act`, then
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from lad_ts.congestion import CongestionPrices, measured_costs
 from lad_ts.coop_actors import ServerActor, StationActors, View
 from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.practice import Lessons, practice_lessons
-from lad_ts.queue_model import QueueModel, presence
+from lad_ts.queue_model import QueueModel, offered_load, presence
+from lad_ts.references import VirtualOpt
 from lad_ts.routing_table import (
     TASKS_BY_CAPACITY,
     RoutingTable,
@@ -47,6 +48,9 @@ class CoopParameters(TableParameters):
         "model",
         "model: a table fitted through the queue model, then its gradient; prices: measured prices, no model",
         choices=("model", "prices"),
+    )
+    takeover: float = parameter(
+        1.05, "offered load below which every BS replays the greedy rule instead (virtual Opt); 0: never", low=0
     )
     hidden: int = parameter(32, "width of the two hidden layers", low=1)
     denoising_steps: int = parameter(5, "denoising steps I of the policy", unit="steps", low=1, high=1000)
@@ -103,6 +107,7 @@ class CoopAgents(SeededLearner):
         if not self.shared:  # [S, B, B, T, N]: the action probabilities that each BS remembers, at first noise
             self.memory = self.draw_rows("normal", servers, servers, params.num_slots, tasks)
         self.down: torch.Tensor | None = None  # [S, B], servers that are known to have failed
+        self.virtual = VirtualOpt(params)
         self.decision: dict[str, torch.Tensor] = {}
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
@@ -111,12 +116,23 @@ class CoopAgents(SeededLearner):
         self.episode = rows[0][1]
         self.row = torch.arange(len(self.seeds), device=self.device)[:, None]
         self.view = View(self.params, scenario, self.device)
+        self.greedy = torch.as_tensor(offered_load(self.params, scenario) < self.params.takeover)  # [S]
+        self.virtual.begin(scenario, rows)
         self.down = None
         self.offsets = self.draw_rows("uniform", self.params.num_slots)
         self.uniforms = coordinated_uniforms(self.num_bs, scenario.workload.shape[1]).to(self.device)
         self.met: list[tuple[torch.Tensor, ...]] = []
 
     def act(self, slot: Slot) -> torch.Tensor:
+        if not self.greedy.any():
+            return self.drawn(slot)
+        virtual = torch.as_tensor(self.virtual.act(slot), device=self.device)
+        if self.greedy.all():
+            return virtual
+        return torch.where(self.greedy.to(self.device)[:, None, None], virtual, self.drawn(slot))
+
+    def drawn(self, slot: Slot) -> torch.Tensor:
+        """Actions [S, B, N] drawn from the networks' probabilities."""
         seeds, stations, tasks = slot.mask.shape
         q = slot.backlog.to(self.device, torch.float32)
         with torch.no_grad():
@@ -170,6 +186,9 @@ class CoopAgents(SeededLearner):
     def finish_episode(self) -> None:
         """Distil the table in the first episodes, and follow the queue model's gradient in the later ones."""
         p = self.params
+        if self.greedy.all():  # nothing that is learned would be used
+            self.met = []
+            return
         backlog, tasks, work, sent = (torch.stack(parts, 1).to(self.device) for parts in zip(*self.met, strict=True))
         self.met = []
         if backlog.shape[2:] != self.backlog.shape[3:]:
@@ -236,14 +255,26 @@ class CoopAgents(SeededLearner):
             n = torch.searchsorted(present, uniform[..., 3:] * present[-1]).clamp(max=p.num_tasks - 1)
             q, view = lesson.backlog[row, e, t], lesson.view
             label = lesson.table.log_probabilities(row, t, n, q, view.capacity[row], gain).softmax(-1)
-            theta = self.theta.detach().requires_grad_()
-            x0 = self.logits_at(theta, view, row, t, view.workload[row[..., None], n], n, q)
-            loss = -(label[:, None] * x0.log_softmax(-1)).sum(-1).mean((2, 3)).sum()
+            workload = view.workload[row[..., None], n]
+
+            def loss(theta: torch.Tensor, s: slice, view=view, row=row, t=t, workload=workload, n=n, q=q, label=label):
+                x0 = self.logits_at(theta, view, row[s], t[s], workload[s], n[s], q[s])
+                return -(label[s, None] * x0.log_softmax(-1)).sum(-1).mean((2, 3)).sum()
+
             done = (self.episode * p.distil_updates + update) / falling
-            self.adam.lr = p.distil_rate * (
-                max(1 - done, 0.0) ** 0.5 if p.teacher == "model" else 1 / (1 + done) ** 0.5
-            )
-            self.adam.step(torch.autograd.grad(loss, theta)[0])
+            left = max(1 - done, 0.0) if p.teacher == "model" else 1 / (1 + done)  # prices have no last episode
+            self.adam.lr = p.distil_rate * left**0.5
+            self.adam.step(self.gradient(loss))
+
+    def gradient(self, loss: Callable[[torch.Tensor, slice], torch.Tensor]) -> torch.Tensor:
+        """The gradient of loss(theta, seeds) for all seeds. Shared networks take turns: their tensors fit the cache."""
+        every = range(len(self.seeds)) if self.shared else range(1)
+        parts = []
+        for k in every:
+            seeds = slice(k, k + 1) if self.shared else slice(None)
+            theta = self.theta[seeds].detach().requires_grad_()
+            parts.append(torch.autograd.grad(loss(theta, seeds), theta)[0])
+        return torch.cat(parts)
 
     def logits_at(
         self,
@@ -269,7 +300,6 @@ class CoopAgents(SeededLearner):
         p, lessons = self.params, self.lessons()
         slots = p.num_slots - 1
         chooser = np.random.default_rng(np.random.SeedSequence([self.seeds[0], self.episode]))
-        size = (p.input_min + p.input_max) / 2
         number = torch.arange(p.num_tasks, device=self.device)
         t = torch.arange(slots, device=self.device).expand(len(self.seeds), -1)
         n = number.expand(len(self.seeds), slots, -1)
@@ -280,24 +310,40 @@ class CoopAgents(SeededLearner):
             e = (int(self.recorded) - 1 - update) % lesson.backlog.shape[1]
             q, tasks = lesson.backlog[row[:, 0], e], lesson.tasks[row[:, 0], e]  # [S, T - 1, B]
             mask = tasks[..., None] > number  # [S, T - 1, B, N]
-            chosen = row[:, 0].cpu().numpy()
-            scenario = scenario_rows(lesson.scenario, chosen)
-            model = QueueModel(scenario, p.slot_length, torch.float32, self.device)
-            objective = make_objective(p, scenario)
-            theta = self.theta.detach().requires_grad_()
+            chosen = scenario_rows(lesson.scenario, row[:, 0].cpu().numpy())
             rows = row.expand(-1, slots)
             workload = lesson.view.workload[rows]
-            probabilities = self.logits_at(theta, lesson.view, rows, t, workload, n, q).softmax(-1)
-            if self.shared:
-                cost = model.table_cost(probabilities[:, 0], mask.sum(2)[:, None].float(), size, objective)
-            else:
-                table = probabilities.transpose(1, 2)  # [S, T - 1, BS, N, B]
-                delays = model.delays(table, mask, torch.full_like(table[..., 0], size))
-                cost = ((table * objective.cost(delays, model.alone)).sum(-1) * mask).sum((1, 2, 3)) / mask.sum(
-                    (1, 2, 3)
-                )
-            loss = cost.log().sum()  # relative, so that all scenarios count alike
-            self.adam.step(torch.autograd.grad(loss, theta)[0])
+
+            def loss(
+                theta: torch.Tensor,
+                s: slice,
+                lesson=lesson,
+                scenario=chosen,
+                rows=rows,
+                workload=workload,
+                q=q,
+                mask=mask,
+            ) -> torch.Tensor:
+                probabilities = self.logits_at(theta, lesson.view, rows[s], t[s], workload[s], n[s], q[s]).softmax(-1)
+                return self.episode_cost(probabilities, scenario_rows(scenario, s), mask[s]).clamp(min=1e-6).log().sum()
+
+            self.adam.step(self.gradient(loss))  # relative costs, so that all scenarios count alike
+
+    def episode_cost(self, probabilities: torch.Tensor, scenario: Scenario, mask: torch.Tensor) -> torch.Tensor:
+        """The mean cost of a task [S] through the queue model.
+
+        probabilities [S, A, T - 1, N, B] as from `logits_at`, mask [S, T - 1, B, N] the tasks of the episode.
+        """
+        p = self.params
+        size = (p.input_min + p.input_max) / 2
+        model = QueueModel(scenario, p.slot_length, torch.float32, self.device)
+        objective = make_objective(p, scenario)
+        if self.shared:
+            return model.table_cost(probabilities[:, 0], mask.sum(2)[:, None].float(), size, objective)
+        table = probabilities.transpose(1, 2)  # [S, T - 1, BS, N, B]
+        delays = model.delays(table, mask, torch.full_like(table[..., 0], size))
+        cost = (table * objective.cost(delays, model.alone)).sum(-1) * mask
+        return cost.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
     def modules(self) -> dict[str, object]:
         parts = {"theta": self.theta, "adam": self.adam, "memory": self.memory, "fitted": self.fitted}

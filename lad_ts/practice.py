@@ -15,7 +15,7 @@ from lad_ts.routing_table import PRACTICE, RoutingTable, TableParameters, fit_ta
 
 PATHS = 8  # arrival paths of each practice scenario
 SERVERS = (8, 20, 40)  # numbers of servers, in equal parts
-LOADS = (0.6, 1.7)
+LOADS = (1.03, 1.7)  # the smaller ones, where a mistake overloads a server, more often
 SPREADS = (1.0, 8.0)  # greatest over least capacity
 FIRST_SEED = 1_000_000  # scenario seeds of practice, far from those that are used elsewhere
 
@@ -58,7 +58,8 @@ def practice_lessons(params: TableParameters, device: torch.device | str, count:
     groups: dict[int, list[Scenario]] = {}
     for k in range(count):
         num_bs = SERVERS[k % len(SERVERS)]
-        load, spread = rng.uniform(*LOADS), rng.uniform(*SPREADS)
+        load = LOADS[0] + (LOADS[1] - LOADS[0]) * rng.random() ** 2
+        spread = rng.uniform(*SPREADS)
         groups.setdefault(num_bs, []).append(drawn_scenario(params, FIRST_SEED + k, num_bs, load, spread))
     lessons = []
     for num_bs, scenarios in groups.items():

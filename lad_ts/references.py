@@ -1,14 +1,17 @@
-"""The two yardsticks of every run: Opt-TS, and a lower bound on the mean delay.
+"""The yardsticks of every run, Opt-TS and a lower bound on the mean delay, and Opt-TS without messages.
 
 Opt-TS takes the tasks in order and gives each the server that is best for that task alone, knowing all queues exactly
 (arXiv 2412.18212). It is greedy, not optimal. The bound pools all servers into one and serves the shortest remaining
 work first, which no scheduler can beat. Both work on many rows of (seed, episode) at once.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lad_ts.environment_lad import Arrivals, Scenario, Slot
 from lad_ts.episodes import EpisodeStatistics
+from lad_ts.queue_model import presence
 from lad_ts.scheduler import Scheduler
 
 
@@ -47,6 +50,46 @@ class OptTS(Scheduler):
         action = np.zeros((rows, num_bs * num_tasks), dtype=np.int64)
         np.put_along_axis(action, cell, chosen, 1)
         return action.reshape(mask.shape)
+
+
+class VirtualOpt(Scheduler):
+    """Opt-TS without messages: each BS replays the greedy rule with the expected tasks of the BSs before it.
+
+    A BS before it is taken to bring every n-th task with that task's probability as a fraction of it. Then the BS gives
+    its own tasks, one after the other, the ES with the least delay.
+    """
+
+    needs = "q at the slot's start, f, v, w, distribution of the task counts"
+
+    def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
+        super().begin(scenario, rows)
+        self.present = presence(self.params)
+
+    def act(self, slot: Slot) -> np.ndarray:
+        f, v = self.scenario.capacity, self.scenario.link_rate
+        mask, size, workload = (x.cpu().numpy() for x in (slot.mask, slot.size, slot.workload))
+        rows, num_bs, num_tasks = mask.shape
+        row, away = np.arange(rows), 1 - np.eye(num_bs)
+        typical, mean = self.scenario.workload, (self.params.input_min + self.params.input_max) / 2
+        result = self.scenario.result_size[:, :, None] / v[:, None]
+        own = typical[:, :, None] / f[:, None] + result  # [R, N, B]
+        added = self.present[:, None] * typical[:, :, None] / f[:, None]
+        wait = slot.backlog.cpu().numpy() / f
+        waits = np.empty((rows, num_bs, num_bs))  # before each BS's turn
+        for b in range(num_bs):
+            waits[:, b] = wait
+            upload = mean * away[b] / v
+            for n in range(num_tasks):
+                best = (wait + own[:, n] + upload).argmin(1)
+                wait[row, best] += added[row, n, best]
+        action = np.zeros(mask.shape, dtype=np.int64)
+        for n in range(num_tasks):
+            work = workload[:, :, n, None] / f[:, None]
+            delay = waits + work + size[:, :, n, None] * away / v[:, None] + result[:, None, n]
+            action[:, :, n] = best = delay.argmin(-1)
+            chosen = (row[:, None], np.arange(num_bs), best)
+            waits[chosen] += mask[:, :, n] * work[chosen]
+        return action
 
 
 class LowerBound:

@@ -22,6 +22,7 @@ from dedgeai.policies import PolicyOptions, make_policy
 from dedgeai.server_profile import Profile, equal_servers, fitted
 from dedgeai.simulation import first_in_first_out, simulate
 from dedgeai.tasks import DENSITY, Task
+from lad_ts import main_coop
 from lad_ts.environment_lad import Arrivals as SlotArrivals
 from lad_ts.environment_lad import CollaborativeMEC, Scenario, draw_scenario
 from lad_ts.main_lad import LadConfig
@@ -108,7 +109,7 @@ def test_a_profile_is_recovered_from_measured_times_and_its_file(tmp_path):
 # --- dispatcher and simulator ---
 
 
-@pytest.mark.parametrize("scheduler", ["opt_ts", "water_filling", "lad_ts", "size_interval"])
+@pytest.mark.parametrize("scheduler", ["opt_ts", "water_filling", "lad_ts", "coop_lad_ts", "size_interval"])
 def test_the_simulator_gives_the_delays_of_the_environment(scheduler, tmp_path):
     """Tasks of the paper's kind, one slot after another: the policies choose and the queues delay as in training."""
     profile = equal_servers(0.02, 0.0, 0.0, np.array([1.0, 0.5, 2.0]))
@@ -303,3 +304,13 @@ def test_a_checkpoint_of_other_servers_is_refused(tmp_path, capsys):
     assert "must be of --num_servers=5 servers, but is of 3" in refusal(capsys, main_dedgeai, *flags)
     assert "holds a run of LAD-TS" in refusal(capsys, main_dedgeai, *flags, "--scheduler", "sac_ts")
     run_here(main_dedgeai, *flags, "--num_servers", 3, "--num_tasks", 50)
+
+
+def test_a_shared_cooperative_checkpoint_serves_any_number_of_servers(tmp_path):
+    run_here(main_coop, "--num_bs=3", "--num_tasks=50", "--num_slots=6", "--episodes=1", "--fit_steps=3",
+             "--distil_updates=2", "--out", tmp_path / "coop")  # fmt: skip
+    checkpoint = tmp_path / "coop" / "checkpoint.pt"
+    flags = ["--simulate", "--scheduler=coop_lad_ts", "--checkpoint", checkpoint, "--num_tasks=40"]
+    for servers in (3, 7):
+        run_here(main_dedgeai, *flags, "--num_servers", servers, "--out", tmp_path / str(servers))
+        assert len((tmp_path / str(servers) / "tasks.csv").read_text().splitlines()) == 41

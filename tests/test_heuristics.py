@@ -156,7 +156,7 @@ def test_size_interval_separates_classes_and_beats_opt():
 @pytest.mark.parametrize("method", [*HEURISTICS, "opt"])
 def test_actions_of_cells_without_a_task_change_nothing(method):
     rng = np.random.default_rng(0)
-    config = make(HeuristicConfig, num_bs=5, num_tasks=6, num_slots=8)
+    config = make(HeuristicConfig, num_bs=5, num_tasks=6, num_slots=8, fit_steps=20)
     scenario, arrivals = random_scenario(rng, 2, 5, 6), random_arrivals(rng, 2, 8, 5, 6)
 
     def run(spoil: int | None) -> tuple[np.ndarray, ...]:
