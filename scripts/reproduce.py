@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs, variants
+from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs
 from common.parameters import Parameters, command_line, parameter
 from common.run_folder import RESULTS
 
+# Cooperative LAD-TS and its references are compared by coop_study.py, and run here when they are named.
+COOPERATIVE = {"coop_lad_ts", "size_interval_static", "routing_table", "routing_table_static", "virtual_opt"}
+PAPERS = [name for name in (*LEARNERS, *FIXED) if name not in COOPERATIVE]
 EVERY = (
-    *(f"{name}:{preset}" for preset in ("tuned", "paper") for name in LEARNERS if preset in variants(name)),
-    "coop_lad_ts:mean",
-    *FIXED,
+    *(f"{name}:{preset}" for preset in ("tuned", "paper") for name in PAPERS if name in LEARNERS),
+    *(name for name in PAPERS if name in FIXED),
 )
 
 
