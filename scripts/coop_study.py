@@ -1,8 +1,8 @@
 """Cooperative LAD-TS against Opt-TS: trains its variants, then tries them on scenarios and arrivals never seen.
 
 Everything is a ratio to Opt-TS on the same arrivals, with 95 % intervals over the training seeds. Trainings go to
-<out>/runs, and a second call goes on where the first ended. Writes table.md, robustness.md, trials.csv, fairness.csv
-and the figures loads, shapes and fairness, as PNG and PDF. Settings were chosen on other arrivals and scenarios.
+<out>/runs, and a second call goes on where the first ended. Writes trials.csv, a table of every experiment, and the
+figures loads, shapes, robustness and fairness, as PNG and PDF. Settings were chosen on other arrivals and scenarios.
 Example: python scripts/coop_study.py --jobs 2
 """
 

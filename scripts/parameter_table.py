@@ -35,14 +35,12 @@ def default_words(scripts: list[str], name: str) -> str:
         else:
             value = next(iter(presets.values()), default)
             words.append("none" if value is None else str(value))
-    common = {script: word for script, word in zip(scripts, words, strict=True) if SCRIPTS[script].PRESETS}
-    if len(set(common.values())) == 1 and len(common) < len(words):  # the learners agree; name the rest once
-        rest = next(word for script, word in zip(scripts, words, strict=True) if script not in common)
-        learners = next(iter(common.values()))
-        return learners if learners == rest else f"{learners}; without learning: {rest}"
-    if len(set(words)) == 1:
-        return words[0]
-    return "; ".join(f"{script}: {word}" for script, word in zip(scripts, words, strict=True))
+    groups: dict[str, list[str]] = {}
+    for script, word in zip(scripts, words, strict=True):
+        groups.setdefault(word, []).append(script)
+    most = max(groups, key=lambda word: len(groups[word]))  # stands without names
+    others = [f"{', '.join(names)}: {word}" for word, names in groups.items() if word != most]
+    return "; ".join([most, *others])
 
 
 def main(config: Parameters, given: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.heuristics import HEURISTICS
+from baselines.main_heuristics import HeuristicConfig
 from lad_ts.environment_lad import (
     Arrivals,
     CollaborativeMEC,
@@ -136,8 +137,7 @@ def test_a_batch_of_seeds_gives_bit_for_bit_what_each_seed_gives_alone(seed, num
 
 @pytest.mark.parametrize("method", HEURISTICS)
 def test_a_scheduler_gives_a_seed_the_same_delays_alone_and_among_others(method):
-    params = make(EnvironmentParameters, **SMALL, scenario_per_seed=True)
-    params.classes = 2
+    params = make(HeuristicConfig, **SMALL, scenario_per_seed=True, classes=2, fit_steps=20)
 
     def mean(rows: list[tuple[int, int]]) -> np.ndarray:
         env = CollaborativeMEC(draw_scenario(params, [seed for seed, _ in rows]))
@@ -299,10 +299,8 @@ def test_lower_bound_equals_an_event_by_event_simulation(seed, slot_length, num_
 @pytest.mark.parametrize("seed", range(5))
 def test_no_scheduler_is_below_the_lower_bound(seed):
     rng = np.random.default_rng(seed)
-    params = make(
-        EnvironmentParameters, num_bs=int(rng.integers(1, 7)), num_tasks=int(rng.integers(1, 12)), num_slots=9
-    )
-    params.classes = 3
+    sizes = {"num_bs": int(rng.integers(1, 7)), "num_tasks": int(rng.integers(1, 12)), "num_slots": 9}
+    params = make(HeuristicConfig, **sizes, classes=3, fit_steps=20)
     scenario = random_scenario(rng, 1, params.num_bs, params.num_tasks)
     arrivals = random_arrivals(rng, 1, params.num_slots, params.num_bs, params.num_tasks)
     bound = pooled_srpt_bound(scenario, arrivals)[0]
