@@ -7,6 +7,7 @@ Example: python scripts/coop_study.py --jobs 2
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,32 @@ def draw_shapes(path: Path, study: Study, seeds: int) -> None:
     save_figure(figure, path)
 
 
+def draw_robustness(path: Path, study: Study, seeds: int) -> None:
+    """Ratios in every setting of experiment robustness, a dot with its 95 % interval for each method."""
+    settings, methods = study.settings("robustness"), study.methods("robustness")
+    figure, row = plt.subplots(1, 2, figsize=(13, 6.5), sharey=True)
+    place = np.arange(len(settings))
+    for axes, statistic in zip(row, ("mean", "p95"), strict=True):
+        for k, method in enumerate(methods):
+            values = np.stack([study.values("robustness", value, method, statistic) for value in settings])
+            mean, half = mean_interval(values, axis=1)
+            offset = 0.7 * ((k + 0.5) / len(methods) - 0.5)
+            axes.errorbar(mean, place + offset, xerr=half, fmt="o", ms=4, lw=1, color=f"C{k}", label=method)
+        axes.axvline(1, color="black", ls="--", lw=1, label="Opt-TS, which always knows")
+        for between in place[1:] - 0.5:
+            axes.axhline(between, color="0.85", lw=0.8)
+        axes.set(xlabel=f"{'Mean delay' if statistic == 'mean' else statistic} / Opt-TS's", xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="x", labelsize=7, which="both")
+        axes.grid(alpha=0.3, axis="x", which="both")
+    row[0].set_yticks(place, [textwrap.fill(str(value), 28) for value in settings])
+    row[0].invert_yaxis()
+    title = f"defaults but for what is named; 95 % intervals over {seeds} training seeds"
+    row[1].legend(fontsize=7, title=title, title_fontsize=6)
+    save_figure(figure, path)
+
+
 def fairness(out: Path, trial: Trial, methods: dict[str, Make], episodes: int) -> None:
     """The mean delay of each task number against its workload, in fairness.csv and a figure."""
     rows, figure = [], plt.figure(figsize=(7.5, 5))
@@ -268,6 +295,7 @@ def main(config: StudyConfig, given: dict[str, Any]) -> None:
     write_csv(out / "trials.csv", header, study.rows)
     draw_loads(out / "loads", study, len(seeds))
     draw_shapes(out / "shapes", study, len(seeds))
+    draw_robustness(out / "robustness", study, len(seeds))
     sized = {"Opt-TS": lambda _: OptTS(), **{n: m for n, m in own.items() if n not in ("virtual Opt", "Coop per_bs")}}
     fairness(out, usual, sized, config.evaluation_episodes)
     for experiment in ("defaults", "robustness", "load", *PANELS):
