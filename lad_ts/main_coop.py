@@ -10,8 +10,10 @@ import dataclasses
 from typing import Any
 
 from common.parameters import command_line, parameter
+from lad_ts.environment_lad import draw_scenario
 from lad_ts.model_coop import CoopAgents, CoopParameters
-from lad_ts.training import Method, TrainingParameters, run_method
+from lad_ts.queue_model import offered_load
+from lad_ts.training import Method, TrainingParameters, run_method, training_seeds
 
 METHOD = Method("Cooperative LAD-TS", "coop", CoopAgents)
 
@@ -33,6 +35,11 @@ class CoopConfig(CoopParameters, TrainingParameters):
 
 
 def main(config: CoopConfig, given: dict[str, Any]) -> None:
+    if not config.resume and not config.evaluate:
+        load = offered_load(config, draw_scenario(config, training_seeds(config)))
+        if (load < config.takeover).any():
+            words = f"offered load {load.min():.2f} is below --takeover={config.takeover:g}"
+            print(f"{words}: there, all BSs replay the greedy rule (virtual Opt), and nothing is learned")
     run_method(config, given, METHOD)
 
 
