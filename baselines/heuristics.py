@@ -252,12 +252,18 @@ class FittedTable(Heuristic):
             self.fitted = key[first]
         self.offset = self.uniform(self.params.num_slots)
         self.spread = coordinated_uniforms(self.num_bs, scenario.workload.shape[1]).numpy()
+        self.down = np.zeros(scenario.capacity.shape, dtype=bool)
+
+    def lose(self, down: np.ndarray, scenario: Scenario) -> None:
+        super().lose(down, scenario)
+        self.down = down
 
     def act(self, slot: Slot) -> np.ndarray:
         logits = self.table.log_table[self.row, slot.t].double().numpy()  # [R, N, B]
         if self.feedback:
             excess = slot.backlog.cpu().numpy() - self.table.nominal[self.row, slot.t].double().numpy()
             logits = logits - self.params.feedback * (excess / self.scenario.capacity)[:, None]
+        logits = np.where(self.down[:, None], -np.inf, logits)
         share = np.exp(logits - logits.max(-1, keepdims=True))
         uniform = (self.offset[:, slot.t, None, None] + self.spread) % 1 if self.params.coordinated else None
         number = np.broadcast_to(np.arange(logits.shape[1]), slot.mask.shape)

@@ -28,8 +28,9 @@ BROKEN = 1e-3  # capacity of a server that has failed, relative to what it was
 class Trial:
     """What is tried: parameters, a scenario with a row for each seed, what schedulers believe, and what fails.
 
-    `believed` is the scenario that schedulers other than Opt-TS are told. `fails_at` is the slot from which on each
-    row's fastest server does next to nothing; Opt-TS knows it, the others where `told`.
+    `believed` is the scenario that schedulers other than Opt-TS are told. From slot `fails_at` on each
+    row's fastest server does next to nothing; Opt-TS knows it, the others where `told`. What was sent there before has
+    the delay that it was given when it was scheduled.
     """
 
     params: Any
@@ -81,18 +82,13 @@ class Told(Scheduler):
     def act(self, slot: Any) -> np.ndarray | torch.Tensor:
         if slot.t == self.trial.fails_at:
             fastest = self.env.capacity.argmax(1, keepdim=True)
-            whole = self.env.capacity  # not changed in place: the scenario has it, too
-            self.env.capacity = whole.scatter(1, fastest, whole.gather(1, fastest) * BROKEN)
+            down = torch.zeros_like(self.env.capacity, dtype=torch.bool).scatter_(1, fastest, True)
+            # A new tensor, not changed in place: the scenario has the old one, too.
+            self.env.capacity = torch.where(down, self.env.capacity * BROKEN, self.env.capacity)
             if self.omniscient or self.trial.told:
-                capacity = self.scheduler.scenario.capacity.copy()
-                np.put_along_axis(
-                    capacity, fastest.numpy(), np.take_along_axis(capacity, fastest.numpy(), 1) * BROKEN, 1
-                )
-                self.scheduler.scenario = dataclasses.replace(self.scheduler.scenario, capacity=capacity)
-                if isinstance(self.scheduler, CoopAgents):
-                    self.scheduler.down = torch.zeros_like(self.env.capacity, dtype=torch.bool).scatter_(
-                        1, fastest, True
-                    )
+                known = self.scheduler.scenario
+                capacity = np.where(down.numpy(), known.capacity * BROKEN, known.capacity)
+                self.scheduler.lose(down.numpy(), dataclasses.replace(known, capacity=capacity))
         return self.scheduler.act(slot)
 
 

@@ -22,7 +22,7 @@ import ray
 import torch
 from tqdm import tqdm
 
-from common.parameters import ParameterError, fail
+from common.parameters import fail
 from common.run_folder import describe, peak_memory, save_checkpoint, write_config, write_csv
 from dedgeai.arrivals import Arrivals
 from dedgeai.cluster import ClusterOptions, connect
@@ -40,7 +40,7 @@ from dedgeai.configuration import (
 from dedgeai.dispatcher import Dispatcher
 from dedgeai.edge_server import Options, SimulatedOptions
 from dedgeai.measurement import measure, measure_profile
-from dedgeai.policies import make_policy
+from dedgeai.policies import check_learning, make_policy
 from dedgeai.report import Batch, plot_queues, predict, print_table, sim_to_real, table_rows, write_tasks
 from dedgeai.server_profile import Profile
 from dedgeai.service import bind, serve
@@ -125,8 +125,8 @@ async def work(
     folder = system.folder
     profile = await find_profile(config, model, system, prompts)
     policy = make_policy(policy_options(config, prompts), profile, Path(config.policies))
-    if config.learn and len(policy.seeds) != 1:
-        raise ParameterError(f"--learn=True: must come with a policy of one seed, not of {len(policy.seeds)}")
+    if config.learn:
+        check_learning(policy)
     kept = dataclasses.asdict(config) | {"token": None}  # which is a secret
     write_config(folder, f"dedgeai, {'serve' if config.serve else 'run'}, {config.scheduler}", kept)
     await system.schedule_with(Dispatcher(policy, config.learn), profile)

@@ -22,6 +22,7 @@ from dedgeai.server_profile import Profile
 from dedgeai.tasks import DENSITY
 from lad_ts import main_coop, main_lad
 from lad_ts.environment_lad import Scenario, draw_scenario
+from lad_ts.model_coop import CoopAgents
 from lad_ts.references import OptTS
 from lad_ts.training import restore, run_method, stored_config, training_seeds
 
@@ -35,7 +36,7 @@ LEARNERS = {
 NAMES = ", ".join([*LEARNERS, "opt_ts", *HEURISTICS])
 LOAD = 1.1  # offered load at which policies are trained: queues grow slowly, as under the paper's
 STATE_CELLS = 2**28  # numbers of a round's states, which bound the memory of learned policies
-TRAINED_SERVERS = 200  # most servers that agents are trained for here; each has networks of its own
+TRAINED_SERVERS = 200  # most servers that agents are trained for here; all but one learner have networks for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,19 @@ def read_checkpoint(place: Path, options: PolicyOptions, servers: int) -> tuple[
     config = dataclasses.replace(config, device="cpu")  # a round is small, and a GPU belongs to an edge server
     check_size(servers, dataclasses.replace(options, num_tasks=config.num_tasks * config.seeds))
     return config, content
+
+
+def check_learning(policy: Policy) -> None:
+    """Raise ParameterError for a learner that cannot go on learning on the policy's cluster."""
+    if len(policy.seeds) != 1:
+        raise ParameterError(f"--learn=True: must come with a policy of one seed, not of {len(policy.seeds)}")
+    if isinstance(policy.scheduler, CoopAgents):
+        params, servers = policy.scheduler.params, policy.scenario.capacity.shape[1]
+        if params.num_bs != servers or params.practice:
+            raise ParameterError(
+                f"--learn=True: must come with agents trained for {servers} servers without practice, "
+                f"not for {params.num_bs} with --practice={params.practice}"
+            )
 
 
 def check_policy(options: PolicyOptions, servers: int) -> None:

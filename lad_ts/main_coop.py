@@ -15,8 +15,6 @@ from lad_ts.model_coop import CoopAgents, CoopParameters
 from lad_ts.queue_model import offered_load
 from lad_ts.training import Method, TrainingParameters, run_method, training_seeds
 
-METHOD = Method("Cooperative LAD-TS", "coop", CoopAgents)
-
 
 @dataclasses.dataclass(kw_only=True)
 class CoopConfig(CoopParameters, TrainingParameters):
@@ -34,12 +32,19 @@ class CoopConfig(CoopParameters, TrainingParameters):
         return "_".join(filter(None, words)) + ("_practised" if self.practice else "")
 
 
+def takeover_note(config: CoopConfig) -> str:
+    """What to say where the load is so low that agents do not learn; else nothing."""
+    load = offered_load(config, draw_scenario(config, training_seeds(config)))
+    if not (load < config.takeover).any():
+        return ""
+    words = f"offered load {load.min():.2f} is below --takeover={config.takeover:g}"
+    return f"{words}: there, all BSs replay the greedy rule (virtual Opt), and nothing is learned"
+
+
+METHOD = Method("Cooperative LAD-TS", "coop", CoopAgents, takeover_note)
+
+
 def main(config: CoopConfig, given: dict[str, Any]) -> None:
-    if not config.resume and not config.evaluate:
-        load = offered_load(config, draw_scenario(config, training_seeds(config)))
-        if (load < config.takeover).any():
-            words = f"offered load {load.min():.2f} is below --takeover={config.takeover:g}"
-            print(f"{words}: there, all BSs replay the greedy rule (virtual Opt), and nothing is learned")
     run_method(config, given, METHOD)
 
 

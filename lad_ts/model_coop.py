@@ -21,6 +21,7 @@ from lad_ts.practice import Lessons, practice_lessons
 from lad_ts.queue_model import QueueModel, offered_load, presence
 from lad_ts.references import VirtualOpt
 from lad_ts.routing_table import (
+    PRACTICE,
     TASKS_BY_CAPACITY,
     RoutingTable,
     TableParameters,
@@ -69,6 +70,7 @@ class CoopParameters(TableParameters):
         0,
         "further scenarios, drawn at random, that the shared network also learns from, for use on any scenario",
         low=0,
+        high=10_000,
     )
     price_rate: float = parameter(0.01, "step of the table against measured prices, falling with time", above=0)
     price_memory: float = parameter(0.5, "share of the newest episode in the mean of measured prices", above=0, high=1)
@@ -85,7 +87,9 @@ class CoopParameters(TableParameters):
 class CoopAgents(SeededLearner):
     """The agents of all BSs, for S training seeds. A row of an episode is a training seed."""
 
-    needs = "q at the slot's start and the BS's own tasks; from training f, w and the distribution of the tasks"
+    needs = (
+        "q at the slot's start, t, the BS's own tasks, a common random seed; from training f, v, w, distribution of N"
+    )
     params: CoopParameters
 
     def __init__(self, params: CoopParameters, seeds: Sequence[int], device: torch.device | str) -> None:
@@ -109,11 +113,11 @@ class CoopAgents(SeededLearner):
         self.down: torch.Tensor | None = None  # [S, B], servers that are known to have failed
         self.virtual = VirtualOpt(params)
         self.decision: dict[str, torch.Tensor] = {}
+        self.met: list[tuple[torch.Tensor, ...]] = []
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
         super().begin(scenario, rows)
         self.num_bs = scenario.capacity.shape[1]
-        self.episode = rows[0][1]
         self.row = torch.arange(len(self.seeds), device=self.device)[:, None]
         self.view = View(self.params, scenario, self.device)
         self.greedy = torch.as_tensor(offered_load(self.params, scenario) < self.params.takeover)  # [S]
@@ -121,7 +125,11 @@ class CoopAgents(SeededLearner):
         self.down = None
         self.offsets = self.draw_rows("uniform", self.params.num_slots)
         self.uniforms = coordinated_uniforms(self.num_bs, scenario.workload.shape[1]).to(self.device)
-        self.met: list[tuple[torch.Tensor, ...]] = []
+
+    def lose(self, down: np.ndarray, scenario: Scenario) -> None:
+        super().lose(down, scenario)
+        self.virtual.lose(down, scenario)
+        self.down = torch.as_tensor(down, device=self.device)
 
     def act(self, slot: Slot) -> torch.Tensor:
         if not self.greedy.any():
@@ -157,11 +165,11 @@ class CoopAgents(SeededLearner):
     def slot_logits(self, slot: Slot, q: torch.Tensor) -> torch.Tensor:
         """x_0 [S, C, B] of a slot's tasks. C is N where all BSs have the same tasks and one network, else B N."""
         seeds, stations = slot.mask.shape[:2]
-        workload = slot.workload.to(self.device, torch.float32)
         now = torch.full_like(self.row, slot.t)
+        same = self.shared and slot.workload.stride(1) == 0  # the environment's tasks are the same at all BSs
+        workload = (slot.workload[:, :1] if same else slot.workload).to(self.device, torch.float32)
         if self.shared:
-            same = workload.stride(1) == 0  # the environment's tasks are the same at all BSs
-            cells = workload[:, :1] if same else workload.reshape(seeds, 1, -1)
+            cells = workload.reshape(seeds, 1, -1)
             return self.actor.logits(self.theta, self.view, self.row, now, cells, q[:, None])[:, 0]
         row, now, q = self.row.expand(-1, stations), now.expand(-1, stations), q[:, None].expand(-1, stations, -1)
         state = self.actor.state(self.view, row, now, workload.contiguous(), q)
@@ -173,14 +181,16 @@ class CoopAgents(SeededLearner):
         return x0.flatten(1, 2)
 
     def learn(self, slot: Slot, action: torch.Tensor, delay: torch.Tensor, following: Slot) -> None:
-        """Remember the slot's queues and counts; learn at the end of the episode."""
+        """Remember the slot's queues and counts; learn once those of a whole episode are there, which come in order."""
+        if slot.t == 0:
+            self.met = []
         work = (slot.workload * slot.mask).flatten(1).float()
         one_hot = torch.zeros(len(self.seeds), 2, self.num_bs, device=self.device)
         flat = action.flatten(1)
         one_hot[:, 0].scatter_add_(1, flat, work.to(self.device))
         one_hot[:, 1].scatter_add_(1, flat, slot.mask.flatten(1).to(self.device, torch.float32))
         self.met.append((slot.backlog.float(), slot.mask.sum(2).float(), one_hot[:, 0], one_hot[:, 1]))
-        if len(self.met) == self.params.num_slots - 1:
+        if len(self.met) == slot.t + 1 == self.params.num_slots - 1:
             self.finish_episode()
 
     def finish_episode(self) -> None:
@@ -193,24 +203,26 @@ class CoopAgents(SeededLearner):
         self.met = []
         if backlog.shape[2:] != self.backlog.shape[3:]:
             raise ValueError(f"trained for {self.backlog.shape[3]} servers, cannot learn from {backlog.shape[2]}")
-        place = int(self.recorded) % KEPT
+        episode = int(self.recorded)
+        place = episode % KEPT
         self.backlog[:, place], self.tasks[:, place] = backlog, tasks
         self.recorded += 1
         prices = p.teacher == "prices"
-        if prices or self.episode < p.distil_episodes:
+        if prices or episode < p.distil_episodes:
             self.prepare()
             if prices:
                 model = QueueModel(self.scenario, p.slot_length, torch.float32, self.device)
                 wait, price = measured_costs(backlog, work, sent, model.capacity, p.slot_length)
                 self.prices.learn(wait, price, backlog, model.own, model.workload)
-            self.distil()
+            self.distil(episode)
         else:
-            self.tune()
+            self.tune(episode)
 
     def prepare(self) -> None:
         """Fit the tables of the present scenario, and those of the practice scenarios, where that is not done yet."""
-        if not torch.equal(self.fitted, self._capacity.float()):
-            if self.params.teacher == "prices":
+        prices = self.params.teacher == "prices"
+        if not (self.fitted.any() if prices else torch.equal(self.fitted, self._capacity.float())):
+            if prices:
                 fitted = unfitted_table(self.params, self.scenario)
             else:
                 fitted, _ = fit_tables(self.params, self.scenario, self.seeds)
@@ -237,12 +249,16 @@ class CoopAgents(SeededLearner):
             return self.row.expand_as(uniform)
         return (uniform * lesson.backlog.shape[0]).long()
 
-    def distil(self) -> None:
+    def lesson_chooser(self, episode: int) -> np.random.Generator:
+        """What chooses an episode's lessons, for all seeds alike, so that a seed learns the same beside any others."""
+        return np.random.default_rng(np.random.SeedSequence([PRACTICE, self.params.scenario_seed, episode, 1]))
+
+    def distil(self, episode: int) -> None:
         """Cross entropy to the table's probabilities, at states that were met."""
         p, lessons = self.params, self.lessons()
         states, cells = p.batch_states, p.batch_tasks
         draws = self.draw_rows("uniform", p.distil_updates, states, 3 + cells)
-        chooser = np.random.default_rng(np.random.SeedSequence([self.seeds[0], self.episode]))
+        chooser = self.lesson_chooser(episode)
         present = torch.as_tensor(presence(p), dtype=torch.float32, device=self.device).cumsum(0)
         gain = p.feedback if p.teacher == "model" else 0.0  # queues that prices have changed are no deviation
         falling = max(p.distil_episodes, 1) * p.distil_updates
@@ -261,7 +277,7 @@ class CoopAgents(SeededLearner):
                 x0 = self.logits_at(theta, view, row[s], t[s], workload[s], n[s], q[s])
                 return -(label[s, None] * x0.log_softmax(-1)).sum(-1).mean((2, 3)).sum()
 
-            done = (self.episode * p.distil_updates + update) / falling
+            done = (episode * p.distil_updates + update) / falling
             left = max(1 - done, 0.0) if p.teacher == "model" else 1 / (1 + done)  # prices have no last episode
             self.adam.lr = p.distil_rate * left**0.5
             self.adam.step(self.gradient(loss))
@@ -295,19 +311,19 @@ class CoopAgents(SeededLearner):
         latent = latent.flatten(1, 2).permute(0, 2, 3, 1)
         return self.actor.logits(theta, state, latent).unflatten(2, n.shape[1:])
 
-    def tune(self) -> None:
+    def tune(self, episode: int) -> None:
         """Steps along the gradient of everybody's cost, at the states of an episode, through the queue model."""
         p, lessons = self.params, self.lessons()
         slots = p.num_slots - 1
-        chooser = np.random.default_rng(np.random.SeedSequence([self.seeds[0], self.episode]))
+        chooser = self.lesson_chooser(episode)
         number = torch.arange(p.num_tasks, device=self.device)
         t = torch.arange(slots, device=self.device).expand(len(self.seeds), -1)
         n = number.expand(len(self.seeds), slots, -1)
-        self.adam.lr = p.tune_rate / (1 + (self.episode - p.distil_episodes) / p.tune_halving)
+        self.adam.lr = p.tune_rate / (1 + (episode - p.distil_episodes) / p.tune_halving)
         for update in range(p.tune_updates):
             lesson = self.choose_lesson(lessons, chooser.random())
             row = self.rows_of(lesson, self.draw_rows("uniform", 1))
-            e = (int(self.recorded) - 1 - update) % lesson.backlog.shape[1]
+            e = (episode - update) % lesson.backlog.shape[1]
             q, tasks = lesson.backlog[row[:, 0], e], lesson.tasks[row[:, 0], e]  # [S, T - 1, B]
             mask = tasks[..., None] > number  # [S, T - 1, B, N]
             chosen = scenario_rows(lesson.scenario, row[:, 0].cpu().numpy())

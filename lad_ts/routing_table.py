@@ -36,7 +36,8 @@ class TableParameters(EnvironmentParameters):
     tail_weight: float = parameter(5.0, "weight of what exceeds the threshold, for objective tail", low=0)
     tail_threshold: float | None = parameter(
         None,
-        "delay above which objective tail counts; default 0.95 of the fluid wait at the end, (load - 1) T",
+        "delay above which objective tail counts; default 0.95 of the fluid wait at the end, that is of T - 1 slots "
+        "times load - 1, or 0.05 if that is more",
         unit="s",
         low=0,
     )

@@ -32,6 +32,10 @@ class Scheduler:
         """The chosen ES [R, B, N] (integer) of every task; cells where slot.mask is False may hold any ES."""
         raise NotImplementedError(f"{type(self).__name__} must define act(slot)")
 
+    def lose(self, down: np.ndarray, scenario: Scenario) -> None:
+        """Hear in mid-episode which ESs [R, B] have failed; the scenario has next to no capacity there."""
+        self.scenario = scenario
+
     def uniform(self, *shape: int) -> np.ndarray:
         """Uniform numbers [R, *shape] in [0, 1), row by row from the rows' own generators."""
         return np.stack([generator.random(shape) for generator in self.random])

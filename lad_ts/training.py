@@ -98,6 +98,7 @@ class Method:
     name: str
     folder: str
     build: Callable[[Any, Sequence[int], torch.device], Scheduler]
+    note: Callable[[Any], str] = lambda config: ""  # what a training's user should know in advance
 
     def label(self, config: Any) -> str:
         """The name, for learners with the preset, as figures and tables show it."""
@@ -202,6 +203,8 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
             finish_run(config, method, folder, scheduler, history, start)
     else:
         learns = isinstance(config, TrainingParameters)
+        if note := method.note(config):
+            print(note)
         name = f"{config.variant if learns else 'fixed'}_e{config.episodes}_s{config.seed}-{training_seeds(config)[-1]}"
         scheduler = method.build(config, training_seeds(config), choose_device(config.device))
         folder = create_folder(config.out, RESULTS / method.folder / name)

@@ -1,8 +1,9 @@
 """Cooperative LAD-TS against Opt-TS: trains its variants, then tries them on scenarios and arrivals never seen.
 
 Everything is a ratio to Opt-TS on the same arrivals, with 95 % intervals over the training seeds. Trainings go to
-<out>/runs, and a second call goes on where the first ended. Writes trials.csv, a table of every experiment, and the
-figures loads, shapes, robustness and fairness, as PNG and PDF. Settings were chosen on other arrivals and scenarios.
+<out>/runs, and a second call goes on where the first ended. All seeds practise on the same scenarios. Writes
+trials.csv, fairness.csv, a table of every experiment, and the figures loads, shapes, robustness and fairness, as PNG
+and PDF. Settings were chosen on other arrivals and scenarios.
 Example: python scripts/coop_study.py --jobs 2
 """
 
@@ -30,7 +31,7 @@ from baselines.trials import (
     unseen_scenarios,
 )
 from common.figures import plt, save_figure
-from common.parameters import Parameters, command_line, parameter, resolve
+from common.parameters import ParameterError, Parameters, command_line, parameter, resolve
 from common.run_folder import RESULTS, load_checkpoint, writable, write_csv, write_text
 from common.statistics_seeds import mean_interval, with_interval
 from lad_ts.environment_lad import CollaborativeMEC, draw_scenario
@@ -75,10 +76,12 @@ class StudyConfig(Parameters):
 def train(config: StudyConfig, out: Path) -> dict[str, CoopAgents]:
     """The trained agents of every variant."""
     names = [name.strip() for name in config.variants.split(",")]
+    if not set(names) <= set(EPISODES):
+        raise ParameterError(f"--variants={config.variants}: must be some of {','.join(EPISODES)}")
     jobs = {}
     for name in names:
         method = f"coop_lad_ts:{name}"
-        flags = {"episodes": EPISODES.get(name, 35), "seeds": config.seeds}
+        flags = {"episodes": EPISODES[name], "seeds": config.seeds}
         if config.quick:
             flags |= {"episodes": 2, "distil_updates": 5, "fit_steps": 5, "num_slots": 12}
         jobs[name] = Job(method, out / "runs" / folder_name(method), flags)
@@ -86,7 +89,7 @@ def train(config: StudyConfig, out: Path) -> dict[str, CoopAgents]:
     agents = {}
     for name, job in jobs.items():
         content = load_checkpoint(job.folder / "checkpoint.pt", "out")
-        stored = resolve(CoopConfig, content["config"])
+        stored = resolve(CoopConfig, content["config"] | {"device": "cpu"})
         agents[name] = restore(stored, content, METHOD, f"--out={job.folder}")
         agents[name].training = False
     return agents
@@ -100,7 +103,8 @@ def reference(name: str) -> Make:
         known = {f.name: getattr(trial.params, f.name) for f in dataclasses.fields(HeuristicConfig) if f.name in common}
         return HEURISTICS[method](resolve(HeuristicConfig, known | given), trial.seeds, "cpu")
 
-    common = {field.name for field in dataclasses.fields(CoopConfig)} - {"resume", "evaluate", "out", "capacities"}
+    own = {"resume", "evaluate", "out", "capacities", "objective", "tail_weight", "tail_threshold"}
+    common = {field.name for field in dataclasses.fields(CoopConfig)} - own
     common &= {field.name for field in dataclasses.fields(HeuristicConfig)}
     return make
 
@@ -274,7 +278,7 @@ def main(config: StudyConfig, given: dict[str, Any]) -> None:
         unseen("horizon", value, slots=value)
 
     own = {name: make for name, make in coop.items() if "practised" not in name} | others
-    wrong = dataclasses.replace(usual, believed=misjudged(usual.scenario, seeds, 0.15))
+    wrong = dataclasses.replace(usual, scenario=misjudged(usual.scenario, seeds, 0.15), believed=usual.scenario)
     many = config.evaluation_episodes
     trials.append(("robustness", "as trained", usual, own, many))
     trials.append(("robustness", "capacities misjudged by up to 15 %", wrong, own, many))

@@ -1,5 +1,6 @@
 """Cooperative LAD-TS: its queue model against the simulator, its parts against plain versions, and its script."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from baselines import main_heuristics
 from baselines.heuristics import HEURISTICS
 from baselines.main_heuristics import HeuristicConfig
-from baselines.trials import Trial, compare_in, misjudged, moved, unseen_scenarios
+from baselines.trials import Trial, compare_in, misjudged, moved, run_trial, unseen_scenarios
 from lad_ts import main_coop
-from lad_ts.congestion import measured_costs
+from lad_ts.congestion import CongestionPrices, measured_costs
 from lad_ts.coop_actors import ServerActor, View
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
@@ -23,7 +24,7 @@ from lad_ts.model_coop import CoopAgents
 from lad_ts.practice import drawn_scenario
 from lad_ts.queue_model import Objective, QueueModel, offered_load, presence
 from lad_ts.references import OptTS
-from lad_ts.routing_table import coordinated_uniforms, fit_tables
+from lad_ts.routing_table import RoutingTable, coordinated_uniforms, fit_tables
 
 TINY = {"num_bs": 4, "num_tasks": 6, "num_slots": 8, "fit_steps": 5, "distil_updates": 4, "batch_states": 4}
 
@@ -118,6 +119,60 @@ def test_prices_count_the_tasks_behind_until_the_queue_is_empty():
     torch.testing.assert_close(wait[0, :, 0], torch.tensor([0.75, 0.7, 1.0]))
 
 
+def test_a_table_moves_away_from_what_its_costs_exceed_the_mean(monkeypatch):
+    """By hand: one slot and task with workload 2, two servers with costs 1 + 0.5 + 2 and 0.5 + 0.5 + 0."""
+    monkeypatch.setattr("lad_ts.congestion.WARM_START", 0)
+    table = RoutingTable(torch.full((1, 1, 1, 2), 0.5).log(), torch.zeros(1, 1, 2))
+    prices = CongestionPrices(table, rate=0.4, memory=0.5)
+    row = lambda *x: torch.tensor(x)[None, None]  # noqa: E731
+    prices.learn(row(1.0, 0.5), row(1.0, 0.0), row(3.0, 4.0), row(0.5, 0.5), torch.tensor([[2.0]]))
+    rate, advantage = 0.4 / (1 + 1 / 20), torch.tensor([1.25, -1.25])
+    torch.testing.assert_close(table.log_table.softmax(-1)[0, 0, 0], (-rate * advantage).softmax(-1))
+    assert table.nominal.tolist() == [[[3.0, 4.0]]]
+    prices.learn(row(2.0, 0.5), row(1.0, 2.0), row(5.0, 4.0), row(0.5, 0.5), torch.tensor([[2.0]]))
+    assert prices.wait.tolist() == [[[1.5, 0.5]]] and prices.price.tolist() == [[[1.0, 1.0]]]
+    assert table.nominal.tolist() == [[[4.0, 4.0]]]
+
+
+@pytest.mark.parametrize("method", ["coop", "routing_table", "virtual_opt"])
+@pytest.mark.parametrize("load", [0.8, 1.3])
+def test_who_hears_of_a_failure_leaves_the_failed_server_alone(method, load):
+    config = make(HeuristicConfig, num_bs=5, num_tasks=10, num_slots=12, fit_steps=20)
+    trial = Trial(config, unseen_scenarios(config, [0, 1], 5, load, 3.0), [0, 1], fails_at=6)
+    coop = make(CoopConfig, num_bs=5, num_tasks=10, num_slots=12)
+    scheduler = CoopAgents(coop, [0, 1], "cpu") if method == "coop" else HEURISTICS[method](config, [0, 1], "cpu")
+    scheduler.training = False
+    told, untold = (
+        run_trial(dataclasses.replace(trial, told=told), scheduler, 2)[1].max.min() for told in (True, False)
+    )
+    assert told < 100 < untold
+
+
+def test_lessons_of_an_episode_may_come_late_but_stay_in_their_slots():
+    """As in a live system, whose next episode begins before the last slots of this one are finished."""
+    config = make(CoopConfig, **TINY, takeover=0)
+    scenario, learned = draw_scenario(config, [0]), []
+    env = CollaborativeMEC(scenario)
+    for lag in (0, 2):
+        agents = CoopAgents(config, [0], "cpu")
+        agents.begin(scenario, [(0, 0)])
+        slot, lessons = env.reset(draw_arrivals(config, [(0, 0)])), []
+        for _ in range(7):
+            action = torch.zeros(1, 4, 6, dtype=torch.int64)
+            delay, following = env.step(action)
+            lessons.append((slot, action, delay, following))
+            slot = following
+        for lesson in lessons[: 7 - lag]:
+            agents.learn(*lesson)
+        if lag:
+            agents.begin(scenario, [(0, 1)])
+        for lesson in lessons[7 - lag :]:
+            agents.learn(*lesson)
+        assert int(agents.recorded) == 1
+        learned.append(agents.tasks[0, 0])
+    assert (learned[0] == learned[1]).all() and (learned[0][0] != learned[0][-1]).any()
+
+
 @pytest.mark.parametrize("num_bs", [1, 3, 30])
 def test_the_shared_network_takes_any_number_of_servers_in_any_order(num_bs):
     config = make(CoopConfig)
@@ -145,7 +200,8 @@ def test_other_tasks_at_each_base_station_are_decided_as_the_same_ones():
     agents.begin(scenario, [(0, 0)])
     slot = CollaborativeMEC(scenario).reset(draw_arrivals(config, [(0, 0)]))
     copied = Slot(slot.t, slot.mask, slot.size, slot.workload.contiguous(), slot.backlog)
-    assert copied.workload.stride(1) != slot.workload.stride(1)
+    short, long = (agents.slot_logits(s, s.backlog.float()) for s in (slot, copied))
+    assert short.shape == (1, 6, 4) and long.shape == (1, 24, 4)
     assert (agents.act(slot) == agents.act(copied)).all()
 
 
@@ -177,6 +233,7 @@ def test_agents_learn_to_be_far_below_opt_and_move_to_other_scenarios():
 )
 def test_every_variant_trains_resumes_to_the_same_bytes_and_evaluates(tmp_path, flags, monkeypatch):
     monkeypatch.setattr("lad_ts.practice.SERVERS", (3, 5))
+    monkeypatch.setattr("lad_ts.congestion.WARM_START", 1)
     options = TINY | flags | {"distil_episodes": 2, "seeds": 2, "checkpoint_every": 1, "takeover": 0}
     words = [f"--{name}={value}" for name, value in options.items()]
     run_here(main_coop, *words, "--episodes=4", f"--out={tmp_path / 'whole'}")
