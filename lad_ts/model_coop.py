@@ -34,6 +34,7 @@ from lad_ts.routing_table import (
 from lad_ts.stacked import StackedAdam
 
 KEPT = 10  # episodes whose backlogs the agents remember
+PAIRS_AT_ONCE = 2**18  # pairs of a task and a server that the shared network takes together, which bounds its memory
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -169,8 +170,9 @@ class CoopAgents(SeededLearner):
         same = self.shared and slot.workload.stride(1) == 0  # the environment's tasks are the same at all BSs
         workload = (slot.workload[:, :1] if same else slot.workload).to(self.device, torch.float32)
         if self.shared:
-            cells = workload.reshape(seeds, 1, -1)
-            return self.actor.logits(self.theta, self.view, self.row, now, cells, q[:, None])[:, 0]
+            parts = workload.reshape(seeds, 1, -1).split(max(1, PAIRS_AT_ONCE // self.num_bs), dim=2)
+            given = (self.theta, self.view, self.row, now)
+            return torch.cat([self.actor.logits(*given, part, q[:, None])[:, 0] for part in parts], 1)
         row, now, q = self.row.expand(-1, stations), now.expand(-1, stations), q[:, None].expand(-1, stations, -1)
         state = self.actor.state(self.view, row, now, workload.contiguous(), q)
         x0 = self.actor.logits(self.theta, state, self.memory[:, :, :, slot.t])  # [S, B, N, B]

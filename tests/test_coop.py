@@ -192,7 +192,7 @@ def test_the_shared_network_takes_any_number_of_servers_in_any_order(num_bs):
     torch.testing.assert_close(turned, x0[..., order], rtol=1e-4, atol=1e-5)
 
 
-def test_other_tasks_at_each_base_station_are_decided_as_the_same_ones():
+def test_other_tasks_at_each_base_station_are_decided_as_the_same_ones(monkeypatch):
     """The environment's tasks, the same at all BSs, take a shorter way; copied out for each BS, nothing may change."""
     config = make(CoopConfig, **TINY, takeover=0)
     agents = CoopAgents(config, [0], "cpu")
@@ -200,6 +200,7 @@ def test_other_tasks_at_each_base_station_are_decided_as_the_same_ones():
     agents.begin(scenario, [(0, 0)])
     slot = CollaborativeMEC(scenario).reset(draw_arrivals(config, [(0, 0)]))
     copied = Slot(slot.t, slot.mask, slot.size, slot.workload.contiguous(), slot.backlog)
+    monkeypatch.setattr("lad_ts.model_coop.PAIRS_AT_ONCE", 4 * 10)  # parts of 10 cells
     short, long = (agents.slot_logits(s, s.backlog.float()) for s in (slot, copied))
     assert short.shape == (1, 6, 4) and long.shape == (1, 24, 4)
     assert (agents.act(slot) == agents.act(copied)).all()

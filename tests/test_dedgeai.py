@@ -18,7 +18,7 @@ from dedgeai.arrivals import Arrivals, draw_arrivals, place_of, rounds
 from dedgeai.dispatcher import Dispatcher
 from dedgeai.edge_server import GREY_PIXEL, EdgeServer, SimulatedOptions
 from dedgeai.journal import Journal, read_journal
-from dedgeai.policies import PolicyOptions, make_policy
+from dedgeai.policies import PolicyOptions, check_learning, make_policy
 from dedgeai.server_profile import Profile, equal_servers, fitted
 from dedgeai.simulation import first_in_first_out, simulate
 from dedgeai.tasks import DENSITY, Task
@@ -314,3 +314,14 @@ def test_a_shared_cooperative_checkpoint_serves_any_number_of_servers(tmp_path):
     for servers in (3, 7):
         run_here(main_dedgeai, *flags, "--num_servers", servers, "--out", tmp_path / str(servers))
         assert len((tmp_path / str(servers) / "tasks.csv").read_text().splitlines()) == 41
+    own, other = (
+        make_policy(
+            options(scheduler="coop_lad_ts", checkpoint=str(checkpoint)),
+            equal_servers(0.02, 0.0, 0.0, np.ones(servers)),
+            tmp_path,
+        )
+        for servers in (3, 7)
+    )
+    check_learning(own)
+    with pytest.raises(ParameterError, match="--learn=True: must come with agents trained for 7 servers"):
+        check_learning(other)
