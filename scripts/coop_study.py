@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 from tqdm import tqdm
 
 from baselines.heuristics import HEURISTICS
@@ -32,7 +33,16 @@ from baselines.trials import (
 )
 from common.figures import plt, save_figure
 from common.parameters import ParameterError, Parameters, command_line, parameter, resolve
-from common.run_folder import RESULTS, load_checkpoint, writable, write_csv, write_text
+from common.run_folder import (
+    RESULTS,
+    load_checkpoint,
+    read_config,
+    read_csv,
+    writable,
+    write_config,
+    write_csv,
+    write_text,
+)
 from common.statistics_seeds import mean_interval, with_interval
 from lad_ts.environment_lad import CollaborativeMEC, draw_scenario
 from lad_ts.episodes import play
@@ -128,8 +138,31 @@ class Study:
         self, experiment: str, value: float | str, trial: Trial, methods: dict[str, Make], episodes: int = 0
     ) -> None:
         for name, ratio in compare_in(trial, methods, episodes or self.episodes).items():
+            setting = value if isinstance(value, str) else float(value)
             for k, seed in enumerate(trial.seeds):
-                self.rows.append([experiment, value, name, seed, *(float(ratio[s][k]) for s in STATISTICS)])
+                self.rows.append([experiment, setting, name, seed, *(float(ratio[s][k]) for s in STATISTICS)])
+
+    def missing(self, experiment: str, value: float | str, methods: dict[str, Make]) -> dict[str, Make]:
+        """Those of the methods that have no rows yet."""
+        there = {tuple(row[:3]) for row in self.rows}
+        return {name: make for name, make in methods.items() if (experiment, value, name) not in there}
+
+    def load(self, path: Path) -> None:
+        """Take back the rows of an interrupted study."""
+        if path.is_file():
+            for row in read_csv(path):
+                try:
+                    setting: float | str = float(row["setting"])
+                except ValueError:
+                    setting = row["setting"]
+                ratios = (float(row[name]) for name in STATISTICS)
+                self.rows.append([row["experiment"], setting, row["method"], int(row["seed"]), *ratios])
+
+    def save(self, path: Path, order: list[tuple[str, float | str, str]]) -> None:
+        """Write trials.csv, first the rows of `order`."""
+        place = {key: k for k, key in enumerate(order)}
+        self.rows.sort(key=lambda row: (place.get(tuple(row[:3]), len(place)), row[3]))
+        write_csv(path, ("experiment", "setting", "method", "seed", *STATISTICS), self.rows)
 
     def values(self, experiment: str, value: float | str, method: str, statistic: str) -> np.ndarray:
         """One statistic's ratios, one for each seed."""
@@ -149,7 +182,11 @@ class Study:
             for method in self.methods(experiment):
                 cells = [self.values(experiment, value, method, statistic) for statistic in STATISTICS]
                 if cells[0].size:
-                    lines.append(f"| {value} | {method} | " + " | ".join(with_interval(c, 3) for c in cells) + " |")
+                    lines.append(
+                        f"| {value if isinstance(value, str) else f'{value:g}'} | {method} | "
+                        + " | ".join(with_interval(c, 3) for c in cells)
+                        + " |"
+                    )
         return "\n".join(lines)
 
 
@@ -173,10 +210,10 @@ def draw_loads(path: Path, study: Study, seeds: int) -> None:
         axes.set(xlabel="Offered load", ylabel=f"{'mean delay' if statistic == 'mean' else statistic} / Opt-TS's")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(labelsize=7, which="both")
-    title = f"unseen scenarios; band: 95 % interval over {seeds} training seeds"
-    row[0].legend(fontsize=7, title=title, title_fontsize=6)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    title = f"unseen scenarios; 95 % bands, {seeds} seeds"
+    row[1].legend(fontsize=6, title=title, title_fontsize=6, loc="upper left")
     save_figure(figure, path)
 
 
@@ -207,9 +244,10 @@ def draw_robustness(path: Path, study: Study, seeds: int) -> None:
         for between in place[1:] - 0.5:
             axes.axhline(between, color="0.85", lw=0.8)
         axes.set(xlabel=f"{'Mean delay' if statistic == 'mean' else statistic} / Opt-TS's", xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="x", labelsize=7, which="both")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="x", labelsize=8)
         axes.grid(alpha=0.3, axis="x", which="both")
     row[0].set_yticks(place, [textwrap.fill(str(value), 28) for value in settings])
     row[0].invert_yaxis()
@@ -224,7 +262,7 @@ def fairness(out: Path, trial: Trial, methods: dict[str, Make], episodes: int) -
     axes = figure.gca()
     workload = trial.scenario.workload[0]
     order = np.argsort(workload)
-    for k, (name, make) in enumerate(methods.items()):
+    for k, (name, make) in enumerate(tqdm(methods.items(), unit="method", desc="fairness")):
         scheduler, total, count = make(trial), 0.0, 0.0
         for arrivals, row in episodes_of(trial, episodes):
             env = CollaborativeMEC(trial.scenario, slot_length=trial.params.slot_length)
@@ -246,6 +284,13 @@ def fairness(out: Path, trial: Trial, methods: dict[str, Make], episodes: int) -
 
 def main(config: StudyConfig, given: dict[str, Any]) -> None:
     out = writable(Path(config.out))
+    kept = dataclasses.asdict(config)
+    if (out / "config.json").is_file():
+        before = read_config(out)[1]
+        for name in {*kept} - {"variants", "jobs", "out"}:
+            if kept[name] != before.get(name):
+                raise ParameterError(f"--{name}={kept[name]}: must be {before.get(name)}, as in the study in {out}")
+    write_config(out, "coop_study", kept)
     agents = train(config, out)
     first = next(iter(agents.values()))
     params, seeds = first.params, first.seeds
@@ -262,14 +307,20 @@ def main(config: StudyConfig, given: dict[str, Any]) -> None:
     trials.append(("defaults", f"load {load:.2f}", usual, every, config.evaluation_episodes))
 
     def unseen(
-        experiment: str, value: float, servers: int = 20, at: float = LOAD, spread: float = SPREAD, slots: int = 0
+        experiment: str,
+        value: float,
+        servers: int = 20,
+        at: float = LOAD,
+        spread: float = SPREAD,
+        slots: int = 0,
+        ours: dict[str, Make] = practised,
     ):
         shape = dataclasses.replace(params, num_bs=servers, num_slots=slots or params.num_slots)
         trial = Trial(shape, unseen_scenarios(shape, seeds, servers, at, spread), seeds)
-        trials.append((experiment, value, trial, practised | others, 0))
+        trials.append((experiment, value, trial, ours | others, 0))
 
     for value in LOADS[::6] if config.quick else LOADS:
-        unseen("load", value, at=value)
+        unseen("load", value, at=value, ours=anywhere)
     for value in SERVERS[:1] if config.quick else SERVERS:
         unseen("servers", value, servers=value)
     for value in SPREADS[:1] if config.quick else SPREADS:
@@ -277,30 +328,35 @@ def main(config: StudyConfig, given: dict[str, Any]) -> None:
     for value in HORIZONS[:1] if config.quick else HORIZONS:
         unseen("horizon", value, slots=value)
 
-    own = {name: make for name, make in coop.items() if "practised" not in name} | others
     wrong = dataclasses.replace(usual, scenario=misjudged(usual.scenario, seeds, 0.15), believed=usual.scenario)
     many = config.evaluation_episodes
-    trials.append(("robustness", "as trained", usual, own, many))
-    trials.append(("robustness", "capacities misjudged by up to 15 %", wrong, own, many))
+    trials.append(("robustness", "as trained", usual, coop | others, many))
+    trials.append(("robustness", "capacities misjudged by up to 15 %", wrong, coop | others, many))
     for off in (-0.15, 0.15):
         other = scaled_to(usual.scenario, load / (load + off))
         words = f"load {load + off:.2f} instead of {load:.2f}"
-        trials.append(("robustness", f"{words}, known", dataclasses.replace(usual, scenario=other), own, many))
+        trials.append(
+            ("robustness", f"{words}, known", dataclasses.replace(usual, scenario=other), coop | others, many)
+        )
         unknown = dataclasses.replace(usual, scenario=other, believed=usual.scenario)
-        trials.append(("robustness", f"{words}, not known", unknown, own, many))
+        trials.append(("robustness", f"{words}, not known", unknown, coop | others, many))
     for told in (True, False):
         failing = dataclasses.replace(usual, fails_at=params.num_slots // 2, told=told)
         words = "fastest server fails in the middle, "
-        trials.append(("robustness", words + ("known" if told else "not known"), failing, own, many))
+        trials.append(("robustness", words + ("known" if told else "not known"), failing, coop | others, many))
 
+    order = [(experiment, value, name) for experiment, value, _, methods, _ in trials for name in methods]
+    study.load(out / "trials.csv")
     for experiment, value, trial, methods, episodes in tqdm(trials, unit="trial", desc="trials"):
-        study.run(experiment, value, trial, methods, episodes)
-    header = ("experiment", "setting", "method", "seed", *STATISTICS)
-    write_csv(out / "trials.csv", header, study.rows)
+        if missing := study.missing(experiment, value, methods):
+            study.run(experiment, value, trial, missing, episodes)
+            study.save(out / "trials.csv", order)
     draw_loads(out / "loads", study, len(seeds))
     draw_shapes(out / "shapes", study, len(seeds))
     draw_robustness(out / "robustness", study, len(seeds))
-    sized = {"Opt-TS": lambda _: OptTS(), **{n: m for n, m in own.items() if n not in ("virtual Opt", "Coop per_bs")}}
+    left_out = ("virtual Opt", "Coop per_bs", *(name for name in coop if "practised" in name))
+    sized = {name: make for name, make in (coop | others).items() if name not in left_out}
+    sized = {"Opt-TS": lambda _: OptTS()} | sized
     fairness(out, usual, sized, config.evaluation_episodes)
     for experiment in ("defaults", "robustness", "load", *PANELS):
         write_text(out / f"{experiment}.md", study.table(experiment) + "\n")
