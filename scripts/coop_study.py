@@ -212,8 +212,9 @@ def draw_loads(path: Path, study: Study, seeds: int) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    title = f"unseen scenarios; 95 % bands, {seeds} seeds"
-    row[1].legend(fontsize=6, title=title, title_fontsize=6, loc="upper left")
+    title = f"unseen scenarios; bands: 95 % intervals over {seeds} training seeds"
+    row[1].set_title(title, fontsize=8)
+    row[0].legend(fontsize=6, loc="upper right")
     save_figure(figure, path)
 
 
