@@ -28,9 +28,9 @@ BROKEN = 1e-3  # capacity of a server that has failed, relative to what it was
 class Trial:
     """What is tried: parameters, a scenario with a row for each seed, what schedulers believe, and what fails.
 
-    `believed` is the scenario that schedulers other than Opt-TS are told. From slot `fails_at` on each
-    row's fastest server does next to nothing; Opt-TS knows it, the others where `told`. What was sent there before has
-    the delay that it was given when it was scheduled.
+    `believed` is the scenario that schedulers other than Opt-TS are told. From slot `fails_at` on each row's
+    fastest server does next to nothing; Opt-TS knows it, the others where `told`. What was sent there before has the
+    delay that it was given when it was scheduled.
     """
 
     params: Any

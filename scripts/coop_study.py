@@ -137,8 +137,8 @@ class Study:
     def run(
         self, experiment: str, value: float | str, trial: Trial, methods: dict[str, Make], episodes: int = 0
     ) -> None:
+        setting = value if isinstance(value, str) else float(value)
         for name, ratio in compare_in(trial, methods, episodes or self.episodes).items():
-            setting = value if isinstance(value, str) else float(value)
             for k, seed in enumerate(trial.seeds):
                 self.rows.append([experiment, setting, name, seed, *(float(ratio[s][k]) for s in STATISTICS)])
 
@@ -179,14 +179,11 @@ class Study:
         """All statistics of an experiment's methods, one row for each setting and method."""
         lines = ["| setting | method | " + " | ".join(STATISTICS) + " |", "|---" * (2 + len(STATISTICS)) + "|"]
         for value in self.settings(experiment):
+            shown = value if isinstance(value, str) else f"{value:g}"
             for method in self.methods(experiment):
                 cells = [self.values(experiment, value, method, statistic) for statistic in STATISTICS]
                 if cells[0].size:
-                    lines.append(
-                        f"| {value if isinstance(value, str) else f'{value:g}'} | {method} | "
-                        + " | ".join(with_interval(c, 3) for c in cells)
-                        + " |"
-                    )
+                    lines.append(f"| {shown} | {method} | " + " | ".join(with_interval(c, 3) for c in cells) + " |")
         return "\n".join(lines)
 
 
@@ -329,22 +326,21 @@ def main(config: StudyConfig, given: dict[str, Any]) -> None:
     for value in HORIZONS[:1] if config.quick else HORIZONS:
         unseen("horizon", value, slots=value)
 
+    own = coop | others
     wrong = dataclasses.replace(usual, scenario=misjudged(usual.scenario, seeds, 0.15), believed=usual.scenario)
     many = config.evaluation_episodes
-    trials.append(("robustness", "as trained", usual, coop | others, many))
-    trials.append(("robustness", "capacities misjudged by up to 15 %", wrong, coop | others, many))
+    trials.append(("robustness", "as trained", usual, own, many))
+    trials.append(("robustness", "capacities misjudged by up to 15 %", wrong, own, many))
     for off in (-0.15, 0.15):
         other = scaled_to(usual.scenario, load / (load + off))
         words = f"load {load + off:.2f} instead of {load:.2f}"
-        trials.append(
-            ("robustness", f"{words}, known", dataclasses.replace(usual, scenario=other), coop | others, many)
-        )
+        trials.append(("robustness", f"{words}, known", dataclasses.replace(usual, scenario=other), own, many))
         unknown = dataclasses.replace(usual, scenario=other, believed=usual.scenario)
-        trials.append(("robustness", f"{words}, not known", unknown, coop | others, many))
+        trials.append(("robustness", f"{words}, not known", unknown, own, many))
     for told in (True, False):
         failing = dataclasses.replace(usual, fails_at=params.num_slots // 2, told=told)
         words = "fastest server fails in the middle, "
-        trials.append(("robustness", words + ("known" if told else "not known"), failing, coop | others, many))
+        trials.append(("robustness", words + ("known" if told else "not known"), failing, own, many))
 
     order = [(experiment, value, name) for experiment, value, _, methods, _ in trials for name in methods]
     study.load(out / "trials.csv")
@@ -356,7 +352,7 @@ def main(config: StudyConfig, given: dict[str, Any]) -> None:
     draw_shapes(out / "shapes", study, len(seeds))
     draw_robustness(out / "robustness", study, len(seeds))
     left_out = ("virtual Opt", "Coop per_bs", *(name for name in coop if "practised" in name))
-    sized = {name: make for name, make in (coop | others).items() if name not in left_out}
+    sized = {name: make for name, make in own.items() if name not in left_out}
     sized = {"Opt-TS": lambda _: OptTS()} | sized
     fairness(out, usual, sized, config.evaluation_episodes)
     for experiment in ("defaults", "robustness", "load", *PANELS):
