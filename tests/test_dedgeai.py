@@ -185,6 +185,7 @@ def test_service_times_vary_as_the_profile_says_and_load_is_what_was_asked_for(t
 # --- edge server and journal ---
 
 
+@pytest.mark.alone
 def test_an_edge_server_keeps_the_order_batches_what_is_alike_and_repeats_results_until_they_are_fetched():
     async def story() -> None:
         server = EdgeServer(0, SimulatedOptions((0.001,), (0.001,), (0.0,), 0), batch_size=2)

@@ -33,6 +33,7 @@ def nearest(path: Path) -> str:
     return NAMES[np.square(references() - picture).sum(1).argmin()]
 
 
+@pytest.mark.alone
 def test_five_named_things_are_recognised_and_quickly_made(tmp_path):
     prompts = [word for name in ASKED for word in ("--prompt", f"a photo of a {name}")]
     start = time.perf_counter()
