@@ -27,10 +27,15 @@ def predicting_x0(schedule: Schedule) -> Schedule:
     return dataclasses.replace(schedule, from_latent=[0.0] * steps, from_noise=[-1.0] * steps)
 
 
-def waves(x: torch.Tensor, count: int) -> torch.Tensor:
-    """sin and cos of pi k x for k = 1..count, [.., 2 count], for x in 0..1."""
-    angle = math.pi * x[..., None] * torch.arange(1, count + 1, device=x.device)
+def waves(x: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
+    """sin and cos of x [..] in 0..1 times each frequency [K], [.., 2 K]."""
+    angle = x[..., None] * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def of_rows(values: torch.Tensor, row: torch.Tensor | None) -> torch.Tensor:
+    """values [R, ..] of scenarios row [S, M], [S, M, ..]; of scenario s for seed s where row is None, [S, 1, ..]."""
+    return values[:, None] if row is None else values[row]
 
 
 class View:
@@ -41,56 +46,64 @@ class View:
     """
 
     server_width = 2 * PLACE_WAVES + 4
-    task_width = 2 * PLACE_WAVES + 2 * TIME_WAVES + 2
+    task_width = 2 * PLACE_WAVES + 2 * TIME_WAVES + 5
 
     def __init__(self, params: EnvironmentParameters, scenario: Scenario, device: torch.device | str = "cpu") -> None:
         def tensor(values: np.ndarray) -> torch.Tensor:
             return torch.as_tensor(values, dtype=torch.float32, device=device)
 
-        self.slot_length, self.num_slots = params.slot_length, params.num_slots
+        self.num_slots = params.num_slots
+        self.place_frequency = math.pi * torch.arange(1, PLACE_WAVES + 1, device=device)
+        self.time_frequency = math.pi / params.num_slots * torch.arange(1, TIME_WAVES + 1, device=device)
         self.capacity, self.workload = tensor(scenario.capacity), tensor(scenario.workload)
-        self.num_bs = self.capacity.shape[1]
+        num_bs = self.capacity.shape[1]
         self.share = self.capacity / self.capacity.sum(1, keepdim=True)
-        self.relative = (self.share * self.num_bs).log()
-        self.server_place = waves(middle_ranks(self.capacity, self.capacity), PLACE_WAVES)
+        place = waves(middle_ranks(self.capacity, self.capacity), self.place_frequency)
+        self.fixed = torch.cat([place, (self.share * num_bs).log()[..., None]], -1)  # [R, B, 2 PLACE_WAVES + 1]
         work = self.workload * tensor(presence(params))
         order = self.workload.argsort(dim=1, stable=True)
         self.sizes = self.workload.gather(1, order).contiguous()
         self.places = middle_ranks(self.workload, work).gather(1, order)
         load = tensor(offered_load(params, scenario))
         wait = (load - 1).clamp(min=0) * (params.num_slots - 1) * params.slot_length
-        self.load = torch.stack([load - 1, wait.log1p()], -1)  # [R, 2]
+        size = (self.workload * work).sum(1) / work.sum(1)  # of the task that a Gcycle of work belongs to, on average
+        self.log_size = size.log()
+        self.common = torch.stack([load - 1, wait.log1p(), torch.full_like(load, math.log(num_bs / 20))], -1)  # [R, 3]
 
-    def servers(self, row: torch.Tensor, backlog: torch.Tensor) -> torch.Tensor:
-        """Features [.., B, F] of the servers of scenarios row [..] with backlog [.., B] in Gcycles."""
-        seconds = backlog / self.capacity[row]
-        mean = (self.share[row] * seconds).sum(-1, keepdim=True).expand_as(seconds)
-        numbers = [seconds.log1p(), mean.log1p(), (seconds - mean) / 5, self.relative[row]]
-        return torch.cat([self.server_place[row], torch.stack(numbers, -1)], -1)
+    def servers(self, row: torch.Tensor | None, backlog: torch.Tensor) -> torch.Tensor:
+        """Features [S, M, B, F] of the servers of scenarios row [S, M] with backlog [S, M, B] in Gcycles."""
+        seconds = backlog / of_rows(self.capacity, row)
+        mean = (of_rows(self.share, row) * seconds).sum(-1, keepdim=True).expand_as(seconds)
+        times = torch.stack([seconds, mean], -1)
+        return torch.cat(
+            [of_rows(self.fixed, row).expand(*seconds.shape, -1), times.log1p(), (seconds - mean)[..., None] / 5], -1
+        )
 
-    def place(self, row: torch.Tensor, workload: torch.Tensor) -> torch.Tensor:
-        """The place [.., C] of workloads [.., C] in Gcycles, between those of the scenario's task sizes."""
-        sizes, places = self.sizes[row], self.places[row]
+    def place(self, row: torch.Tensor | None, workload: torch.Tensor) -> torch.Tensor:
+        """The place [S, M, C] of workloads [S, M, C] in Gcycles, between those of the scenario's task sizes."""
+        sizes, places = of_rows(self.sizes, row), of_rows(self.places, row)
         above = torch.searchsorted(sizes, workload.contiguous()).clamp(max=sizes.shape[-1] - 1)
         below = (above - 1).clamp(min=0)
         low, high = sizes.gather(-1, below), sizes.gather(-1, above)
         part = ((workload - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
         return places.gather(-1, below).lerp(places.gather(-1, above), part)
 
-    def tasks(self, row: torch.Tensor, t: torch.Tensor, workload: torch.Tensor) -> torch.Tensor:
-        """Features [.., C, F] of tasks with workload [.., C] in Gcycles in slot t [..] of scenarios row [..]."""
-        common = torch.cat([waves(t / self.num_slots, TIME_WAVES), self.load[row]], -1)
-        size = waves(self.place(row, workload), PLACE_WAVES)
-        return torch.cat([size, common[..., None, :].expand(*size.shape[:-1], -1)], -1)
+    def tasks(self, row: torch.Tensor | None, t: torch.Tensor, workload: torch.Tensor) -> torch.Tensor:
+        """Features [S, M, C, F] of tasks with workload [S, M, C] in Gcycles, in slots t [S, M] of scenarios row."""
+        left = (self.num_slots - 1 - t).clamp(min=0).log1p()[..., None]
+        common = torch.cat([waves(t, self.time_frequency), left, of_rows(self.common, row)], -1)[..., None, :]
+        size = waves(self.place(row, workload), self.place_frequency)
+        relative = workload.log() - of_rows(self.log_size, row)[..., None]
+        return torch.cat([size, relative[..., None], common.expand(*size.shape[:-1], -1)], -1)
 
 
 class ServerActor:
     """A policy for any number of servers, one network theta [S, P] for each training seed.
 
     For each task and server a network of two hidden layers sees [x_i, step, task, server], and in its second layer also
-    the mean of its first over all servers, weighted by capacity; its output is the server's part of x_0. The chain
-    starts from zeros, the same for every server, and adds no noise: it needs no memory, and tasks of the same size have
-    the same probabilities at all BSs.
+    all servers together: the mean, weighted by capacity, of what its first layer makes of the task and each server. Its
+    output is the server's part of x_0. The chain starts from zeros, the same for every server, and adds no noise: it
+    needs no memory, and tasks of the same size have the same probabilities at all BSs.
     """
 
     def __init__(self, hidden: int, steps: int, schedule: str, device: torch.device | str) -> None:
@@ -98,9 +111,9 @@ class ServerActor:
         self.embedding = step_embedding(steps, Denoiser.EMBEDDING).to(device)
         inputs = (View.server_width, View.task_width, Denoiser.EMBEDDING, 1, 1)  # the last are x_i and the bias
         self.shapes = [*((width, hidden) for width in inputs), (hidden, hidden), (hidden, hidden), (1, hidden)]
-        self.shapes += [(hidden, 1), (1, 1)]
+        self.shapes += [(hidden, 1)]  # no bias: the same for all servers, it would change nothing
         self.sizes = [math.prod(shape) for shape in self.shapes]
-        self.fans = [sum(inputs)] * 5 + [2 * hidden] * 3 + [hidden] * 2
+        self.fans = [sum(inputs)] * 5 + [2 * hidden] * 3 + [hidden]
 
     def draw(self, generators: Sequence[torch.Generator], device: torch.device | str) -> torch.Tensor:
         """Initial theta [S, P]: uniform in +-1/sqrt(fan in), as torch.nn.Linear does."""
@@ -108,41 +121,49 @@ class ServerActor:
         draws = torch.stack([torch.rand(bound.numel(), generator=g, device=device) for g in generators])
         return (2 * draws - 1) * bound.to(device)
 
+    def split(self, theta: torch.Tensor) -> list[torch.Tensor]:
+        """The weights of `logits`, views of theta [S, P]."""
+        return [p.view(-1, *shape) for p, shape in zip(theta.split(self.sizes, 1), self.shapes, strict=True)]
+
     def logits(
         self,
-        theta: torch.Tensor,
+        weights: list[torch.Tensor],
         view: View,
-        row: torch.Tensor,
+        row: torch.Tensor | None,
         t: torch.Tensor,
         workload: torch.Tensor,
         q: torch.Tensor,
     ) -> torch.Tensor:
-        """x_0 [S, M, C, B] of tasks with workload [S, M, C] in Gcycles, M states for each seed.
+        """x_0 [S, M, C, B] of tasks with workload [S, M, C] in Gcycles, M states for each seed; weights from `split`.
 
-        A state is a scenario of the view, row [S, M], its slot t [S, M], and its backlogs q [S, M, B] in Gcycles.
+        A state is a scenario of the view, row [S, M], its slot t [S, M], and its backlogs q [S, M, B] in Gcycles. With
+        row None, M is 1, and seed s is in the s-th scenario.
         """
 
-        def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            """x [S, .., in] times weight [S, in, out]."""
-            return torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[2])
+        seeds, states, tasks = workload.shape
+        steps, num_bs = self.schedule.steps, q.shape[-1]
 
-        parts = [p.view(-1, *shape) for p, shape in zip(theta.split(self.sizes, 1), self.shapes, strict=True)]
-        server, task, step, latent, bias1, own, mean, bias2, out, bias3 = parts
-        share = view.share[row][:, :, None, None]  # [S, M, 1, 1, B]
-        step_part = product(self.embedding.expand(theta.shape[0], -1, -1), step) + bias1  # [S, I, K]
-        task_part = product(view.tasks(row, t, workload), task)[:, :, :, None]  # [S, M, C, 1, K]
-        first = product(view.servers(row, q), server)[:, :, None] + task_part
-        x = first.new_zeros(first.shape[:-1])
-        for i in reversed(range(self.schedule.steps)):
-            h = first + step_part[:, i, None, None, None]
-            if i + 1 < self.schedule.steps:  # the chain starts from zeros
-                h = torch.addcmul(h, x[..., None], latent[:, None, None])
-            h = h.relu()
-            pooled = product(share @ h, mean) + bias2[:, None, None]
-            h = (product(h, own) + pooled).relu()
-            predicted = (product(h, out) + bias3[:, None, None]).squeeze(-1)
-            x = self.schedule.mean_hat[i] * predicted + self.schedule.mean_latent[i] * x
-        return x
+        def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            """x [S, .., in] times weight [S, in, out] as [S, rows, out]."""
+            return torch.bmm(x.reshape(seeds, -1, x.shape[-1]), weight)
+
+        server, task, step, latent, bias1, own, mean, bias2, out = weights
+        step_part = torch.baddbmm(bias1, self.embedding.expand(seeds, -1, -1), step)  # [S, I, K]
+        task_part = product(view.tasks(row, t, workload), task).view(seeds, states, tasks, 1, -1)
+        server_part = product(view.servers(row, q), server).view(seeds, states, 1, num_bs, -1)
+        first = (server_part + task_part).flatten(1, 2)  # [S, M C, B, K]
+        share = of_rows(view.share, row).reshape(-1, 1, 1, num_bs).expand(-1, tasks, -1, -1).flatten(0, 2)
+        pooled = torch.bmm(share[:, None], first.relu().flatten(0, 1))  # [S M C, 1, K], the mean over all servers
+        second = torch.baddbmm(bias2, pooled.view(seeds, states * tasks, -1), mean)[:, :, None]
+        x = first.new_zeros(seeds, states * tasks * num_bs, 1)
+        for i in reversed(range(steps)):
+            h = first + step_part[:, i, None, None]
+            if i + 1 < steps:  # the chain starts from zeros
+                h = torch.addcmul(h, x.view(seeds, -1, num_bs, 1), latent[:, None])
+            h = product(h.relu_(), own).view_as(h).add_(second).relu_()
+            now, before = self.schedule.mean_hat[i], self.schedule.mean_latent[i]
+            x = torch.baddbmm(x, h.flatten(1, 2), out, beta=before, alpha=now)
+        return x.view(seeds, states, tasks, num_bs)
 
 
 class StationActors:
@@ -169,8 +190,8 @@ class StationActors:
         self, view: View, row: torch.Tensor, t: torch.Tensor, workload: torch.Tensor, q: torch.Tensor
     ) -> torch.Tensor:
         """The state [S, M, C, F] of tasks with workload [S, M, C]; row, t and q as for `ServerActor.logits`."""
-        size = waves(view.place(row, workload), PLACE_WAVES)
-        common = torch.cat([(q / view.capacity[row]).log1p(), waves(t / view.num_slots, TIME_WAVES)], -1)
+        size = waves(view.place(row, workload), view.place_frequency)
+        common = torch.cat([(q / view.capacity[row]).log1p(), waves(t, view.time_frequency)], -1)
         return torch.cat([size, common[:, :, None].expand(*size.shape[:-1], -1)], -1)
 
     def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from lad_ts.agents import SeededLearner
 from lad_ts.congestion import CongestionPrices, measured_costs
 from lad_ts.coop_actors import ServerActor, StationActors, View
 from lad_ts.environment_lad import Scenario, Slot
-from lad_ts.practice import Lessons, practice_lessons
+from lad_ts.practice import REHEARSED, Lessons, practice_lessons, rehearsed
 from lad_ts.queue_model import QueueModel, offered_load, presence
 from lad_ts.references import VirtualOpt
 from lad_ts.routing_table import (
@@ -99,6 +99,7 @@ class CoopAgents(SeededLearner):
         sizes = (params.hidden, params.denoising_steps, params.beta_schedule, self.device)
         self.actor = ServerActor(*sizes) if self.shared else StationActors(params.num_bs, *sizes)
         self.theta = self.actor.draw(self.generators, self.device)
+        self.weights = self.actor.split(self.theta) if self.shared else []
         self.adam = StackedAdam(self.theta, params.distil_rate, beta2=0.99)
         seeds_, slots, tasks, servers = len(self.seeds), params.num_slots - 1, params.num_tasks, params.num_bs
         zeros = self.theta.new_zeros
@@ -144,7 +145,7 @@ class CoopAgents(SeededLearner):
         """Actions [S, B, N] drawn from the networks' probabilities."""
         seeds, stations, tasks = slot.mask.shape
         q = slot.backlog.to(self.device, torch.float32)
-        with torch.no_grad():
+        with torch.inference_mode():
             logits = self.slot_logits(slot, q)  # [S, C, B] where C are the N task numbers, or all cells of the slot
         if self.down is not None:
             logits = logits.masked_fill(self.down[:, None], float("-inf"))
@@ -171,7 +172,7 @@ class CoopAgents(SeededLearner):
         workload = (slot.workload[:, :1] if same else slot.workload).to(self.device, torch.float32)
         if self.shared:
             parts = workload.reshape(seeds, 1, -1).split(max(1, PAIRS_AT_ONCE // self.num_bs), dim=2)
-            given = (self.theta, self.view, self.row, now)
+            given = (self.weights, self.view, None, now)
             return torch.cat([self.actor.logits(*given, part, q[:, None])[:, 0] for part in parts], 1)
         row, now, q = self.row.expand(-1, stations), now.expand(-1, stations), q[:, None].expand(-1, stations, -1)
         state = self.actor.state(self.view, row, now, workload.contiguous(), q)
@@ -232,46 +233,51 @@ class CoopAgents(SeededLearner):
             self.table.nominal.copy_(fitted.nominal)
             self.fitted.copy_(self._capacity)
 
-    def lessons(self) -> list[Lessons]:
-        """The agents' own episodes, and the practice scenarios."""
+    def lessons(self, episode: int) -> list[Lessons]:
+        """The agents' own episodes, practice episodes, and some of these as the agents now go through them."""
+        seeds = len(self.seeds)
         if self.practice is None:
-            self.practice = practice_lessons(self.params, self.device, self.params.practice)
+            self.practice = practice_lessons(self.params, self.device, self.params.practice, seeds)
         known = min(int(self.recorded), KEPT)
-        own = Lessons(self.scenario, self.view, self.table, self.backlog[:, :known], self.tasks[:, :known])
-        return [own, *self.practice]
+        met = self.row.expand(-1, known), self.backlog[:, :known], self.tasks[:, :known]
+        own = Lessons(self.params, self.scenario, self.view, self.table, *met)
+        chooser = self.lesson_chooser(episode, 2)
+        gone_through = []
+        for lesson in self.practice:
+            chosen = torch.from_numpy(chooser.choice(lesson.rows.shape[1], REHEARSED)).expand(seeds, -1)
+
+            def logits(row: torch.Tensor, t: torch.Tensor, q: torch.Tensor, view: View = lesson.view) -> torch.Tensor:
+                return self.actor.logits(self.weights, view, row, t, view.workload[row], q)
+
+            with torch.no_grad():
+                gone_through.append(rehearsed(lesson, logits, chosen.to(self.device)))
+        return [own, *self.practice, *gone_through]
 
     def choose_lesson(self, lessons: list[Lessons], uniform: float) -> Lessons:
         """One of the lessons, in proportion to their scenarios; the agents' own counts as one."""
-        weight = np.array([1.0] + [lesson.backlog.shape[0] for lesson in lessons[1:]]).cumsum()
+        weight = np.array([1.0] + [lesson.view.capacity.shape[0] for lesson in lessons[1:]]).cumsum()
         return lessons[int(np.searchsorted(weight, uniform * weight[-1], side="right"))]
 
-    def rows_of(self, lesson: Lessons, uniform: torch.Tensor) -> torch.Tensor:
-        """Scenarios [S, M] by uniform numbers [S, M]; of the agents' own, each seed has its own."""
-        if lesson.view is self.view:
-            return self.row.expand_as(uniform)
-        return (uniform * lesson.backlog.shape[0]).long()
-
-    def lesson_chooser(self, episode: int) -> np.random.Generator:
+    def lesson_chooser(self, episode: int, purpose: int) -> np.random.Generator:
         """What chooses an episode's lessons, for all seeds alike, so that a seed learns the same beside any others."""
-        return np.random.default_rng(np.random.SeedSequence([PRACTICE, self.params.scenario_seed, episode, 1]))
+        return np.random.default_rng(np.random.SeedSequence([PRACTICE, self.params.scenario_seed, episode, purpose]))
 
     def distil(self, episode: int) -> None:
         """Cross entropy to the table's probabilities, at states that were met."""
-        p, lessons = self.params, self.lessons()
+        p, lessons = self.params, self.lessons(episode)
         states, cells = p.batch_states, p.batch_tasks
-        draws = self.draw_rows("uniform", p.distil_updates, states, 3 + cells)
-        chooser = self.lesson_chooser(episode)
+        draws = self.draw_rows("uniform", p.distil_updates, states, 2 + cells)
+        chooser = self.lesson_chooser(episode, 1)
         present = torch.as_tensor(presence(p), dtype=torch.float32, device=self.device).cumsum(0)
         gain = p.feedback if p.teacher == "model" else 0.0  # queues that prices have changed are no deviation
         falling = max(p.distil_episodes, 1) * p.distil_updates
         for update in range(p.distil_updates):
             lesson = self.choose_lesson(lessons, chooser.random())
             uniform = draws[:, update]
-            row = self.rows_of(lesson, uniform[..., 0])
-            e = (uniform[..., 1] * lesson.backlog.shape[1]).long()
-            t = (uniform[..., 2] * lesson.backlog.shape[2]).long()
-            n = torch.searchsorted(present, uniform[..., 3:] * present[-1]).clamp(max=p.num_tasks - 1)
-            q, view = lesson.backlog[row, e, t], lesson.view
+            k = (uniform[..., 0] * lesson.backlog.shape[1]).long()
+            t = (uniform[..., 1] * lesson.backlog.shape[2]).long()
+            n = torch.searchsorted(present, uniform[..., 2:] * present[-1]).clamp(max=p.num_tasks - 1)
+            row, q, view = lesson.rows[self.row, k], lesson.backlog[self.row, k, t], lesson.view
             label = lesson.table.log_probabilities(row, t, n, q, view.capacity[row], gain).softmax(-1)
             workload = view.workload[row[..., None], n]
 
@@ -306,7 +312,7 @@ class CoopAgents(SeededLearner):
     ) -> torch.Tensor:
         """x_0 [S, A, M, C, B] of tasks n [S, M, C] with their workload in M states; A is 1, or B with per_bs."""
         if self.shared:
-            return self.actor.logits(theta, view, row, t, workload, q)[:, None]
+            return self.actor.logits(self.actor.split(theta), view, row, t, workload, q)[:, None]
         state = self.actor.state(view, row, t, workload, q).flatten(1, 2)[:, None].expand(-1, self.num_bs, -1, -1)
         seed = self.row[..., None]
         latent = self.memory.permute(0, 3, 4, 1, 2)[seed, t[..., None], n]  # [S, M, C, BS, B]
@@ -315,21 +321,20 @@ class CoopAgents(SeededLearner):
 
     def tune(self, episode: int) -> None:
         """Steps along the gradient of everybody's cost, at the states of an episode, through the queue model."""
-        p, lessons = self.params, self.lessons()
-        slots = p.num_slots - 1
-        chooser = self.lesson_chooser(episode)
+        p, lessons = self.params, self.lessons(episode)
+        chooser = self.lesson_chooser(episode, 1)
         number = torch.arange(p.num_tasks, device=self.device)
-        t = torch.arange(slots, device=self.device).expand(len(self.seeds), -1)
-        n = number.expand(len(self.seeds), slots, -1)
         self.adam.lr = p.tune_rate / (1 + (episode - p.distil_episodes) / p.tune_halving)
-        for update in range(p.tune_updates):
+        for _ in range(p.tune_updates):
             lesson = self.choose_lesson(lessons, chooser.random())
-            row = self.rows_of(lesson, self.draw_rows("uniform", 1))
-            e = (episode - update) % lesson.backlog.shape[1]
-            q, tasks = lesson.backlog[row[:, 0], e], lesson.tasks[row[:, 0], e]  # [S, T - 1, B]
+            slots = lesson.params.num_slots - 1
+            t = torch.arange(slots, device=self.device).expand(len(self.seeds), -1)
+            n = number.expand(len(self.seeds), slots, -1)
+            k = (self.draw_rows("uniform", 1) * lesson.backlog.shape[1]).long()
+            row, q, tasks = (part[self.row, k][:, 0] for part in (lesson.rows, lesson.backlog, lesson.tasks))
             mask = tasks[..., None] > number  # [S, T - 1, B, N]
-            chosen = scenario_rows(lesson.scenario, row[:, 0].cpu().numpy())
-            rows = row.expand(-1, slots)
+            chosen = scenario_rows(lesson.scenario, row.cpu().numpy())
+            rows = row[:, None].expand(-1, slots)
             workload = lesson.view.workload[rows]
 
             def loss(
@@ -339,20 +344,24 @@ class CoopAgents(SeededLearner):
                 scenario=chosen,
                 rows=rows,
                 workload=workload,
+                t=t,
+                n=n,
                 q=q,
                 mask=mask,
             ) -> torch.Tensor:
                 probabilities = self.logits_at(theta, lesson.view, rows[s], t[s], workload[s], n[s], q[s]).softmax(-1)
-                return self.episode_cost(probabilities, scenario_rows(scenario, s), mask[s]).clamp(min=1e-6).log().sum()
+                costs = self.episode_cost(lesson.params, probabilities, scenario_rows(scenario, s), mask[s])
+                return costs.clamp(min=1e-6).log().sum()
 
             self.adam.step(self.gradient(loss))  # relative costs, so that all scenarios count alike
 
-    def episode_cost(self, probabilities: torch.Tensor, scenario: Scenario, mask: torch.Tensor) -> torch.Tensor:
+    def episode_cost(
+        self, p: TableParameters, probabilities: torch.Tensor, scenario: Scenario, mask: torch.Tensor
+    ) -> torch.Tensor:
         """The mean cost of a task [S] through the queue model.
 
         probabilities [S, A, T - 1, N, B] as from `logits_at`, mask [S, T - 1, B, N] the tasks of the episode.
         """
-        p = self.params
         size = (p.input_min + p.input_max) / 2
         model = QueueModel(scenario, p.slot_length, torch.float32, self.device)
         objective = make_objective(p, scenario)

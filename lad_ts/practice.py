@@ -4,6 +4,7 @@ Start reading at `practice_lessons`.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,23 +14,31 @@ from lad_ts.environment_lad import EnvironmentParameters, Scenario, draw_scenari
 from lad_ts.queue_model import QueueModel, offered_load
 from lad_ts.routing_table import PRACTICE, RoutingTable, TableParameters, fit_tables
 
+Logits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
 PATHS = 8  # arrival paths of each practice scenario
-SERVERS = (8, 20, 40)  # numbers of servers, in equal parts
+SHAPES = ((8, 120), (20, 60), (20, 15), (40, 30))  # servers and time slots, in equal parts
+FIT_STEPS = 400  # at most, of the tables: more make them hardly better
+WRONG = 0.2  # how far the work of a server is off the table's on the worst of these paths, as agents' errors make it
 LOADS = (1.03, 1.7)  # the smaller ones, where a mistake overloads a server, more often
 SPREADS = (1.0, 8.0)  # greatest over least capacity
+REHEARSED = 4  # episodes of each shape, in an episode of training, that agents go through themselves
 FIRST_SEED = 1_000_000  # scenario seeds of practice, far from those that are used elsewhere
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Lessons:
-    """What distillation and tuning draw from: scenarios, their tables, and the episodes that were met in them.
+    """What distillation and tuning draw from: scenarios, their tables, and K episodes in them for each seed.
 
-    backlog [R, E, T - 1, B] in Gcycles and tasks [R, E, T - 1, B] (how many each BS had) of E episodes of R scenarios.
+    T and B are those of `params`, in which lessons differ. rows [S, K] tells the scenario of each episode, backlog
+    [S, K, T - 1, B] its queues in Gcycles, and tasks [S, K, T - 1, B] how many tasks each BS had.
     """
 
+    params: TableParameters
     scenario: Scenario
     view: View
     table: RoutingTable
+    rows: torch.Tensor
     backlog: torch.Tensor
     tasks: torch.Tensor
 
@@ -49,30 +58,56 @@ def stack(scenarios: list[Scenario]) -> Scenario:
     return Scenario(*(np.concatenate([getattr(s, f.name) for s in scenarios]) for f in dataclasses.fields(Scenario)))
 
 
-def practice_lessons(params: TableParameters, device: torch.device | str, count: int) -> list[Lessons]:
-    """`count` practice scenarios, grouped by their number of servers, with fitted tables and drawn backlogs.
+def practice_lessons(params: TableParameters, device: torch.device | str, count: int, seeds: int) -> list[Lessons]:
+    """`count` practice scenarios, grouped by their shapes, with fitted tables and drawn backlogs.
 
     The backlogs are those that drawn arrivals bring about under the tables, without feedback.
     """
     rng = np.random.default_rng(np.random.SeedSequence([PRACTICE, params.scenario_seed]))
-    groups: dict[int, list[Scenario]] = {}
+    groups: dict[tuple[int, int], list[Scenario]] = {}
     for k in range(count):
-        num_bs = SERVERS[k % len(SERVERS)]
+        shape = SHAPES[k % len(SHAPES)]
         load = LOADS[0] + (LOADS[1] - LOADS[0]) * rng.random() ** 2
         spread = rng.uniform(*SPREADS)
-        groups.setdefault(num_bs, []).append(drawn_scenario(params, FIRST_SEED + k, num_bs, load, spread))
+        groups.setdefault(shape, []).append(drawn_scenario(params, FIRST_SEED + k, shape[0], load, spread))
     lessons = []
-    for num_bs, scenarios in groups.items():
+    for (num_bs, num_slots), scenarios in groups.items():
+        steps = min(params.fit_steps, FIT_STEPS)
+        own = dataclasses.replace(params, num_bs=num_bs, num_slots=num_slots, fit_steps=steps, capacities=None)
         scenario = stack(scenarios)
-        table, _ = fit_tables(params, scenario, range(len(scenarios)), stream=PRACTICE)
-        model = QueueModel(scenario, params.slot_length, torch.float32)
-        shape = (len(scenarios), PATHS, params.num_slots - 1, num_bs)
-        tasks = rng.integers(params.min_tasks, params.num_tasks, shape, endpoint=True)
-        count_n = (tasks[..., None] > np.arange(params.num_tasks)).sum(3)  # [R, E, T - 1, N]
+        table, _ = fit_tables(own, scenario, range(len(scenarios)), stream=PRACTICE)
+        model = QueueModel(scenario, own.slot_length, torch.float32)
+        size = (len(scenarios), PATHS, num_slots - 1, num_bs)
+        tasks = rng.integers(own.min_tasks, own.num_tasks, size, endpoint=True)
+        count_n = (tasks[..., None] > np.arange(own.num_tasks)).sum(3)  # [R, E, T - 1, N]
         work = model.workload[:, None, :, None] * table.log_table.softmax(-1)
         sent = torch.einsum("retn,rtnb->retb", torch.from_numpy(count_n).to(work), work)
+        wrong = rng.standard_normal((len(scenarios), PATHS, 1, num_bs)) * np.linspace(0, WRONG, PATHS)[:, None, None]
+        distorted = sent * torch.from_numpy(wrong).to(work).exp()
+        sent = distorted * (sent.sum(-1, keepdim=True) / distorted.sum(-1, keepdim=True))
         parts = (model.backlogs(sent), torch.from_numpy(tasks).to(work), table.log_table, table.nominal)
         backlog, tasks_, log_table, nominal = (part.to(device) for part in parts)
-        view = View(params, scenario, device)
-        lessons.append(Lessons(scenario, view, RoutingTable(log_table, nominal), backlog, tasks_))
+        backlog, tasks_ = (part.flatten(0, 1).expand(seeds, -1, -1, -1) for part in (backlog, tasks_))
+        rows = torch.arange(len(scenarios), device=device).repeat_interleave(PATHS).expand(seeds, -1)
+        view = View(own, scenario, device)
+        lessons.append(Lessons(own, scenario, view, RoutingTable(log_table, nominal), rows, backlog, tasks_))
     return lessons
+
+
+def rehearsed(lessons: Lessons, logits: Logits, episodes: torch.Tensor) -> Lessons:
+    """Lessons at the queues that agents themselves bring about, with the arrivals of episodes [S, K] of the lessons.
+
+    Tables alone show no queues that mistakes have made, so agents that learn from them do not correct their own.
+    `logits` gives x_0 [S, K, N, B] of all task numbers from scenarios and slots [S, K] and backlogs [S, K, B].
+    """
+    seed = torch.arange(len(episodes), device=episodes.device)[:, None]
+    rows, tasks = lessons.rows[seed, episodes], lessons.tasks[seed, episodes]
+    count = (tasks[..., None] > torch.arange(lessons.params.num_tasks, device=tasks.device)).sum(3)  # [S, K, T - 1, N]
+    work = (count * lessons.view.workload[rows][:, :, None]).unsqueeze(-2)  # [S, K, T - 1, 1, N]
+    served = lessons.view.capacity[rows] * lessons.params.slot_length
+    backlog = torch.zeros_like(tasks)
+    for t in range(tasks.shape[2] - 1):
+        q = backlog[:, :, t]
+        sent = work[:, :, t] @ logits(rows, torch.full_like(rows, t), q).softmax(-1)
+        backlog[:, :, t + 1] = (q + sent.squeeze(-2) - served).clamp(min=0)
+    return dataclasses.replace(lessons, rows=rows, backlog=backlog, tasks=tasks)

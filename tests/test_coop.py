@@ -183,12 +183,12 @@ def test_the_shared_network_takes_any_number_of_servers_in_any_order(num_bs):
     row, t = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[3, 40]])
     q = torch.rand(1, 2, num_bs, generator=torch.Generator().manual_seed(1)) * 100
     workload = view.workload[:, None, :5].expand(1, 2, 5)
-    x0 = actor.logits(theta, view, row, t, workload, q)
+    weights = actor.split(theta)
+    x0 = actor.logits(weights, view, row, t, workload, q)
     assert x0.shape == (1, 2, 5, num_bs)
     order = torch.randperm(num_bs, generator=torch.Generator().manual_seed(2))
-    view.capacity, view.share, view.relative = (x[:, order] for x in (view.capacity, view.share, view.relative))
-    view.server_place = view.server_place[:, order]
-    turned = actor.logits(theta, view, row, t, workload, q[..., order])
+    view.capacity, view.share, view.fixed = (x[:, order] for x in (view.capacity, view.share, view.fixed))
+    turned = actor.logits(weights, view, row, t, workload, q[..., order])
     torch.testing.assert_close(turned, x0[..., order], rtol=1e-4, atol=1e-5)
 
 
@@ -233,7 +233,7 @@ def test_agents_learn_to_be_far_below_opt_and_move_to_other_scenarios():
     [{"objective": "tail"}, {"objective": "slowdown"}, {"actor": "per_bs"}, {"teacher": "prices"}, {"practice": 3}],
 )
 def test_every_variant_trains_resumes_to_the_same_bytes_and_evaluates(tmp_path, flags, monkeypatch):
-    monkeypatch.setattr("lad_ts.practice.SERVERS", (3, 5))
+    monkeypatch.setattr("lad_ts.practice.SHAPES", ((3, 9), (5, 6)))
     monkeypatch.setattr("lad_ts.congestion.WARM_START", 1)
     options = TINY | flags | {"distil_episodes": 2, "seeds": 2, "checkpoint_every": 1, "takeover": 0}
     words = [f"--{name}={value}" for name, value in options.items()]
