@@ -42,8 +42,8 @@ COOP_VARIANTS = {
     "slowdown": {"objective": "slowdown"},
     "per_bs": {"actor": "per_bs"},
     "prices": {"teacher": "prices"},
-    "practised": {"practice": 30, "distil_episodes": 30},
-    "tail_practised": {"objective": "tail", "practice": 30, "distil_episodes": 30},
+    "practised": {"practice": 60, "distil_episodes": 30},
+    "tail_practised": {"objective": "tail", "practice": 60, "distil_episodes": 30},
 }
 RUN_FILES = ("config.json", "delay.csv", "seconds.csv", "utilisation.csv", "delay.png", "delay.pdf", "summary.json")
 FIXED = ("opt_ts", "lower_bound", *HEURISTICS)

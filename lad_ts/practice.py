@@ -19,7 +19,6 @@ Logits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 PATHS = 8  # arrival paths of each practice scenario
 SHAPES = ((8, 120), (20, 60), (20, 15), (40, 30))  # servers and time slots, in equal parts
 FIT_STEPS = 400  # at most, of the tables: more make them hardly better
-WRONG = 0.2  # how far the work of a server is off the table's on the worst of these paths, as agents' errors make it
 LOADS = (1.03, 1.7)  # the smaller ones, where a mistake overloads a server, more often
 SPREADS = (1.0, 8.0)  # greatest over least capacity
 REHEARSED = 4  # episodes of each shape, in an episode of training, that agents go through themselves
@@ -82,9 +81,6 @@ def practice_lessons(params: TableParameters, device: torch.device | str, count:
         count_n = (tasks[..., None] > np.arange(own.num_tasks)).sum(3)  # [R, E, T - 1, N]
         work = model.workload[:, None, :, None] * table.log_table.softmax(-1)
         sent = torch.einsum("retn,rtnb->retb", torch.from_numpy(count_n).to(work), work)
-        wrong = rng.standard_normal((len(scenarios), PATHS, 1, num_bs)) * np.linspace(0, WRONG, PATHS)[:, None, None]
-        distorted = sent * torch.from_numpy(wrong).to(work).exp()
-        sent = distorted * (sent.sum(-1, keepdim=True) / distorted.sum(-1, keepdim=True))
         parts = (model.backlogs(sent), torch.from_numpy(tasks).to(work), table.log_table, table.nominal)
         backlog, tasks_, log_table, nominal = (part.to(device) for part in parts)
         backlog, tasks_ = (part.flatten(0, 1).expand(seeds, -1, -1, -1) for part in (backlog, tasks_))

@@ -21,7 +21,7 @@ from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Slot, draw_arriva
 from lad_ts.episodes import run_episode
 from lad_ts.main_coop import CoopConfig
 from lad_ts.model_coop import CoopAgents
-from lad_ts.practice import drawn_scenario
+from lad_ts.practice import drawn_scenario, practice_lessons, rehearsed
 from lad_ts.queue_model import Objective, QueueModel, offered_load, presence
 from lad_ts.references import OptTS
 from lad_ts.routing_table import RoutingTable, coordinated_uniforms, fit_tables
@@ -226,6 +226,22 @@ def test_agents_learn_to_be_far_below_opt_and_move_to_other_scenarios():
     before = busy.scenario.capacity.copy()
     assert compare_in(wrong, methods, 1)["coop"]["mean"] < 1.5
     assert (busy.scenario.capacity == before).all()
+
+
+def test_practice_episodes_bring_about_the_queues_of_whoever_goes_through_them(monkeypatch):
+    monkeypatch.setattr("lad_ts.practice.SHAPES", ((3, 9), (5, 6)))
+    lessons = practice_lessons(make(CoopConfig, **TINY), "cpu", 4, seeds=2)
+    assert [lesson.backlog.shape[2:] for lesson in lessons] == [(8, 3), (5, 5)]
+    for lesson in lessons:
+        every = torch.arange(lesson.rows.shape[1]).expand(2, -1)
+        again = rehearsed(lesson, lambda row, t, q, lesson=lesson: lesson.table.log_table[row, t], every)
+        torch.testing.assert_close(again.backlog, lesson.backlog, rtol=1e-4, atol=1e-3)
+        same = rehearsed(lesson, lambda row, t, q: torch.zeros(*q.shape[:2], 6, q.shape[-1]), every[:, 1:2])
+        work = (same.tasks[..., None] > torch.arange(6)).sum(3) * lesson.view.workload[same.rows][:, :, None]
+        q = torch.zeros(2, 1, lesson.view.capacity.shape[1])
+        for t in range(same.backlog.shape[2]):  # a plain recursion, where every server gets as much
+            torch.testing.assert_close(same.backlog[:, :, t], q)
+            q = (q + work[:, :, t].sum(-1, keepdim=True) / q.shape[-1] - lesson.view.capacity[same.rows]).clamp(min=0)
 
 
 @pytest.mark.parametrize(
