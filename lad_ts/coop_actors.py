@@ -75,9 +75,8 @@ class View:
         seconds = backlog / of_rows(self.capacity, row)
         mean = (of_rows(self.share, row) * seconds).sum(-1, keepdim=True).expand_as(seconds)
         times = torch.stack([seconds, mean], -1)
-        return torch.cat(
-            [of_rows(self.fixed, row).expand(*seconds.shape, -1), times.log1p(), (seconds - mean)[..., None] / 5], -1
-        )
+        fixed = of_rows(self.fixed, row).expand(*seconds.shape, -1)
+        return torch.cat([fixed, times.log1p(), (seconds - mean)[..., None] / 5], -1)
 
     def place(self, row: torch.Tensor | None, workload: torch.Tensor) -> torch.Tensor:
         """The place [S, M, C] of workloads [S, M, C] in Gcycles, between those of the scenario's task sizes."""
@@ -93,7 +92,8 @@ class View:
         left = (self.num_slots - 1 - t).clamp(min=0).log1p()[..., None]
         common = torch.cat([waves(t, self.time_frequency), left, of_rows(self.common, row)], -1)[..., None, :]
         size = waves(self.place(row, workload), self.place_frequency)
-        relative = workload.log() - of_rows(self.log_size, row)[..., None]
+        sizes = of_rows(self.sizes, row)
+        relative = workload.clamp(sizes[..., :1], sizes[..., -1:]).log() - of_rows(self.log_size, row)[..., None]
         return torch.cat([size, relative[..., None], common.expand(*size.shape[:-1], -1)], -1)
 
 
@@ -139,7 +139,6 @@ class ServerActor:
         A state is a scenario of the view, row [S, M], its slot t [S, M], and its backlogs q [S, M, B] in Gcycles. With
         row None, M is 1, and seed s is in the s-th scenario.
         """
-
         seeds, states, tasks = workload.shape
         steps, num_bs = self.schedule.steps, q.shape[-1]
 
