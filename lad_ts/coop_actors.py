@@ -52,7 +52,6 @@ class View:
         def tensor(values: np.ndarray) -> torch.Tensor:
             return torch.as_tensor(values, dtype=torch.float32, device=device)
 
-        self.num_slots = params.num_slots
         self.place_frequency = math.pi * torch.arange(1, PLACE_WAVES + 1, device=device)
         self.time_frequency = math.pi / params.num_slots * torch.arange(1, TIME_WAVES + 1, device=device)
         self.capacity, self.workload = tensor(scenario.capacity), tensor(scenario.workload)
@@ -68,7 +67,10 @@ class View:
         wait = (load - 1).clamp(min=0) * (params.num_slots - 1) * params.slot_length
         size = (self.workload * work).sum(1) / work.sum(1)  # of the task that a Gcycle of work belongs to, on average
         self.log_size = size.log()
-        self.common = torch.stack([load - 1, wait.log1p(), torch.full_like(load, math.log(num_bs / 20))], -1)  # [R, 3]
+        common = torch.stack([load - 1, wait.log1p(), torch.full_like(load, math.log(num_bs / 20))], -1)[:, None]
+        t = torch.arange(params.num_slots, device=device)
+        time = torch.cat([waves(t, self.time_frequency), t.flip(0).log1p()[:, None]], -1).expand(len(load), -1, -1)
+        self.common = torch.cat([time, common.expand(*time.shape[:2], -1)], -1)  # [R, T, 2 TIME_WAVES + 4]
 
     def servers(self, row: torch.Tensor | None, backlog: torch.Tensor) -> torch.Tensor:
         """Features [S, M, B, F] of the servers of scenarios row [S, M] with backlog [S, M, B] in Gcycles."""
@@ -89,12 +91,11 @@ class View:
 
     def tasks(self, row: torch.Tensor | None, t: torch.Tensor, workload: torch.Tensor) -> torch.Tensor:
         """Features [S, M, C, F] of tasks with workload [S, M, C] in Gcycles, in slots t [S, M] of scenarios row."""
-        left = (self.num_slots - 1 - t).clamp(min=0).log1p()[..., None]
-        common = torch.cat([waves(t, self.time_frequency), left, of_rows(self.common, row)], -1)[..., None, :]
+        common = self.common.take_along_dim(t[..., None], 1) if row is None else self.common[row, t]
         size = waves(self.place(row, workload), self.place_frequency)
         sizes = of_rows(self.sizes, row)
         relative = workload.clamp(sizes[..., :1], sizes[..., -1:]).log() - of_rows(self.log_size, row)[..., None]
-        return torch.cat([size, relative[..., None], common.expand(*size.shape[:-1], -1)], -1)
+        return torch.cat([size, relative[..., None], common[..., None, :].expand(*size.shape[:-1], -1)], -1)
 
 
 class ServerActor:
