@@ -190,11 +190,17 @@ class Study:
 def draw(axes: plt.Axes, study: Study, experiment: str, statistic: str = "mean") -> None:
     """Ratios against an experiment's settings, with 95 % bands over seeds, and the line of Opt-TS."""
     settings = study.settings(experiment)
-    for k, method in enumerate(study.methods(experiment)):
+    methods = study.methods(experiment)
+    references = [method for method in methods if not method.startswith("Coop")]
+    for k, method in enumerate(methods):
         values = np.stack([study.values(experiment, value, method, statistic) for value in settings])
         mean, half = mean_interval(values, axis=1)
-        colour, style = plt.get_cmap("tab10").colors[k % 10], "-" if method.startswith("Coop") else "-."
-        axes.plot(settings, mean, marker="o", ms=3, lw=1.5, ls=style, color=colour, label=method)
+        if method in references:
+            colour = plt.get_cmap("tab20b").colors[2 * references.index(method) % 20]
+            style = {"ls": "-.", "lw": 1, "marker": "^", "ms": 3}
+        else:
+            colour, style = plt.get_cmap("tab10").colors[k % 10], {"lw": 1.8, "marker": "o", "ms": 4}
+        axes.plot(settings, mean, color=colour, label=method, **style)
         axes.fill_between(settings, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
     axes.axhline(1, color="black", ls="--", lw=1, label="Opt-TS")
     axes.grid(alpha=0.3)
