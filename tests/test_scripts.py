@@ -138,3 +138,12 @@ def test_benchmark_prints_its_baseline_and_ratios():
     plain = next(line for line in output.splitlines() if "plain per-task loop" in line)
     assert ratio == pytest.approx(float(plain.strip("| ").split(" | ")[3]) / seconds, rel=0.05)
     assert "peak memory" in output
+
+
+def test_decision_benchmark_compares_with_lad_ts():
+    lines = run("bench_decision.py", "--repeats=2", "--tasks=3").stdout.splitlines()
+    cells = {line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ")[1:] for line in lines if " TS" not in line}
+    base, shared = cells["LAD-TS"], cells["Cooperative LAD-TS, shared network"]
+    assert base[1] == base[3] == "1.00" and len(cells) == 5
+    for k in (0, 2):
+        assert float(shared[k + 1]) == pytest.approx(float(shared[k]) / float(base[k]), rel=0.1)
