@@ -28,7 +28,7 @@ def predicting_x0(schedule: Schedule) -> Schedule:
 
 
 def waves(x: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
-    """sin and cos of x [..] in 0..1 times each frequency [K], [.., 2 K]."""
+    """sin and cos of x [..] times each frequency [K] in rad, [.., 2 K]."""
     angle = x[..., None] * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)
 

@@ -69,7 +69,8 @@ class CoopParameters(TableParameters):
     )
     practice: int = parameter(
         0,
-        "further scenarios, drawn at random, that the shared network also learns from, for use on any scenario",
+        "further scenarios, drawn at random, that the shared network also learns from, for use on any scenario; best "
+        "without tuning, so with as many distil_episodes as episodes",
         low=0,
         high=10_000,
     )
