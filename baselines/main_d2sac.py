@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from baselines.model_d2sac import D2SACAgents, D2SACParameters
-from common.parameters import command_line
+from common.command_line import command_line
 from lad_ts.training import Method, TrainingParameters, run_method
 
 METHOD = Method("D2SAC-TS", "d2sac_ts", D2SACAgents)

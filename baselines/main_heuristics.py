@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from baselines.heuristics import HEURISTICS
-from common.parameters import ParameterError, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, parameter
 from lad_ts.references import LowerBound
 from lad_ts.routing_table import TableParameters
 from lad_ts.scheduler import Learner, Scheduler
@@ -47,12 +48,12 @@ def load_class(place: str, flag: str = "method") -> Callable[..., Scheduler]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's file may fail in any way
-        raise ParameterError(f"--{flag}={place}: the file fails with {type(error).__name__}: {error}") from None
+        raise ParameterError(flag, place, f"the file fails with {type(error).__name__}: {error}") from None
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Scheduler) and not issubclass(found, Learner)):
         raise ParameterError(f"{refusal} of a Scheduler that does not learn ({name} is none)")
     if found.act is Scheduler.act:
-        raise ParameterError(f"--{flag}={place}: the class must define act(slot)")
+        raise ParameterError(flag, place, "the class must define act(slot)")
     return found
 
 

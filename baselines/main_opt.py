@@ -6,7 +6,7 @@ python baselines/main_opt.py --episodes 60 --seeds 2
 
 from typing import Any
 
-from common.parameters import command_line
+from common.command_line import command_line
 from lad_ts.references import OptTS
 from lad_ts.training import FixedParameters, Method, run_method
 

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from baselines.model_sac import SACAgents
-from common.parameters import command_line
+from common.command_line import command_line
 from lad_ts.soft_actor_critic import SACParameters
 from lad_ts.training import Method, TrainingParameters, run_method
 

@@ -20,7 +20,8 @@ from baselines.main_d2sac import D2SACConfig
 from baselines.main_dqn import DQNConfig
 from baselines.main_heuristics import HeuristicConfig, load_class
 from baselines.main_sac import SACConfig
-from common.parameters import ParameterError, fail, resolve
+from common.command_line import fail
+from common.parameters import ParameterError, resolve
 from common.run_folder import read_config, read_csv, writable
 from lad_ts.main_coop import CoopConfig
 from lad_ts.main_lad import LadConfig
@@ -69,7 +70,7 @@ class Job:
             return "baselines/main_heuristics.py", HeuristicConfig, {"method": self.method}
         words = f"a learner with :paper, coop_lad_ts with :{', :'.join(COOP_VARIANTS)}, or FILE.py:ClassName"
         known = ", ".join([*LEARNERS, *FIXED])
-        raise ParameterError(f"--methods={self.method}: must be one of {known}, {words}")
+        raise ParameterError("methods", self.method, f"must be one of {known}, {words}")
 
     def takes(self, parameter: str) -> bool:
         return parameter in self.script[1].__dataclass_fields__
@@ -104,7 +105,9 @@ class Job:
         for name, value in (self.flags | self.script[2]).items():
             longer = name == "episodes" and isinstance(stored.get(name), int) and stored[name] < value
             if stored.get(name) != value and not longer:
-                raise ParameterError(f"--out: {self.folder} holds a run with {name}={stored.get(name)}, not {value}")
+                raise ParameterError(
+                    "out", None, f"{self.folder} holds a run with {name}={stored.get(name)}, not {value}"
+                )
 
     @property
     def log(self) -> Path:
@@ -162,7 +165,7 @@ def run_jobs(jobs: list[Job], parallel: int) -> None:
     folders = [job.folder for job in jobs]
     for job in jobs:
         if folders.count(job.folder) > 1:
-            raise ParameterError(f"--methods={job.method}: must differ from the others in file or class name")
+            raise ParameterError("methods", job.method, "must differ from the others in file or class name")
         job.check_flags()
     for job in jobs:
         job.check_folder()

@@ -1,30 +1,40 @@
 """Parameters: declared once, used for the command line, its help, validation and config.json.
 
 A script's parameters are the fields of a dataclass, each made by `parameter(...)` with its default, unit, allowed
-range and one line of text. `command_line` turns such a class into a command through `fire` and refuses unknown
-flags, wrong types and values out of range with one line and exit code 2. Start reading at `command_line`.
+range and one line of text. `resolve` gives checked values from those that a user gave; command_line.py turns a class
+into a command. Start reading at `parameter`.
 """
 
 import dataclasses
 import difflib
-import inspect
-import io
 import math
-import re
-import sys
 import types
 import typing
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import fire
 
 LARGEST = 2**31 - 1  # no number of this project is larger, and integers of that size fit everywhere
 
 
 class ParameterError(ValueError):
-    """A parameter has a value that is not allowed; the message is one line for the user."""
+    """A parameter has a value that is not allowed: its flag, the value as given, and what is allowed.
+
+    `flag` is None for a mistake that no parameter alone makes, `value` where there is none to show. As text, it is one
+    line for the user.
+    """
+
+    def __init__(self, flag: str | None, value: Any, reason: str) -> None:
+        super().__init__(flag, value, reason)
+        self.flag, self.value, self.reason = flag, value, reason
+
+    def __str__(self) -> str:
+        if self.flag is None:
+            return self.reason
+        return f"--{self.flag}{'' if self.value is None else f'={self.value}'}: {self.reason}"
+
+    def renamed(self, **flags: str) -> "ParameterError":
+        """The same error of a script that calls a flag by another name, as in renamed(evaluate="checkpoint")."""
+        flag = flags.get(self.flag, self.flag) if self.flag else self.flag
+        return ParameterError(flag, self.value, self.reason)
 
 
 def parameter(
@@ -37,22 +47,29 @@ def parameter(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     empty: bool = False,
+    more: str = "",
 ) -> Any:
     """A dataclass field whose metadata hold the help text, the unit and the allowed values.
 
-    `low` and `high` are inclusive, `above` is exclusive, `empty` allows a text without characters.
-    A default of None means "by preset" or "not given".
+    `text` is what --help shows in one line, `more` what the page of parameters says besides. `low` and `high` are
+    inclusive, `above` is exclusive, `empty` allows a text without characters. A default of None means "by preset" or
+    "not given".
     """
     metadata = {"text": text, "unit": unit, "low": low, "high": high, "above": above}
-    metadata |= {"choices": choices, "empty": empty}
+    metadata |= {"choices": choices, "empty": empty, "more": more}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(kw_only=True)
 class Parameters:
-    """Base of every parameter class. `PRESETS` maps a preset's name to the values it fills in."""
+    """Base of every parameter class.
+
+    `PRESETS` maps a preset's name to the values it fills in. `GROUP` is the heading in --help above the fields that a
+    class declares.
+    """
 
     PRESETS: typing.ClassVar[dict[str, dict[str, Any]]] = {}
+    GROUP: typing.ClassVar[str] = "parameters"
 
     def check(self) -> None:
         """Conditions over several fields; subclasses extend it. Raises ParameterError."""
@@ -65,7 +82,7 @@ def numbers(name: str, text: str, counter: str, count: int) -> list[float]:
     except ValueError:
         values = []
     if len(values) != count or not all(0 < value < math.inf for value in values):
-        raise ParameterError(f"--{name}={text}: must be --{counter}={count} numbers above 0, separated by commas")
+        raise ParameterError(name, text, f"must be --{counter}={count} numbers above 0, separated by commas")
     return values
 
 
@@ -107,7 +124,7 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     allowed = allowed_values(cls, field)
     if isinstance(value, int) and abs(value) > 10**20:  # it may be too long to print
         value = math.inf if value > 0 else -math.inf
-    refusal = ParameterError(f"--{name}={value}: must be {allowed}")
+    refusal = ParameterError(name, "None" if value is None else value, f"must be {allowed}")
     if kind is tuple:
         if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
             raise refusal
@@ -124,7 +141,7 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
             raise refusal
         if abs(value) > LARGEST:  # infinity, too
             limit = "" if "at most" in allowed else f", at most {LARGEST}"
-            raise ParameterError(f"--{name}={value}: must be {allowed}{limit}")
+            raise ParameterError(name, value, f"must be {allowed}{limit}")
         if math.isnan(value) or (kind is int and value != int(value)):
             raise refusal
         value = kind(value)
@@ -151,7 +168,7 @@ def resolve(cls: type[Parameters], given: dict[str, Any]) -> Parameters:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean --{close[0]}? " if close else ""
-            raise ParameterError(f"--{name}={given[name]}: no such parameter; {hint}--help lists them all")
+            raise ParameterError(name, given[name], f"no such parameter; {hint}--help lists them all")
     values = {name: convert(cls, name, value) for name, value in given.items()}
     preset = values.get("preset", getattr(cls, "preset", None))
     for name, value in cls.PRESETS.get(preset, {}).items():
@@ -161,121 +178,3 @@ def resolve(cls: type[Parameters], given: dict[str, Any]) -> Parameters:
     if not (getattr(config, "resume", None) or getattr(config, "evaluate", None)):
         config.check()  # otherwise it is checked once the stored run's parameters are in
     return config
-
-
-def help_text(cls: type[Parameters], description: str) -> str:
-    """A docstring in the form that fire prints: the description, then one line for each parameter."""
-    lines = [description.strip(), "", "Args:"]
-    for field in dataclasses.fields(cls):
-        unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
-        presets = [f"{p}: {v[field.name]}" for p, v in cls.PRESETS.items() if field.name in v]
-        default = "; default by preset (" + ", ".join(presets) + ")" if presets else ""
-        allowed = allowed_values(cls, field)
-        lines.append(f"    {field.name}: {field.metadata['text']}{unit} ({allowed}{default})")
-    return "\n".join(lines)
-
-
-def parse(cls: type[Parameters], arguments: list[str], description: str, script: str) -> dict[str, Any]:
-    """The explicitly given flags as a dictionary. Exits with 0 after --help; raises ParameterError."""
-
-    def collect(*positional: Any, **flags: Any) -> None:
-        if positional:
-            raise ParameterError(f"{positional[0]}: every value needs its parameter's name, as in --name value")
-        given.update(flags)
-
-    given: dict[str, Any] = {}
-    fields = dataclasses.fields(cls)
-    texts, arguments = take_texts(cls, arguments)
-    for name, values in texts.items():
-        several = field_type(cls, name)[0] is tuple
-        if len(values) > 1 and not several:
-            raise ParameterError(f"--{name}: must be given once, not {len(values)} times")
-        given[name] = values if several else values[0]
-    flags = [match[1].replace("-", "_") for a in arguments if (match := FLAG.match(a))]
-    for name in flags:
-        if flags.count(name) > 1:
-            raise ParameterError(f"--{name}: must be given once, not {flags.count(name)} times")
-    declared = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields]
-    collect.__doc__ = help_text(cls, description)
-    if {"-h", "--help"} & set(arguments):
-        collect.__signature__ = inspect.Signature(declared)
-        fire.Fire(collect, command=["--", "--help"], name=script)
-    if {"-", "--"} & set(arguments):
-        raise ParameterError("-: a lone dash is not a parameter; every value needs its name, as in --name value")
-    # Everything is accepted here, because fire itself would complain about a flag only after the run.
-    accept_all = (
-        inspect.Parameter("positional", inspect.Parameter.VAR_POSITIONAL),
-        inspect.Parameter("flags", inspect.Parameter.VAR_KEYWORD),
-    )
-    collect.__signature__ = inspect.Signature([accept_all[0], *declared, accept_all[1]])
-    fire.Fire(collect, command=arguments, name=script)
-    for letter in [name for name in given if len(name) == 1]:
-        matches = [field.name for field in fields if field.name.startswith(letter)]
-        if len(matches) == 1:  # the short flags that the help shows
-            given[matches[0]] = given.pop(letter)
-    return given
-
-
-FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?$", re.DOTALL)
-
-
-def take_texts(cls: type[Parameters], arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The texts given for parameters that are text, as they were typed, and the arguments that are left.
-
-    fire never sees them: it would read 2024_12 as a number, a,b as a tuple, and fail on long ones.
-    """
-    names = [field.name for field in dataclasses.fields(cls)]
-    texts: dict[str, list[str]] = {}
-    left, rest = [], list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        match = FLAG.match(argument)
-        name = match[1].replace("-", "_") if match else ""
-        if len(name) == 1:  # the short flags that the help shows
-            starting = [full for full in names if full.startswith(name)]
-            name = starting[0] if len(starting) == 1 else name
-        if name not in names or field_type(cls, name)[0] not in (str, tuple):
-            left.append(argument)
-            continue
-        if match[2] is None and (not rest or rest[0].startswith("--")):
-            raise ParameterError(f"--{name}: must be followed by {allowed_values(cls, cls.__dataclass_fields__[name])}")
-        text = rest.pop(0) if match[2] is None else match[2]
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ParameterError(f"--{name}={text.encode(errors='replace').decode()}: must be UTF-8 text") from None
-        texts.setdefault(name, []).append(text)
-    return texts, left
-
-
-def command_line(
-    cls: type[Parameters],
-    main: Callable[[Parameters, dict[str, Any]], None],
-    description: str,
-    arguments: list[str] | None = None,
-) -> None:
-    """Run `main(config, given)` on parsed and checked parameters; `given` holds the explicit ones.
-
-    Any ParameterError ends the process with exit code 2 and one line on standard error, Ctrl-C with 130.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign is no reason to fail
-    try:
-        given = parse(cls, sys.argv[1:] if arguments is None else arguments, description, Path(sys.argv[0]).name)
-        main(resolve(cls, given), given)
-    except ParameterError as error:
-        fail(str(error), 2)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except OSError as error:
-        fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
-    except (MemoryError, RuntimeError) as error:  # numpy raises the first, torch the second
-        if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("allocate memory", "out of memory")):
-            raise
-        fail(f"these sizes need more memory than there is ({(str(error).splitlines() or ['no details'])[0]})", 2)
-
-
-def fail(message: str, code: int) -> typing.NoReturn:
-    """End the process with one line on standard error."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)

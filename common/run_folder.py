@@ -43,7 +43,7 @@ def create_folder(out: str | None, default: Path) -> Path:
         folder = Path(out)
     writable(folder)
     if any(folder.iterdir()):
-        raise ParameterError(f"--out={folder}: must be a new or empty folder, to overwrite nothing")
+        raise ParameterError("out", folder, "must be a new or empty folder, to overwrite nothing")
     return folder
 
 
@@ -60,7 +60,7 @@ def writable(folder: Path) -> Path:
             leftover.unlink()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ParameterError(f"--out={folder}: must be a folder that can be written ({reason})") from None
+        raise ParameterError("out", folder, f"must be a folder that can be written ({reason})") from None
     return folder
 
 
@@ -72,7 +72,7 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ParameterError(f"--out={folder}: must be free, but another process is working in it") from None
+            raise ParameterError("out", folder, "must be free, but another process is working in it") from None
         yield
     finally:
         os.close(handle)
@@ -123,7 +123,7 @@ def write_config(folder: Path, method: str, config: dict[str, Any]) -> None:
     write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
-def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+def read_config(folder: Path, flag: str = "out") -> tuple[str, dict[str, Any]]:
     """Method and parameters of a run's config.json. Raises ParameterError when it is not whole."""
     try:
         content = json.loads((folder / "config.json").read_text())
@@ -131,7 +131,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
         if not (isinstance(method, str) and isinstance(parameters, dict) and isinstance(parameters["seeds"], int)):
             raise TypeError("values of the wrong type")
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ParameterError(f"{folder}: must hold a run, with a whole config.json ({describe(error)})") from None
+        raise ParameterError(flag, folder, f"must hold a run, with a whole config.json ({describe(error)})") from None
     return method, parameters
 
 
@@ -145,10 +145,10 @@ def resumed(config: Any, given: dict[str, Any], free: Sequence[str]) -> Any:
         parameters = json.loads((folder / "config.json").read_text())["parameters"]
         before = resolve(type(config), parameters | {"resume": None})
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ParameterError(f"--resume={folder}: must hold a run's config.json ({describe(error)})") from None
+        raise ParameterError("resume", folder, f"must hold a run's config.json ({describe(error)})") from None
     for name in given:
         if name not in free:
-            raise ParameterError(f"--{name}={given[name]}: must not be combined with --resume")
+            raise ParameterError(name, given[name], "must not be combined with --resume")
     return dataclasses.replace(before, **{name: getattr(config, name) for name in given})
 
 
@@ -172,12 +172,10 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
                 raise OSError(errno.EIO, f"{damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
-        raise ParameterError(
-            f"--{flag}={path}: must be a checkpoint written by this script ({describe(error)})"
-        ) from None
+        raise ParameterError(flag, path, f"must be a checkpoint written by this script ({describe(error)})") from None
     kinds = {"method": str, "config": dict, "learner": dict, "history": list}
     if not isinstance(content, dict) or any(not isinstance(content.get(name), kind) for name, kind in kinds.items()):
-        raise ParameterError(f"--{flag}={path}: must be a checkpoint written by this script (other content)")
+        raise ParameterError(flag, path, "must be a checkpoint written by this script (other content)")
     return content
 
 

@@ -49,7 +49,7 @@ def run_stage(learner: StageLearner, config: dict[str, Any], folder: Path, every
     if path.exists():
         content = load_checkpoint(path, "resume")
         if content["method"] != learner.name or content["config"] != config:
-            raise ParameterError(f"--resume={folder}: {path.name} must come from a run with the same parameters")
+            raise ParameterError("resume", folder, f"{path.name} must come from a run with the same parameters")
         learner.load(content["learner"])
         rows, seconds = content["history"], content["seconds"]
         start = rows[-1][0] if rows else 0
@@ -59,8 +59,10 @@ def run_stage(learner: StageLearner, config: dict[str, Any], folder: Path, every
             losses.append(learner.step(number))
             if not math.isfinite(losses[-1]):
                 raise ParameterError(
-                    f"--{learner.rate_flag}={config[learner.rate_flag]}: the loss of {learner.name} is {losses[-1]} "
-                    f"at step {number} ({learner.batch_words(number)}); must be low enough for a finite one"
+                    learner.rate_flag,
+                    config[learner.rate_flag],
+                    f"the loss of {learner.name} is {losses[-1]} at step {number} ({learner.batch_words(number)}"
+                    "); must be low enough for a finite one",
                 )
             bar.update()
             if (number + 1) % every == 0 or number + 1 == learner.steps:

@@ -56,7 +56,7 @@ def connect(options: ClusterOptions) -> None:
             ray.init(address=options.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = (str(error).splitlines() or ["no answer"])[0]
-            raise ParameterError(f"--address={options.address}: must be of a running Ray cluster ({reason})") from None
+            raise ParameterError("address", options.address, f"must be of a running Ray cluster ({reason})") from None
     whole = math.ceil(options.servers / math.floor(1 / options.gpus)) if 0 < options.gpus < 1 else 0
     gpus = whole or options.gpus * options.servers  # a fraction is one of a single GPU
     for name, wanted, flag, value in (
@@ -69,7 +69,7 @@ def connect(options: ClusterOptions) -> None:
         if free < wanted:
             ray.shutdown()
             raise ParameterError(
-                f"--{flag}={value}: needs {wanted:g} of the resource {name}; the Ray cluster has {free:g} that are free"
+                flag, value, f"needs {wanted:g} of the resource {name}; the Ray cluster has {free:g} that are free"
             )
 
 
@@ -130,7 +130,7 @@ class Cluster:
             self.create(server)
         results = await asyncio.gather(*(self.greet(server) for server in self.servers))
         if problems := [error for error in results if error is not None]:
-            raise ParameterError(f"an edge server could not start: {last_line(problems[0])}")
+            raise ParameterError(None, None, f"an edge server could not start: {last_line(problems[0])}")
         for server in self.servers:
             server.up = True
             self.spawn(self.follow(server))

@@ -105,27 +105,27 @@ class DedgeParameters(Parameters):
         parse_steps(self.steps)
         parse_speeds(self)
         if self.learn and self.scheduler not in LEARNERS:
-            raise ParameterError(f"--learn=True: must come with a scheduler that learns, one of {', '.join(LEARNERS)}")
+            raise ParameterError("learn", True, f"must come with a scheduler that learns, one of {', '.join(LEARNERS)}")
         if self.simulate and self.serve:
-            raise ParameterError("--serve=True: must not be combined with --simulate")
+            raise ParameterError("serve", True, "must not be combined with --simulate")
         if self.simulate and (self.learn or self.resume):
             name = "learn" if self.learn else "resume"
-            raise ParameterError(f"--{name}={getattr(self, name)}: must not be combined with --simulate")
+            raise ParameterError(name, getattr(self, name), "must not be combined with --simulate")
         if self.speeds is not None and self.compute == "real" and not self.simulate:
-            raise ParameterError(f"--speeds={self.speeds}: must come with --compute simulated")
+            raise ParameterError("speeds", self.speeds, "must come with --compute simulated")
         if self.base_seconds > 1e6 * self.step_seconds:
             raise ParameterError(
-                f"--base_seconds={self.base_seconds}: must be at most the time of a million steps of --step_seconds"
+                "base_seconds", self.base_seconds, "must be at most the time of a million steps of --step_seconds"
             )
         if self.gpus_per_server > 1 and self.gpus_per_server % 1:
-            raise ParameterError(f"--gpus_per_server={self.gpus_per_server}: must be at most 1, or a whole number")
+            raise ParameterError("gpus_per_server", self.gpus_per_server, "must be at most 1, or a whole number")
         if self.serve and sum(parse_steps(self.steps)) // 2 > self.max_steps:
-            raise ParameterError(f"--max_steps={self.max_steps}: must be at least the middle of --steps={self.steps}")
+            raise ParameterError("max_steps", self.max_steps, f"must be at least the middle of --steps={self.steps}")
         if self.serve and self.host not in LOOPBACK and not self.token:
-            raise ParameterError(f"--host={self.host}: must be {LOOPBACK[0]}, or come with a --token")
+            raise ParameterError("host", self.host, f"must be {LOOPBACK[0]}, or come with a --token")
         for name in ("width", "height"):
             if (getattr(self, name) or 0) % 16:
-                raise ParameterError(f"--{name}={getattr(self, name)}: must be a multiple of 16")
+                raise ParameterError(name, getattr(self, name), "must be a multiple of 16")
 
 
 def parse_counts(text: str) -> list[int]:
@@ -134,7 +134,7 @@ def parse_counts(text: str) -> list[int]:
     good = all(part.isascii() and part.isdigit() and len(part) < 9 and 1 <= int(part) <= 10_000_000 for part in parts)
     if not good or len({int(part) for part in parts}) < len(parts):
         raise ParameterError(
-            f"--num_tasks={text}: must be an integer from 1 to 10000000, or several different ones as in 1,100"
+            "num_tasks", text, "must be an integer from 1 to 10000000, or several different ones as in 1,100"
         )
     return [int(part) for part in parts]
 

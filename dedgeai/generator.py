@@ -34,8 +34,9 @@ def inference_config(**given: Any) -> InferConfig:
     config = with_model(resolve(InferConfig, given))
     if missing := missing_files(Path(config.models), ["CLIP-L", "CLIP-G", "MMDiT", "VAE"]):
         raise ParameterError(
-            f"--models={config.models}: {', '.join(missing)} missing; get the files with "
-            "python scripts/download_models.py"
+            "models",
+            config.models,
+            f"{', '.join(missing)} missing; get the files with python scripts/download_models.py",
         )
     return config
 

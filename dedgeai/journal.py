@@ -77,5 +77,5 @@ def read_journal(path: Path, flag: str, fields: dict[str, set[str]] | None = Non
         if any((fields or {}).get(entry["event"], set()) - entry.keys() for entry in entries):
             raise ValueError("an entry that lacks something")
     except (OSError, ValueError, RecursionError, TypeError) as error:
-        raise ParameterError(f"--{flag}={path.parent}: must hold a run's journal ({describe(error)})") from None
+        raise ParameterError(flag, path.parent, f"must hold a run's journal ({describe(error)})") from None
     return entries

@@ -22,7 +22,7 @@ import ray
 import torch
 from tqdm import tqdm
 
-from common.parameters import fail
+from common.command_line import fail
 from common.run_folder import describe, peak_memory, save_checkpoint, write_config, write_csv
 from dedgeai.arrivals import Arrivals
 from dedgeai.cluster import ClusterOptions, connect

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from common.parameters import command_line
+from common.command_line import command_line
 from common.run_folder import claimed, create_folder, peak_memory, resumed, write_config
 from dedgeai.configuration import (
     FOLDER,

@@ -73,7 +73,7 @@ async def measure(cluster: Cluster, orders: dict[int, list[Task]], quiet: bool =
         measurement.bar.close()
         cluster.owner, cluster.options = owner, options
     if measurement.problem:
-        raise ParameterError(f"the generator failed: {measurement.problem}")
+        raise ParameterError(None, None, f"the generator failed: {measurement.problem}")
     return measurement.found
 
 

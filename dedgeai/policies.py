@@ -80,10 +80,10 @@ def read_checkpoint(place: Path, options: PolicyOptions, servers: int) -> tuple[
     try:
         config = stored_config(resolve(cls, given), given, content, method, "evaluate")
     except ParameterError as error:
-        raise ParameterError(str(error).replace("--evaluate", "--checkpoint")) from None
+        raise error.of("checkpoint") from None
     if config.num_bs != servers and getattr(config, "actor", "") != "shared":
         raise ParameterError(
-            f"--checkpoint={place}: must be of --num_servers={servers} servers, but is of {config.num_bs}"
+            "checkpoint", place, f"must be of --num_servers={servers} servers, but is of {config.num_bs}"
         )
     config = dataclasses.replace(config, device="cpu")  # a round is small, and a GPU belongs to an edge server
     check_size(servers, dataclasses.replace(options, num_tasks=config.num_tasks * config.seeds))
@@ -93,13 +93,15 @@ def read_checkpoint(place: Path, options: PolicyOptions, servers: int) -> tuple[
 def check_learning(policy: Policy) -> None:
     """Raise ParameterError for a learner that cannot go on learning on the policy's cluster."""
     if len(policy.seeds) != 1:
-        raise ParameterError(f"--learn=True: must come with a policy of one seed, not of {len(policy.seeds)}")
+        raise ParameterError("learn", True, f"must come with a policy of one seed, not of {len(policy.seeds)}")
     if isinstance(policy.scheduler, CoopAgents):
         params, servers = policy.scheduler.params, policy.scenario.capacity.shape[1]
         if params.num_bs != servers or params.practice:
             raise ParameterError(
-                f"--learn=True: must come with agents trained for {servers} servers without practice, "
-                f"not for {params.num_bs} with --practice={params.practice}"
+                "learn",
+                True,
+                f"must come with agents trained for {servers} servers without practice, not for "
+                f"{params.num_bs} with --practice={params.practice}",
             )
 
 
@@ -116,28 +118,34 @@ def check_name(options: PolicyOptions) -> None:
     """Raise ParameterError unless the scheduler exists and takes a checkpoint where one is given."""
     if options.scheduler not in LEARNERS:
         if options.scheduler == "lower_bound":
-            raise ParameterError(f"--scheduler=lower_bound: must be a scheduler, which a bound is not; one of {NAMES}")
+            raise ParameterError(
+                "scheduler", "lower_bound", f"must be a scheduler, which a bound is not; one of {NAMES}"
+            )
         if options.scheduler != "opt_ts":
             if ":" not in options.scheduler and options.scheduler not in HEURISTICS:
                 raise ParameterError(
-                    f"--scheduler={options.scheduler}: must be one of {NAMES}, or FILE.py:ClassName of your own"
+                    "scheduler", options.scheduler, f"must be one of {NAMES}, or FILE.py:ClassName of your own"
                 )
             load_class(options.scheduler, "scheduler")
         if options.checkpoint is not None:
-            raise ParameterError(f"--checkpoint={options.checkpoint}: must come with a scheduler that learns")
+            raise ParameterError("checkpoint", options.checkpoint, "must come with a scheduler that learns")
 
 
 def check_size(servers: int, options: PolicyOptions) -> None:
     """Raise ParameterError when agents of so many servers would need too much memory."""
     if options.checkpoint is None and servers > TRAINED_SERVERS:
         raise ParameterError(
-            f"--num_servers={servers}: must be at most {TRAINED_SERVERS} for training {options.scheduler} here; "
-            "take a heuristic, or give a --checkpoint"
+            "num_servers",
+            servers,
+            f"must be at most {TRAINED_SERVERS} for training {options.scheduler} here; take a heuristic, "
+            "or give a --checkpoint",
         )
     if servers * servers * options.num_tasks > STATE_CELLS:
         raise ParameterError(
-            f"--num_servers={servers}: too many for the states of {options.scheduler}, which have a number for each "
-            "server and task; take a heuristic"
+            "num_servers",
+            servers,
+            f"too many for the states of {options.scheduler}, which have a number for each server and "
+            "task; take a heuristic",
         )
 
 
@@ -187,7 +195,7 @@ def trained(options: PolicyOptions, profile: Profile, folder: Path) -> Path:
             flags = again or flags | {"out": str(out)}
             run_method(resolve(cls, flags), flags, method)
         except ParameterError as error:
-            raise ParameterError(str(error).replace("--out=", "--policies: ")) from None
+            raise error.of("policies") from None
         except SystemExit as ended:
             if ended.code == 130:
                 print("the same command goes on with the training")

@@ -79,18 +79,22 @@ class Profile:
     @classmethod
     def read(cls, path: Path, servers: int, source: dict[str, Any] | None = None) -> "Profile":
         """The profile of a file. Raises ParameterError unless it is whole, for so many servers, and of `source`."""
-        place = f"--profile={path}"
         try:
             profile = cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise ParameterError(f"{place}: must be a profile that a run has measured ({describe(error)})") from None
+            raise ParameterError(
+                "profile", path, f"must be a profile that a run has measured ({describe(error)})"
+            ) from None
         if profile.servers != servers:
-            raise ParameterError(f"{place}: must be of --num_servers={servers} servers, but is of {profile.servers}")
+            raise ParameterError(
+                "profile", path, f"must be of --num_servers={servers} servers, but is of {profile.servers}"
+            )
         for name, value in (source or {}).items():
             if profile.source.get(name) != value:
                 raise ParameterError(
-                    f"{place}: was measured with {name}={profile.source.get(name)}, not {value}; remove it to "
-                    "measure anew"
+                    "profile",
+                    path,
+                    f"was measured with {name}={profile.source.get(name)}, not {value}; remove it to measure anew",
                 )
         return profile
 

@@ -300,7 +300,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ParameterError(f"--port={port}: must be free on --host={host} ({reason})") from None
+        raise ParameterError("port", port, f"must be free on --host={host} ({reason})") from None
     return listener
 
 

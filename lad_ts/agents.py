@@ -56,11 +56,11 @@ class AgentParameters(EnvironmentParameters):
         super().check()
         if self.replay_capacity < self.num_tasks:
             raise ParameterError(
-                f"--replay_capacity={self.replay_capacity}: must hold a slot, at least --num_tasks={self.num_tasks}"
+                "replay_capacity", self.replay_capacity, f"must hold a slot, at least --num_tasks={self.num_tasks}"
             )
         if self.learning_start >= self.replay_capacity:
             raise ParameterError(
-                f"--learning_start={self.learning_start}: must be below --replay_capacity={self.replay_capacity}"
+                "learning_start", self.learning_start, f"must be below --replay_capacity={self.replay_capacity}"
             )
 
 

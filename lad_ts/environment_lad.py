@@ -57,10 +57,10 @@ class EnvironmentParameters(Parameters):
         for name in ("input", "quality", "density", "result", "capacity", "rate"):
             low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
             if low > high:
-                raise ParameterError(f"--{name}_min={low}: the range is empty; must be at most --{name}_max={high}")
+                raise ParameterError(f"{name}_min", low, f"the range is empty; must be at most --{name}_max={high}")
         if self.min_tasks > self.num_tasks:
             raise ParameterError(
-                f"--min_tasks={self.min_tasks}: the range is empty; must be at most --num_tasks={self.num_tasks}"
+                "min_tasks", self.min_tasks, f"the range is empty; must be at most --num_tasks={self.num_tasks}"
             )
         if self.capacities is not None:
             fixed_capacities(self)

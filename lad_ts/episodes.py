@@ -61,10 +61,10 @@ def check_action(action: torch.Tensor, slot: Slot, name: str) -> None:
     shape, servers = tuple(slot.mask.shape), slot.backlog.shape[1]
     if tuple(action.shape) != shape or action.is_floating_point() or action.dtype == torch.bool:
         found = f"{action.dtype} {list(action.shape)}"
-        raise ParameterError(f"{name}.act returned {found}; must be integers {list(shape)}")
+        raise ParameterError(None, None, f"{name}.act returned {found}; must be integers {list(shape)}")
     if action.numel() and not 0 <= int(action.min()) <= int(action.max()) < servers:
         found = f"servers {int(action.min())}..{int(action.max())}"
-        raise ParameterError(f"{name}.act returned {found}; must be within 0..{servers - 1}")
+        raise ParameterError(None, None, f"{name}.act returned {found}; must be within 0..{servers - 1}")
 
 
 def play(

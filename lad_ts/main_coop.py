@@ -9,7 +9,8 @@ python lad_ts/main_coop.py --objective tail
 import dataclasses
 from typing import Any
 
-from common.parameters import command_line, parameter
+from common.command_line import command_line
+from common.parameters import parameter
 from lad_ts.environment_lad import draw_scenario
 from lad_ts.model_coop import CoopAgents, CoopParameters
 from lad_ts.queue_model import offered_load

@@ -7,7 +7,7 @@ python lad_ts/main_lad.py --episodes 60 --seeds 2
 import dataclasses
 from typing import Any
 
-from common.parameters import command_line
+from common.command_line import command_line
 from lad_ts.model_lad import LadAgents, LadParameters
 from lad_ts.training import Method, TrainingParameters, run_method
 

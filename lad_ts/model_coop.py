@@ -83,7 +83,7 @@ class CoopParameters(TableParameters):
     def check(self) -> None:
         super().check()
         if self.practice and (self.actor != "shared" or self.teacher != "model"):
-            raise ParameterError(f"--practice={self.practice}: must be 0 without --actor shared and --teacher model")
+            raise ParameterError("practice", self.practice, "must be 0 without --actor shared and --teacher model")
 
 
 class CoopAgents(SeededLearner):

@@ -62,7 +62,7 @@ class LadParameters(SACParameters):
         super().check()
         if self.num_slots * self.num_tasks > 2**24:
             raise ParameterError(
-                f"--num_slots={self.num_slots}: slots times tasks must be at most {2**24}, cells of the latent memory"
+                "num_slots", self.num_slots, f"slots times tasks must be at most {2**24}, cells of the latent memory"
             )
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.parameters import ParameterError, Parameters, fail, parameter, resolve
+from common.command_line import fail
+from common.parameters import ParameterError, Parameters, parameter, resolve
 from common.run_folder import (
     RESULTS,
     claimed,
@@ -110,9 +111,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
-        raise ParameterError(f"--device={name}: must be one of auto, cpu, cuda")
+        raise ParameterError("device", name, "must be one of auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ParameterError("--device=cuda: must be a device of this machine, which has no CUDA")
+        raise ParameterError("device", "cuda", "must be a device of this machine, which has no CUDA")
     return torch.device(name)
 
 
@@ -187,7 +188,7 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
     """Train, resume or evaluate a learner, or run a fixed scheduler, as the parameters say."""
     torch.set_num_threads(config.threads)
     if getattr(config, "evaluate", None) and config.resume:
-        raise ParameterError(f"--evaluate={config.evaluate}: must not be combined with --resume")
+        raise ParameterError("evaluate", config.evaluate, "must not be combined with --resume")
     if getattr(config, "evaluate", None):
         from lad_ts.evaluation import evaluate_checkpoint
 
@@ -197,7 +198,7 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
     if getattr(config, "resume", None):
         folder = Path(config.resume)
         if not (folder / "checkpoint.pt").is_file():
-            raise ParameterError(f"--resume={folder}: must be a run's folder that holds a checkpoint.pt")
+            raise ParameterError("resume", folder, "must be a run's folder that holds a checkpoint.pt")
         with claimed(writable(folder)):
             config, scheduler, history = resume_run(config, given, method)
             finish_run(config, method, folder, scheduler, history, start)
@@ -339,7 +340,7 @@ def stored_config(config: Any, given: dict[str, Any], content: dict[str, Any], m
         raise ParameterError(f"{place}: must hold the parameters of this version; they differ in {names}")
     for name in given.keys() - free - {flag}:
         if getattr(config, name) != stored[name]:
-            raise ParameterError(f"--{name}={getattr(config, name)}: must be {stored[name]}, as stored in {place}")
+            raise ParameterError(name, getattr(config, name), f"must be {stored[name]}, as stored in {place}")
     changes = {name: getattr(config, name) for name in given.keys() & free}
     try:
         return resolve(type(config), stored | changes | {"resume": None, "evaluate": None})
@@ -358,7 +359,7 @@ def resume_run(config: Any, given: dict[str, Any], method: Method) -> tuple[Any,
     except (ValueError, TypeError) as error:
         raise ParameterError(f"{place}: must hold a whole checkpoint ({error})") from None
     if history.episodes > config.episodes:
-        raise ParameterError(f"--episodes={config.episodes}: must be at least the {history.episodes} of {place}")
+        raise ParameterError("episodes", config.episodes, f"must be at least the {history.episodes} of {place}")
     return config, learner, history
 
 

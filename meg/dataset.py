@@ -48,11 +48,10 @@ def save_part(folder: Path, number: int, latents: torch.Tensor, images: torch.Te
 
 def load_dataset(folder: Path, flag: str = "data") -> Pairs:
     """All pairs of a folder. Raises ParameterError when it holds none, or not whole ones of one size."""
-    place = f"--{flag}={folder}"
     paths = sorted(folder.glob("part-*.safetensors"))
     if not paths:
         raise ParameterError(
-            f"{place}: must be a folder of latents and images; make it with python meg/make_dataset.py"
+            flag, folder, "must be a folder of latents and images; make it with python meg/make_dataset.py"
         )
     found: dict[str, list[torch.Tensor]] = {"latents": [], "diffusion": []}
     for path in paths:
@@ -61,7 +60,7 @@ def load_dataset(folder: Path, flag: str = "data") -> Pairs:
             for name, values in found.items():
                 values.append(content[name])
         except (SafetensorError, OSError, LookupError) as error:
-            raise ParameterError(f"{place}: {path.name} must be whole ({describe(error)})") from None
+            raise ParameterError(flag, folder, f"{path.name} must be whole ({describe(error)})") from None
     try:
         pairs = Pairs(*(torch.cat(values) for values in found.values()))
         fits = (
@@ -74,7 +73,7 @@ def load_dataset(folder: Path, flag: str = "data") -> Pairs:
     except RuntimeError:
         fits = False
     if not fits:
-        raise ParameterError(f"{place}: must hold latents [N, C, h, w] and as many images [N, 3, H, W] in bytes")
+        raise ParameterError(flag, folder, "must hold latents [N, C, h, w] and as many images [N, 3, H, W] in bytes")
     if not bool(torch.isfinite(pairs.latents).all()):
-        raise ParameterError(f"{place}: must hold finite latents")
+        raise ParameterError(flag, folder, "must hold finite latents")
     return pairs

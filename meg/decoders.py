@@ -88,9 +88,8 @@ def save_model(path: Path, model: nn.Module, description: Description) -> None:
 
 def load_model(path: Path, flag: str = "decoders") -> tuple[SplitModel | MergingModel, Description]:
     """A model in float32 on the host, and its description. Raises ParameterError when the file holds none, or parts."""
-    place = f"--{flag}={path}"
     if not path.is_file():
-        raise ParameterError(f"{place}: missing; train it with python meg/train_split.py or train_JSCC_merging.py")
+        raise ParameterError(flag, path, "missing; train it with python meg/train_split.py or train_JSCC_merging.py")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             content = json.loads((file.metadata() or {})[KEY])
@@ -107,6 +106,6 @@ def load_model(path: Path, flag: str = "decoders") -> tuple[SplitModel | Merging
                 raise ValueError(f"{len(odd)} tensors are missing or of another shape, such as {odd[0]}")
             weights = {name: file.get_tensor(name).float() for name in found}
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ParameterError(f"{place}: must be a model written by meg's training ({describe(error)})") from None
+        raise ParameterError(flag, path, f"must be a model written by meg's training ({describe(error)})") from None
     model.load_state_dict(weights, assign=True)
     return model, description

@@ -101,5 +101,5 @@ def open_generator(options: GeneratorOptions) -> Generator:
         return SDXLGenerator(options)
     models = Path(options.models or (POCKET if options.name == "pocket" else MODELS))
     if not models.is_dir():
-        raise ParameterError(f"--models={models}: must be a folder with the model's files")
+        raise ParameterError("models", models, "must be a folder with the model's files")
     return SD3Generator(options, models)

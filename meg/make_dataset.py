@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.parameters import LARGEST, ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import LARGEST, ParameterError, Parameters, parameter
 from common.run_folder import (
     RESULTS,
     claimed,
@@ -65,7 +66,7 @@ def main(config: DatasetConfig, given: dict[str, Any]) -> None:
     captions = read_lines(Path(config.captions), "captions")
     count = config.images or len(captions)
     if config.seed + count - 1 > LARGEST:
-        raise ParameterError(f"--seed={config.seed}: must be at most {LARGEST} for the last of the {count} images")
+        raise ParameterError("seed", config.seed, f"must be at most {LARGEST} for the last of the {count} images")
     options = GeneratorOptions(
         config.generator, config.models, config.steps, config.cfg_scale, config.side, config.device, config.dtype
     )
@@ -74,7 +75,7 @@ def main(config: DatasetConfig, given: dict[str, Any]) -> None:
     if config.resume:
         folder = writable(Path(config.resume))
         if read_lines(folder / "captions.txt", "resume") != prompts:
-            raise ParameterError(f"--captions={config.captions}: must be the captions that the data were begun with")
+            raise ParameterError("captions", config.captions, "must be the captions that the data were begun with")
     else:
         folder = create_folder(config.out, RESULTS / "meg" / f"data_{config.generator}")
         write_text(folder / "captions.txt", "\n".join(prompts) + "\n")

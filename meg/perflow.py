@@ -117,7 +117,7 @@ class SDXLGenerator:
     def __init__(self, options: GeneratorOptions) -> None:
         folder = Path(options.models or MODELS / "sdxl_perflow")
         if not (folder / "model_index.json").is_file():
-            raise ParameterError(f"--models={folder}: must be a folder of SDXL PeRFlow in diffusers' layout")
+            raise ParameterError("models", folder, "must be a folder of SDXL PeRFlow in diffusers' layout")
         self.device = choose_device(options)
         dtype = choose_dtype(options, self.device)
         try:
@@ -127,13 +127,13 @@ class SDXLGenerator:
                     folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
                 ).to(self.device)
         except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
-            raise ParameterError(f"--models={folder}: must be whole ({describe(error)})") from None
+            raise ParameterError("models", folder, f"must be whole ({describe(error)})") from None
         self.pipeline.scheduler = PeRFlowScheduler()
         self.pipeline.set_progress_bar_config(disable=True)
         tomesd.apply_patch(self.pipeline, ratio=MERGED)
         self.steps = options.steps or STEPS
         if self.steps < self.pipeline.scheduler.config.windows:
-            raise ParameterError(f"--steps={self.steps}: must be at least 4, the flow's windows")
+            raise ParameterError("steps", self.steps, "must be at least 4, the flow's windows")
         self.cfg_scale = CFG_SCALE if options.cfg_scale is None else options.cfg_scale
         self.side = options.side or SIDE
 

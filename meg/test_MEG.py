@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.parameters import LARGEST, ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import LARGEST, ParameterError, Parameters, parameter
 from common.pictures import save_sheet
 from common.run_folder import RESULTS, claimed, create_folder, peak_memory, write_config, write_csv, write_text
 from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
@@ -87,7 +88,7 @@ class TestConfig(Parameters):
 
     def snrs(self) -> list[float]:
         """The points. Raises ParameterError unless they are numbers in range."""
-        refusal = ParameterError(f"--snr_db={self.snr_db}: must be numbers from -60 to 60, separated by commas")
+        refusal = ParameterError("snr_db", self.snr_db, "must be numbers from -60 to 60, separated by commas")
         try:
             values = [float(text) for text in self.snr_db.strip("()[] ").split(",")]
         except ValueError:
@@ -128,7 +129,7 @@ class Experiment:
         self.base = self.generator.base()
         for name, (_, d) in self.trained.items():
             if (d.family, d.channels) != (self.base.description.family, self.base.description.channels):
-                raise ParameterError(f"--decoders={config.decoders}: {name} must be for the generator's latents")
+                raise ParameterError("decoders", config.decoders, f"{name} must be for the generator's latents")
         self.device, self.link = self.generator.device, Link(config.bandwidth_hz, config.noise_dbm_hz, config.loss_db)
 
     def prepare(self) -> None:
@@ -190,9 +191,9 @@ class Experiment:
 def main(config: TestConfig, given: dict[str, Any]) -> None:
     torch.set_num_threads(config.threads)
     if config.seed + config.images - 1 > LARGEST:
-        raise ParameterError(f"--seed={config.seed}: must be at most {LARGEST} for the last of {config.images} images")
+        raise ParameterError("seed", config.seed, f"must be at most {LARGEST} for the last of {config.images} images")
     if not Path(config.decoders).is_dir():
-        raise ParameterError(f"--decoders={config.decoders}: must be a folder of models by meg's training")
+        raise ParameterError("decoders", config.decoders, "must be a folder of models by meg's training")
     experiment = Experiment(config)
     folder = create_folder(config.out, RESULTS / "meg" / "test")
     with claimed(folder):

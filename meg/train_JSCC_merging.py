@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from common.parameters import ParameterError, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, parameter
 from common.run_folder import resumed
 from meg.decoders import load_model
 from meg.merging import LARGEST, Tokens
@@ -45,13 +46,15 @@ def main(config: MergingConfig, given: dict[str, Any]) -> None:
     path = Path(config.start or TRAINED / f"meg_dt{'_snr' if config.told_snr else ''}.safetensors")
     split, description = load_model(path, "start")
     if description.share is not None or bool(description.estimate) != config.told_snr:
-        raise ParameterError(f"--start={path}: must be a MEG-DT model with the same --told_snr")
+        raise ParameterError("start", path, "must be a MEG-DT model with the same --told_snr")
     pairs = data_for(config, description)
     tokens = Tokens(config.token_rows, config.token_columns, config.as_square)
     if not tokens.fits(*pairs.latents.shape[2:]):
         raise ParameterError(
-            f"--token_columns={config.token_columns}: must be such that tokens of {config.token_rows} x "
-            f"{config.token_columns} cells fill latents of {' x '.join(map(str, pairs.latents.shape[2:]))} in even rows"
+            "token_columns",
+            config.token_columns,
+            f"must be such that tokens of {config.token_rows} x {config.token_columns} cells fill latents "
+            f"of {' x '.join(map(str, pairs.latents.shape[2:]))} in even rows",
         )
     model = MergingModel(split, description.channels, tokens, config.ratio)
     if config.told_snr:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from common.parameters import ParameterError, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, parameter
 from common.run_folder import resumed
 from meg.decoders import load_model, model_of
 from meg.generators import GENERATORS, GeneratorOptions, open_generator
@@ -38,7 +39,7 @@ def main(config: SplitConfig, given: dict[str, Any]) -> None:
     if config.start:
         model, description = load_model(Path(config.start), "start")
         if description.share is not None or bool(description.estimate) != config.told_snr:
-            raise ParameterError(f"--start={config.start}: must be a split model with the same --told_snr")
+            raise ParameterError("start", config.start, "must be a split model with the same --told_snr")
     else:
         base = open_generator(GeneratorOptions(config.generator, config.models, device="cpu", dtype="float32")).base()
         description = dataclasses.replace(base.description, estimate=ESTIMATE if config.told_snr else 0)

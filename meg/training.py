@@ -115,7 +115,7 @@ def accelerator_for(config: TrainingConfig) -> Accelerator:
         return Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     except ValueError as error:
         raise ParameterError(
-            f"--precision={config.precision}: must be one that the device has ({describe(error)})"
+            "precision", config.precision, f"must be one that the device has ({describe(error)})"
         ) from None
 
 
@@ -140,7 +140,7 @@ class MEGLearner(AveragedLearner):
         self.size = 1 if config.schedule == "published" else config.batch
         self.pairs, self.trained = pairs, len(pairs) - config.validation
         if self.trained < 1:
-            raise ParameterError(f"--validation={config.validation}: must be less than the data's {len(pairs)} images")
+            raise ParameterError("validation", config.validation, f"must be less than the data's {len(pairs)} images")
         self.channel = Channel(config.channel)
         self.model = model.to(self.device).train()
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -223,10 +223,11 @@ def data_for(config: TrainingConfig, description: Description) -> Pairs:
     pairs = load_dataset(Path(config.data))
     if pairs.latents.shape[1] != description.channels:
         raise ParameterError(
-            f"--data={config.data}: must hold latents of {description.channels} channels, the decoder's, "
-            f"not {pairs.latents.shape[1]}"
+            "data",
+            config.data,
+            f"must hold latents of {description.channels} channels, the decoder's, not {pairs.latents.shape[1]}",
         )
     sides = [side * FACTOR for side in pairs.latents.shape[2:]]
     if list(pairs.diffusion.shape[2:]) != sides:
-        raise ParameterError(f"--data={config.data}: must hold images of {sides[0]} x {sides[1]} pixels")
+        raise ParameterError("data", config.data, f"must hold images of {sides[0]} x {sides[1]} pixels")
     return pairs

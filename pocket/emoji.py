@@ -99,9 +99,8 @@ def save_emoji(path: Path, emoji: EmojiSet) -> None:
 
 def load_emoji(path: Path = ARCHIVE) -> EmojiSet:
     """Read the archive. Raises ParameterError when it is missing, foreign, or not what its checksum says."""
-    place = f"--emoji={path}"
     if not path.is_file():
-        raise ParameterError(f"{place}: missing; make it with python scripts/prepare_emoji.py")
+        raise ParameterError("emoji", path, "missing; make it with python scripts/prepare_emoji.py")
     try:
         with np.load(path, allow_pickle=False) as content:
             if str(content["format"]) != FORMAT:
@@ -110,7 +109,9 @@ def load_emoji(path: Path = ARCHIVE) -> EmojiSet:
             emoji = EmojiSet(content["pictures"], words["names"], words["aliases"], words["keywords"])
             expected = str(content["digest"])
     except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ParameterError(f"{place}: must be an archive made by prepare_emoji.py ({describe(error)})") from None
+        raise ParameterError(
+            "emoji", path, f"must be an archive made by prepare_emoji.py ({describe(error)})"
+        ) from None
     if emoji.digest() != expected:
-        raise ParameterError(f"{place}: must have the SHA-256 {expected[:12]}.., but is damaged; make it anew")
+        raise ParameterError("emoji", path, f"must have the SHA-256 {expected[:12]}.., but is damaged; make it anew")
     return emoji

@@ -152,8 +152,10 @@ class Pipeline:
                 ids = tokens[prompt][name].ids
                 if getattr(model, "known", None) is None and max(ids) >= model.config.vocabulary:
                     raise ParameterError(
-                        f"--models={self.models}: {PARTS[name].file} has {model.config.vocabulary} tokens; "
-                        f"must have all of the tokenizer's, up to {max(ids)}"
+                        "models",
+                        self.models,
+                        f"{PARTS[name].file} has {model.config.vocabulary} tokens; must have all of the tokenizer's, "
+                        f"up to {max(ids)}",
                     )
                 outputs[name].append(model(torch.tensor([ids], device=self.device)))
                 progress()
@@ -227,7 +229,7 @@ class Pipeline:
         if not bool(torch.isfinite(values).all()):
             used = str(self.dtype).removeprefix("torch.")
             others = " or ".join(name for name in ("float32", "bfloat16", "float16") if name != used)
-            raise ParameterError(f"--dtype={used}: the {what} is no longer finite; try {others}, or check the weights")
+            raise ParameterError("dtype", used, f"the {what} is no longer finite; try {others}, or check the weights")
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
@@ -254,7 +256,7 @@ def check_fit(models: Path, sizes: dict[str, Any]) -> None:
     ]
     for is_wrong, words in wrong:
         if is_wrong:
-            raise ParameterError(f"--models={models}: must hold files that belong together; {words}")
+            raise ParameterError("models", models, f"must hold files that belong together; {words}")
 
 
 def load_image(path: str, width: int, height: int) -> torch.Tensor:
@@ -269,7 +271,7 @@ def load_image(path: str, width: int, height: int) -> torch.Tensor:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
             image = image.resize((width, height), Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ParameterError(f"--init_image={path}: must be an image that can be read ({describe(error)})") from None
+        raise ParameterError("init_image", path, f"must be an image that can be read ({describe(error)})") from None
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
 
 

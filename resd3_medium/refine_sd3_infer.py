@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.parameters import LARGEST, ParameterError, Parameters, command_line, convert, parameter
+from common.command_line import command_line
+from common.parameters import LARGEST, ParameterError, Parameters, convert, parameter
 from common.run_folder import RESULTS, claimed, peak_mebibytes, peak_memory, writable
 from resd3_medium.pipeline import Pipeline, Settings, batches, load_image
 from resd3_medium.sd3_impls import SAMPLERS
@@ -100,11 +101,11 @@ class InferConfig(Parameters):
             parse_steps(self.steps)
         for name in ("width", "height"):
             if (getattr(self, name) or 0) % 16:
-                raise ParameterError(f"--{name}={getattr(self, name)}: must be a multiple of 16")
+                raise ParameterError(name, getattr(self, name), "must be a multiple of 16")
         if self.prompt and self.prompts:
-            raise ParameterError(f"--prompts={self.prompts}: must not be combined with --prompt")
+            raise ParameterError("prompts", self.prompts, "must not be combined with --prompt")
         if self.tile and self.tile < 256:
-            raise ParameterError(f"--tile={self.tile}: must be 0 or at least 256")
+            raise ParameterError("tile", self.tile, "must be 0 or at least 256")
 
 
 def choose_device(config: InferConfig) -> torch.device:
@@ -112,7 +113,7 @@ def choose_device(config: InferConfig) -> torch.device:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = next(n for n in present if present[n]) if config.device == "auto" else config.device
     if not present[name]:
-        raise ParameterError(f"--device={name}: must be a device of this machine, which has no {name}")
+        raise ParameterError("device", name, f"must be a device of this machine, which has no {name}")
     return torch.device(name)
 
 
@@ -151,7 +152,7 @@ def with_model(config: InferConfig) -> InferConfig:
     if file.is_file():
         extras = WeightsFile(file).extras
         if unknown := extras.defaults.keys() - own.keys():
-            raise ParameterError(f"--models={models}: {file.name} must not have a default for {min(unknown)}")
+            raise ParameterError("models", models, f"{file.name} must not have a default for {min(unknown)}")
         own |= {name: convert(InferConfig, name, value) for name, value in extras.defaults.items()}
         if extras.note:
             print(extras.note)
@@ -166,7 +167,7 @@ def open_pipeline(config: InferConfig) -> Pipeline:
     wanted = ["CLIP-L", "CLIP-G", "MMDiT", "VAE", *(["T5"] if t5 else [])]
     if missing := missing_files(models, wanted):
         raise ParameterError(
-            f"--models={models}: {', '.join(missing)} missing; get the files with python scripts/download_models.py"
+            "models", models, f"{', '.join(missing)} missing; get the files with python scripts/download_models.py"
         )
     pipeline = Pipeline(
         models,
@@ -180,9 +181,9 @@ def open_pipeline(config: InferConfig) -> Pipeline:
     largest = pipeline.config.grid * unit
     for name in ("width", "height"):
         if getattr(config, name) % unit:
-            raise ParameterError(f"--{name}={getattr(config, name)}: must be a multiple of {unit}, the model's patch")
+            raise ParameterError(name, getattr(config, name), f"must be a multiple of {unit}, the model's patch")
         if getattr(config, name) > largest:
-            raise ParameterError(f"--{name}={getattr(config, name)}: must be at most {largest}, the model's largest")
+            raise ParameterError(name, getattr(config, name), f"must be at most {largest}, the model's largest")
     if config.tile and max(config.width, config.height) > config.tile:
         pipeline.tile = config.tile // pipeline.factor
     return pipeline
@@ -251,12 +252,12 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
     if config.init_image:
         load_image(config.init_image, 16, 16)  # refuse what cannot be read before anything is loaded
     elif "denoise" in given:
-        raise ParameterError(f"--denoise={config.denoise}: must come with --init_image, whose part it is")
+        raise ParameterError("denoise", config.denoise, "must come with --init_image, whose part it is")
     else:
         settings = dataclasses.replace(settings, denoise=1.0)
     if config.seed + len(prompts) - 1 > LARGEST:
         raise ParameterError(
-            f"--seed={config.seed}: must be at most {LARGEST} for the last of the {len(prompts)} images"
+            "seed", config.seed, f"must be at most {LARGEST} for the last of the {len(prompts)} images"
         )
     tasks = draw_tasks(prompts, config.negative_prompt, config.seed, parse_steps(config.steps), settings)
     check_table(Path(config.out))

@@ -49,7 +49,7 @@ def parse_steps(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", text)
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= low <= high <= 1000:
-        raise ParameterError(f"--steps={text}: must be a number from 1 to 1000, or a range as in 10-19")
+        raise ParameterError("steps", text, "must be a number from 1 to 1000, or a range as in 10-19")
     return low, high
 
 
@@ -59,10 +59,10 @@ def read_lines(path: Path, flag: str) -> list[str]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ParameterError(f"--{flag}={path}: must be a text file with a prompt on each line ({reason})") from None
+        raise ParameterError(flag, path, f"must be a text file with a prompt on each line ({reason})") from None
     lines = [line for line in lines if line]
     if not lines:
-        raise ParameterError(f"--{flag}={path}: must hold at least one prompt; it is empty")
+        raise ParameterError(flag, path, "must hold at least one prompt; it is empty")
     return lines
 
 
@@ -132,7 +132,7 @@ def read_task(path: str) -> tuple[Task, dict[str, Any]]:
             raise TypeError("a prompt that is no text")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ParameterError(
-            f"--from_image={path}: must be a PNG made by this script ({type(error).__name__}: {error})"
+            "from_image", path, f"must be a PNG made by this script ({type(error).__name__}: {error})"
         ) from None
     return task, content
 
@@ -151,7 +151,7 @@ def check_table(folder: Path) -> None:
         if rows and tuple(rows[0]) != HEADER:
             raise ValueError("it has other columns")
     except (OSError, ValueError) as error:
-        raise ParameterError(f"--out={folder}: its tasks.csv must be one of this script ({describe(error)})") from None
+        raise ParameterError("out", folder, f"its tasks.csv must be one of this script ({describe(error)})") from None
 
 
 def list_task(folder: Path, image: Path, task: Task, took: Measured) -> None:

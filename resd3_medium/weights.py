@@ -128,13 +128,13 @@ class WeightsFile:
             self.file = safe_open(path, framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
             raise ParameterError(
-                f"--models={path.parent}: {path.name} must be a whole safetensors file ({first_line(error)})"
+                "models", path.parent, f"{path.name} must be a whole safetensors file ({first_line(error)})"
             ) from None
         try:
             self.extras = Extras.from_metadata(self.file.metadata() or {})
         except (ValueError, TypeError, AttributeError) as error:
             raise ParameterError(
-                f"--models={path.parent}: {path.name} must have sound metadata ({first_line(error)})"
+                "models", path.parent, f"{path.name} must have sound metadata ({first_line(error)})"
             ) from None
 
     def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -179,37 +179,49 @@ def structure(part: Part, file: WeightsFile) -> nn.Module:
 
     Raises ParameterError when the file holds another model, lacks tensors, or has some of other shapes.
     """
-    place = f"--models={file.path.parent}: {file.path.name}"
+    folder, name = file.path.parent, file.path.name
     shapes = file.shapes(part.prefix)
     if part.name == "MMDiT" and any(".ln_q." in name or ".attn2." in name for name in shapes):
-        raise ParameterError(f"{place} holds a Stable Diffusion 3.5 transformer; must be Stable Diffusion 3 Medium")
+        raise ParameterError(
+            "models", folder, f"{name} holds a Stable Diffusion 3.5 transformer; must be Stable Diffusion 3 Medium"
+        )
     try:
         with torch.device("meta"):
             model = part.model(part.sizes(shapes, file.extras))
     except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError, TypeError) as error:
         found = described(file.shapes(""))
         raise ParameterError(
-            f"{place} must hold {part.name}, but holds {found} ({type(error).__name__} {first_line(error)})"
+            "models",
+            folder,
+            f"{name} must hold {part.name}, but holds {found} ({type(error).__name__} {first_line(error)})",
         ) from None
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if isinstance(model, MMDiT):
         wanted["pos_embed"] = (1, model.config.grid**2, model.config.width)
     whole_numbers = sorted(n for n in wanted.keys() & shapes.keys() if not file.is_floating(part.prefix + n))
     if whole_numbers:
-        raise ParameterError(f"{place} must hold floating-point weights; {listed(part.prefix, whole_numbers)} are not")
+        raise ParameterError(
+            "models", folder, f"{name} must hold floating-point weights; {listed(part.prefix, whole_numbers)} are not"
+        )
     missing = sorted(wanted.keys() - shapes.keys())
     if missing:
-        raise ParameterError(f"{place} lacks {len(missing)} tensors of {part.name}: {listed(part.prefix, missing)}")
+        raise ParameterError(
+            "models", folder, f"{name} lacks {len(missing)} tensors of {part.name}: {listed(part.prefix, missing)}"
+        )
     off = [
         f"{part.prefix}{name} is {list(shapes[name])}, not {list(shape)}"
         for name, shape in wanted.items()
         if shapes[name] != shape
     ]
     if off:
-        raise ParameterError(f"{place} has {len(off)} tensors of the wrong shape: {'; '.join(off[:3])}")
+        raise ParameterError(
+            "models", folder, f"{name} has {len(off)} tensors of the wrong shape: {'; '.join(off[:3])}"
+        )
     extra = sorted(n for n in shapes.keys() - wanted.keys() if not re.fullmatch(part.spare, n) and belongs(part, n))
     if extra:
-        raise ParameterError(f"{place} has {len(extra)} tensors that {part.name} lacks: {listed(part.prefix, extra)}")
+        raise ParameterError(
+            "models", folder, f"{name} has {len(extra)} tensors that {part.name} lacks: {listed(part.prefix, extra)}"
+        )
     return model.eval().requires_grad_(False)
 
 

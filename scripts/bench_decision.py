@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.parameters import Parameters, command_line, parameter, resolve
+from common.command_line import command_line
+from common.parameters import Parameters, parameter, resolve
 from lad_ts.agents import SeededLearner
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.main_coop import CoopConfig

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.parameters import Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import Parameters, parameter
 from common.run_folder import peak_mebibytes
 from meg.dataset import Pairs
 from meg.decoders import model_of

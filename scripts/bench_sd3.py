@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
 from resd3_medium.pipeline import Conditioning, Pipeline, Settings
 from resd3_medium.refine_sd3_infer import DTYPES, MODELS, choose_device, choose_dtype
 from resd3_medium.weights import PARTS, WeightsFile, build, structure
@@ -156,14 +157,14 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
     try:
         sides = [int(text) for text in config.sizes.split(",")]
     except ValueError:
-        raise ParameterError(f"--sizes={config.sizes}: must be numbers separated by commas") from None
+        raise ParameterError("sizes", config.sizes, "must be numbers separated by commas") from None
     largest = 8 * 2 * structure(PARTS["MMDiT"], WeightsFile(Path(config.models) / PARTS["MMDiT"].file)).config.grid
     if any(not 16 <= side <= largest or side % 16 for side in sides):
-        raise ParameterError(f"--sizes={config.sizes}: must be multiples of 16, at most {largest}")
+        raise ParameterError("sizes", config.sizes, f"must be multiples of 16, at most {largest}")
     levels = [level.strip() for level in config.levels.split(",")]
     if unknown := set(levels) - {"none", "model", "block"}:
         raise ParameterError(
-            f"--levels={config.levels}: must be of none, model, block, not {', '.join(sorted(unknown))}"
+            "levels", config.levels, f"must be of none, model, block, not {', '.join(sorted(unknown))}"
         )
     device = choose_device(config)
     print(f"device {device}, {choose_dtype(config, device)}, {torch.get_num_threads()} threads, T5 off\n")

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common.parameters import Parameters, command_line, parameter, resolve
+from common.command_line import command_line
+from common.parameters import Parameters, parameter, resolve
 from common.run_folder import peak_memory
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode

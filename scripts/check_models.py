@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
 from resd3_medium.refine_sd3_infer import MODELS
 from resd3_medium.weights import PARTS, Part, WeightsFile, file_dtype, structure
 
@@ -30,7 +31,7 @@ def judged(part: Part, models: Path) -> tuple[bool, str]:
         file = WeightsFile(path)
         model = structure(part, file)
     except ParameterError as error:
-        return False, str(error).partition(": ")[2]
+        return False, error.reason
     count = sum(parameter.numel() for parameter in model.parameters())
     kind = str(file_dtype(file, part.prefix)).removeprefix("torch.")
     return True, f"right: {count:,} parameters in {kind}, {path.stat().st_size / 2**30:.2f} GiB"

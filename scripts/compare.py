@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from baselines.heuristics import HEURISTICS
-from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import RESULTS, describe, read_config, read_csv, writable, write_csv, write_text
 from common.statistics_seeds import episode_mean, final_span, with_interval
 from lad_ts.environment_lad import EnvironmentParameters
@@ -84,14 +85,14 @@ def read_run(folder: Path) -> Run:
             raise LookupError(f"config.json lacks {', '.join(sorted(missing))}")
         return Run(method, parameters, columns, folder)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ParameterError(f"--runs: {folder} must hold a whole run ({describe(error)})") from None
+        raise ParameterError("runs", None, f"{folder} must hold a whole run ({describe(error)})") from None
 
 
 def read_runs(top: Path) -> list[Run]:
     """All runs below `top`, on one environment with the same seeds and episodes. Raises ParameterError otherwise."""
     folders = sorted(path.parent for path in top.rglob("delay.csv") if not path.parent.name.startswith("evaluation"))
     if not folders:
-        raise ParameterError(f"--runs={top}: must be a folder with runs below it; no delay.csv was found")
+        raise ParameterError("runs", top, "must be a folder with runs below it; no delay.csv was found")
     runs = [read_run(folder) for folder in folders]
     first = runs[0]
     for run in runs[1:]:
@@ -99,15 +100,15 @@ def read_runs(top: Path) -> list[Run]:
             ours, theirs = (r.parameters.get(name, DEFAULTS.get(name)) for r in (run, first))
             if ours != theirs:
                 raise ParameterError(
-                    f"--runs={top}: {run.folder.name} has {name}={ours}, {first.folder.name} {theirs}; must be the same"
+                    "runs", top, f"{run.folder.name} has {name}={ours}, {first.folder.name} {theirs}; must be the same"
                 )
         if len(run.columns["delay_s"]) != len(first.columns["delay_s"]):
             raise ParameterError(
-                f"--runs={top}: {run.folder.name} and {first.folder.name} must have the same number of episodes"
+                "runs", top, f"{run.folder.name} and {first.folder.name} must have the same number of episodes"
             )
     doubled = {run.method for run in runs if sum(other.method == run.method for other in runs) > 1}
     if doubled:
-        raise ParameterError(f"--runs={top}: must hold one run of each method; more than one of {', '.join(doubled)}")
+        raise ParameterError("runs", top, f"must hold one run of each method; more than one of {', '.join(doubled)}")
     return runs
 
 
@@ -157,7 +158,7 @@ def main(config: CompareConfig, given: dict[str, Any]) -> None:
     drawn = [name.strip() for name in config.draw.split(",")]
     for name in drawn:
         if name and name not in BUILT_IN:
-            raise ParameterError(f"--draw={name}: must be one of {', '.join(sorted(BUILT_IN))}")
+            raise ParameterError("draw", name, f"must be one of {', '.join(sorted(BUILT_IN))}")
     references = [Curve("Opt-TS (greedy)", episodes, runs[0].columns["opt_delay_s"], reference=True)]
     for run in runs:
         curve = Curve(run.method, episodes, run.columns["delay_s"], reference=True)

@@ -31,8 +31,9 @@ from baselines.trials import (
     scaled_to,
     unseen_scenarios,
 )
+from common.command_line import command_line
 from common.figures import plt, save_figure
-from common.parameters import ParameterError, Parameters, command_line, parameter, resolve
+from common.parameters import ParameterError, Parameters, parameter, resolve
 from common.run_folder import (
     RESULTS,
     load_checkpoint,
@@ -87,7 +88,7 @@ def train(config: StudyConfig, out: Path) -> dict[str, CoopAgents]:
     """The trained agents of every variant."""
     names = [name.strip() for name in config.variants.split(",")]
     if not set(names) <= set(EPISODES):
-        raise ParameterError(f"--variants={config.variants}: must be some of {','.join(EPISODES)}")
+        raise ParameterError("variants", config.variants, f"must be some of {','.join(EPISODES)}")
     jobs = {}
     for name in names:
         method = f"coop_lad_ts:{name}"
@@ -299,7 +300,7 @@ def main(config: StudyConfig, given: dict[str, Any]) -> None:
         before = read_config(out)[1]
         for name in {*kept} - {"variants", "jobs", "out"}:
             if kept[name] != before.get(name):
-                raise ParameterError(f"--{name}={kept[name]}: must be {before.get(name)}, as in the study in {out}")
+                raise ParameterError(name, kept[name], f"must be {before.get(name)}, as in the study in {out}")
     write_config(out, "coop_study", kept)
     agents = train(config, out)
     first = next(iter(agents.values()))

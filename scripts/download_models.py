@@ -15,7 +15,8 @@ from typing import Any
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from tqdm import tqdm
 
-from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import describe, writable
 from resd3_medium.refine_sd3_infer import MODELS
 from resd3_medium.weights import PARTS, WeightsFile, structure
@@ -55,19 +56,21 @@ def fetch(name: str, folder: Path) -> None:
             fetched = Path(hf_hub_download(REPOSITORY, remote, local_dir=folder / ".download"))
         except Exception as error:  # the hub's client raises many kinds, and so do those below it
             raise ParameterError(
-                f"--out={folder}: {name} could not be fetched; accept the licence at huggingface.co/{REPOSITORY}, run "
-                f"`hf auth login`, and try again, it goes on where it stopped ({describe(error)})"
+                "out",
+                folder,
+                f"{name} could not be fetched; accept the licence at huggingface.co/{REPOSITORY}, run `hf "
+                f"auth login`, and try again, it goes on where it stopped ({describe(error)})",
             ) from None
         if expected and len(expected) == 64 and sha256(fetched) != expected:
             fetched.unlink()
-            raise ParameterError(f"--out={folder}: {name} arrived damaged and was deleted; must be fetched again")
+            raise ParameterError("out", folder, f"{name} arrived damaged and was deleted; must be fetched again")
         fetched.replace(target)
     try:
         for part in PARTS.values():
             if part.file == name:
                 structure(part, WeightsFile(target))
     except ParameterError as error:
-        raise ParameterError(f"--out={folder}: delete {name} to fetch it anew; {error}") from None
+        raise ParameterError("out", folder, f"delete {name} to fetch it anew; {error.reason}") from None
     print(f"{name} is right")
 
 
@@ -78,7 +81,7 @@ def main(config: DownloadConfig, given: dict[str, Any]) -> None:
     free = shutil.disk_usage(folder).free / 1e9
     print(f"{gigabytes:.2f} GB to fetch from huggingface.co/{REPOSITORY}, {free:.0f} GB free")
     if free < gigabytes:
-        raise ParameterError(f"--out={folder}: must have {gigabytes:.2f} GB free, has {free:.2f}")
+        raise ParameterError("out", folder, f"must have {gigabytes:.2f} GB free, has {free:.2f}")
     for name in names:
         fetch(name, folder)
     shutil.rmtree(folder / ".download", ignore_errors=True)

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
 from common.pictures import save_sheet
 from common.run_folder import RESULTS, create_folder, write_config, write_csv
 from pocket.captions import caption
@@ -104,7 +105,7 @@ class Evaluation:
         numbers |= {alias: i for i, own in enumerate(self.emoji.aliases) for alias in own}
         frequent = read_lines(Path(self.config.names), "names")
         if unknown := [name for name in frequent if name not in numbers]:
-            raise ParameterError(f"--names={self.config.names}: must be names of emoji; {unknown[0]!r} is none")
+            raise ParameterError("names", self.config.names, f"must be names of emoji; {unknown[0]!r} is none")
         chosen = list(range(len(self.emoji)))[: self.config.limit or None]
         frequent = frequent[: self.config.limit or None]
         sets = {

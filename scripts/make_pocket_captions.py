@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import write_text
 from pocket.captions import Captions
 from pocket.compositions import Compositions, Renderer, draw, held_out
@@ -37,7 +38,7 @@ class CaptionsConfig(Parameters):
 def main(config: CaptionsConfig, given: dict[str, Any]) -> None:
     emoji = load_emoji(Path(config.emoji))
     if config.test_emoji >= len(emoji):
-        raise ParameterError(f"--test_emoji={config.test_emoji}: must be less than the archive's {len(emoji)} emoji")
+        raise ParameterError("test_emoji", config.test_emoji, f"must be less than the archive's {len(emoji)} emoji")
     renderer, captions = Renderer(emoji), Captions(emoji, TOKENIZERS)
     generator = torch.Generator().manual_seed(config.seed)
     words = np.random.default_rng(config.seed)

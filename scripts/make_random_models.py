@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import replace_file
 from resd3_medium.mmdit import MMDiT, MMDiTConfig
 from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, T5Config, T5Encoder
@@ -116,7 +117,7 @@ def main(config: RandomConfig, given: dict[str, Any]) -> None:
     wanted = files(config.size, config.t5)
     for name in wanted:
         if (out / name).exists():
-            raise ParameterError(f"--out={out}: must not hold {name} already, to overwrite nothing")
+            raise ParameterError("out", out, f"must not hold {name} already, to overwrite nothing")
     out.mkdir(parents=True, exist_ok=True)
     for k, (name, tensors) in enumerate(wanted.items()):
         write_file(out / name, tensors, config.dtype, config.seed + k)

@@ -18,7 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import describe, replace_file, writable
 from pocket.emoji import ARCHIVE, matched, save_emoji
 
@@ -67,11 +68,11 @@ def fetch(kind: str, registry: str, folder: Path) -> bytes:
                     bar.update(len(part))
     except (OSError, ValueError) as error:
         raise ParameterError(
-            f"--registry={registry}: must be a registry that gives {path} ({describe(error)})"
+            "registry", registry, f"must be a registry that gives {path} ({describe(error)})"
         ) from None
     content = b"".join(parts)
     if checksum(content) != expected:
-        raise ParameterError(f"--registry={registry}: {kept.name} must have the SHA-512 {expected[:12]}.., but has not")
+        raise ParameterError("registry", registry, f"{kept.name} must have the SHA-512 {expected[:12]}.., but has not")
     replace_file(kept, lambda temporary: temporary.write_bytes(content))
     return content
 

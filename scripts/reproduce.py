@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs
-from common.parameters import Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import Parameters, parameter
 from common.run_folder import RESULTS
 
 # Cooperative LAD-TS and its references are compared by coop_study.py, and run here when they are named.

@@ -13,7 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from baselines.methods import Job, folder_name, parse_methods, run_jobs
-from common.parameters import ParameterError, Parameters, command_line, convert, field_type, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, convert, field_type, parameter
 from common.run_folder import RESULTS, read_csv, write_csv
 from common.statistics_seeds import episode_mean, final_span, mean_interval
 from lad_ts.plots import save_figure
@@ -50,18 +51,18 @@ def parse_values(config: SweepConfig, jobs: list[Job]) -> list[float]:
     """The values as numbers that the methods accept. Raises ParameterError otherwise."""
     takers = [job.script[1] for job in jobs if job.takes(config.vary)]
     if not takers or config.vary in TrainingParameters.__dataclass_fields__:
-        raise ParameterError(f"--vary={config.vary}: must be a parameter of the methods' environment or agents")
+        raise ParameterError("vary", config.vary, "must be a parameter of the methods' environment or agents")
     if field_type(takers[0], config.vary)[0] not in (int, float):
-        raise ParameterError(f"--vary={config.vary}: must be a parameter that is a number")
+        raise ParameterError("vary", config.vary, "must be a parameter that is a number")
     values = []
     for text in config.values.split(","):
         try:
             values.append(convert(takers[0], config.vary, float(text)))
         except ValueError as error:
-            reason = str(error).partition(": ")[2] if isinstance(error, ParameterError) else "must be a number"
-            raise ParameterError(f"--values={text.strip()}: {reason}") from None
+            reason = error.reason if isinstance(error, ParameterError) else "must be a number"
+            raise ParameterError("values", text.strip(), reason) from None
     if len(set(values)) < 2:
-        raise ParameterError(f"--values={config.values}: must be at least two different values")
+        raise ParameterError("values", config.values, "must be at least two different values")
     return values
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from common.parameters import ParameterError, Parameters, command_line, parameter
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import (
     RESULTS,
     claimed,
@@ -81,9 +82,9 @@ def given_vae(models: Path, device: torch.device) -> VAE:
     try:
         vae = build(PARTS["VAE"], models, device, torch.float32)
     except ParameterError as error:
-        raise ParameterError(str(error).replace("--models=", "--vae=", 1)) from None
+        raise error.of("vae") from None
     if vae.config != SIZES:
-        raise ParameterError(f"--vae={models}: must hold an autoencoder of widths {SIZES.widths}")
+        raise ParameterError("vae", models, f"must hold an autoencoder of widths {SIZES.widths}")
     return vae
 
 

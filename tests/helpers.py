@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.parameters import Parameters, command_line, resolve
+from common.command_line import command_line
+from common.parameters import Parameters, resolve
 from lad_ts.environment_lad import Arrivals, Scenario
 
 ROOT = Path(__file__).resolve().parents[1]

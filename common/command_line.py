@@ -1,0 +1,173 @@
+"""A parameter class as a command: flags to values, --help, and one line with exit code 2 for every mistake.
+
+`fire` reads the values of numbers and switches; texts reach the parameters as they were typed. Start reading at
+`command_line`.
+"""
+
+import dataclasses
+import inspect
+import io
+import re
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
+
+
+def command_line(
+    cls: type[Parameters],
+    main: Callable[[Any, dict[str, Any]], None],
+    description: str | None,
+    arguments: list[str] | None = None,
+) -> None:
+    """Run `main(config, given)` on parsed and checked parameters; `given` holds the explicit ones.
+
+    Any ParameterError ends the process with exit code 2 and one line on standard error, Ctrl-C with 130.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign is no reason to fail
+    try:
+        script = Path(sys.argv[0]).name
+        given = parse(cls, sys.argv[1:] if arguments is None else arguments, description or "", script)
+        main(resolve(cls, given), given)
+    except ParameterError as error:
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except OSError as error:
+        fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
+    except (MemoryError, RuntimeError) as error:  # numpy raises the first, torch the second
+        if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("allocate memory", "out of memory")):
+            raise
+        fail(f"these sizes need more memory than there is ({(str(error).splitlines() or ['no details'])[0]})", 2)
+
+
+def fail(message: str, code: int) -> typing.NoReturn:
+    """End the process with one line on standard error."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def groups(cls: type[Parameters]) -> dict[str, list[dataclasses.Field]]:
+    """The fields by the GROUP of the class that declares them first, in the order in which bases add them."""
+    found: dict[str, list[dataclasses.Field]] = {}
+    for field in dataclasses.fields(cls):
+        declared = [base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {})]
+        found.setdefault(declared[-1].GROUP, []).append(field)
+    return found
+
+
+def default_words(cls: type[Parameters], field: dataclasses.Field) -> str:
+    """The default of a field in words: by preset where presets differ, nothing where there is none."""
+    presets = {name: values.get(field.name, field.default) for name, values in cls.PRESETS.items()}
+    if len(set(map(str, presets.values()))) > 1:
+        return "default " + ", ".join(f"{name}: {value}" for name, value in presets.items())
+    default = next(iter(presets.values()), field.default)
+    return "" if default is None or default in ((), "") else f"default {default}"
+
+
+def limits(field: dataclasses.Field) -> str:
+    """What is allowed besides the type, in short: choices, or the ends of a range."""
+    meta = field.metadata
+    if meta["choices"]:
+        return " | ".join(meta["choices"])
+    if meta["low"] is not None and meta["high"] is not None:
+        return f"{meta['low']:g} to {meta['high']:g}"
+    words = (("low", "at least"), ("above", "above"), ("high", "at most"))
+    return ", ".join(f"{word} {meta[name]:g}" for name, word in words if meta[name] is not None)
+
+
+def help_text(cls: type[Parameters], description: str, script: str) -> str:
+    """What --help prints: the description, then the parameters in groups, one line each."""
+    lines = [description.strip(), "", f"usage: {script} [--name value ..]"]
+    width = max((len(field.name) for field in dataclasses.fields(cls)), default=0) + 4
+    for title, fields in groups(cls).items():
+        lines += ["", f"{title}:"]
+        for field in fields:
+            unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
+            notes = "; ".join(filter(None, [limits(field), default_words(cls, field)]))
+            text = f"{field.metadata['text']}{unit}{f' ({notes})' if notes else ''}"
+            lines.append(f"  {'--' + field.name:{width}s}{text}")
+    return "\n".join(lines)
+
+
+def parse(cls: type[Parameters], arguments: list[str], description: str, script: str) -> dict[str, Any]:
+    """The explicitly given flags as a dictionary. Exits with 0 after --help; raises ParameterError."""
+
+    def collect(*positional: Any, **flags: Any) -> None:
+        if positional:
+            raise ParameterError(None, None, f"{positional[0]}: every value needs its parameter's name: --name value")
+        given.update(flags)
+
+    given: dict[str, Any] = {}
+    fields = dataclasses.fields(cls)
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(cls, description, script))
+        sys.exit(0)
+    texts, arguments = take_texts(cls, arguments)
+    for name, values in texts.items():
+        several = field_type(cls, name)[0] is tuple
+        if len(values) > 1 and not several:
+            raise ParameterError(name, None, f"must be given once, not {len(values)} times")
+        given[name] = values if several else values[0]
+    flags = [match[1].replace("-", "_") for a in arguments if (match := FLAG.match(a))]
+    for name in flags:
+        if flags.count(name) > 1:
+            raise ParameterError(name, None, f"must be given once, not {flags.count(name)} times")
+    if {"-", "--"} & set(arguments):
+        raise ParameterError(
+            None, None, "-: a lone dash is not a parameter; every value needs its name, as in --name value"
+        )
+    # Everything is accepted here, because fire itself would complain about a flag only after the run.
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = [
+        inspect.Parameter("positional", inspect.Parameter.VAR_POSITIONAL),
+        *(inspect.Parameter(field.name, keyword, default=field.default) for field in fields),
+        inspect.Parameter("flags", inspect.Parameter.VAR_KEYWORD),
+    ]
+    collect.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    fire.Fire(collect, command=arguments, name=script)
+    for letter in [name for name in given if len(name) == 1]:
+        matches = [field.name for field in fields if field.name.startswith(letter)]
+        if len(matches) == 1:  # a letter that only one parameter starts with stands for it
+            given[matches[0]] = given.pop(letter)
+    return given
+
+
+FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?$", re.DOTALL)
+
+
+def take_texts(cls: type[Parameters], arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The texts given for parameters that are text, as they were typed, and the arguments that are left.
+
+    fire never sees them: it would read 2024_12 as a number, a,b as a tuple, and fail on long ones.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    texts: dict[str, list[str]] = {}
+    left, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        match = FLAG.match(argument)
+        name = match[1].replace("-", "_") if match else ""
+        if len(name) == 1:
+            starting = [full for full in names if full.startswith(name)]
+            name = starting[0] if len(starting) == 1 else name
+        if match is None or name not in names or field_type(cls, name)[0] not in (str, tuple):
+            left.append(argument)
+            continue
+        if match[2] is None and (not rest or rest[0].startswith("--")):
+            raise ParameterError(
+                name, None, f"must be followed by {allowed_values(cls, cls.__dataclass_fields__[name])}"
+            )
+        text = rest.pop(0) if match[2] is None else match[2]
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ParameterError(name, text.encode(errors="replace").decode(), "must be UTF-8 text") from None
+        texts.setdefault(name, []).append(text)
+    return texts, left

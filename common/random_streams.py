@@ -1,0 +1,29 @@
+"""The independent random streams of the project: who draws from which, in one place.
+
+A generator is seeded by its stream's number and by what tells its draws apart (a seed, an episode, a server), so no
+draw disturbs another. A new purpose takes a new number; a number that is in use never changes, or results would.
+"""
+
+import enum
+
+import numpy as np
+
+
+class Stream(enum.IntEnum):
+    """What random numbers are for; the number is the first that a generator is seeded by."""
+
+    SCENARIO = 0  # capacities, link rates and task classes
+    TRAINING_ARRIVALS = 1
+    HELD_OUT_ARRIVALS = 2
+    ACTIONS = 3  # what schedulers draw
+    WEIGHTS = 4  # what networks start from
+    EDGE_ARRIVALS = 6  # tasks of the edge system
+    EDGE_DURATIONS = 7  # of simulated edge servers
+    TABLE_FIT = 10  # arrivals that routing tables are fitted to
+    PRACTICE = 11  # scenarios, arrivals and choices of practice
+    BELIEFS = 20  # misjudged capacities
+
+
+def random_generator(stream: Stream, *numbers: int) -> np.random.Generator:
+    """The generator of a stream for the given numbers, such as a seed and an episode."""
+    return np.random.default_rng(np.random.SeedSequence([int(stream), *numbers]))
