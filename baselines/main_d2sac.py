@@ -4,19 +4,11 @@ Writes results/d2sac_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf
 python baselines/main_d2sac.py --episodes 60 --seeds 2
 """
 
-import dataclasses
 from typing import Any
 
-from baselines.model_d2sac import D2SACAgents, D2SACParameters
+from baselines.model_d2sac import METHOD, D2SACConfig
 from common.command_line import command_line
-from lad_ts.training import Method, TrainingParameters, run_method
-
-METHOD = Method("D2SAC-TS", "d2sac_ts", D2SACAgents)
-
-
-@dataclasses.dataclass(kw_only=True)
-class D2SACConfig(D2SACParameters, TrainingParameters):
-    """Every parameter of main_d2sac.py."""
+from lad_ts.training import run_method
 
 
 def main(config: D2SACConfig, given: dict[str, Any]) -> None:

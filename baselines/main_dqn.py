@@ -4,19 +4,11 @@ Writes results/dqn_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf a
 python baselines/main_dqn.py --episodes 60 --seeds 2
 """
 
-import dataclasses
 from typing import Any
 
-from baselines.model_dqn import DQNAgents, DQNParameters
+from baselines.model_dqn import METHOD, DQNConfig
 from common.command_line import command_line
-from lad_ts.training import Method, TrainingParameters, run_method
-
-METHOD = Method("DQN-TS", "dqn_ts", DQNAgents)
-
-
-@dataclasses.dataclass(kw_only=True)
-class DQNConfig(DQNParameters, TrainingParameters):
-    """Every parameter of main_dqn.py."""
+from lad_ts.training import run_method
 
 
 def main(config: DQNConfig, given: dict[str, Any]) -> None:

@@ -6,13 +6,14 @@ python baselines/main_opt.py --episodes 60 --seeds 2
 
 from typing import Any
 
+from baselines.methods import METHODS
 from common.command_line import command_line
-from lad_ts.references import OptTS
-from lad_ts.training import FixedParameters, Method, run_method
+from lad_ts.run_parameters import FixedParameters
+from lad_ts.training import run_method
 
 
 def main(config: FixedParameters, given: dict[str, Any]) -> None:
-    run_method(config, given, Method("Opt-TS", "opt_ts", OptTS))
+    run_method(config, given, METHODS["opt_ts"])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import torch
 from common.parameters import parameter
 from lad_ts.agents import state_size
 from lad_ts.diffusion_lad import Denoiser, posterior_schedule
+from lad_ts.method import PRESETS, Method
+from lad_ts.run_parameters import TrainingParameters
 from lad_ts.soft_actor_critic import SACParameters, SoftActorCritic
 from lad_ts.stacked import Layout
 
@@ -53,3 +55,11 @@ class D2SACAgents(SoftActorCritic):
 
     def logits(self, theta: torch.Tensor, state: torch.Tensor, latent: None, noise: torch.Tensor) -> torch.Tensor:
         return self.denoiser.forward(theta, noise[:, -1], state, noise[:, :-1])
+
+
+@dataclasses.dataclass(kw_only=True)
+class D2SACConfig(D2SACParameters, TrainingParameters):
+    """Every parameter of main_d2sac.py."""
+
+
+METHOD = Method("d2sac_ts", "D2SAC-TS", D2SACConfig, D2SACAgents, "baselines/main_d2sac.py", variants=PRESETS)

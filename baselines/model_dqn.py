@@ -12,12 +12,16 @@ import torch
 from common.parameters import parameter
 from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents
 from lad_ts.environment_lad import Slot
+from lad_ts.method import PRESETS, Method
+from lad_ts.run_parameters import TrainingParameters
 from lad_ts.stacked import Layout, StackedAdam, forward
 
 
 @dataclasses.dataclass(kw_only=True)
 class DQNParameters(AgentParameters):
     """Parameters of DQN-TS. Those whose default is None take the preset's value."""
+
+    GROUP: ClassVar[str] = "method"
 
     learning_rate: float | None = parameter(None, "learning rate of the Q network", low=0)
     epsilon: float = parameter(0.01, "probability of a uniformly random action", low=0, high=1)
@@ -42,7 +46,7 @@ class DQNAgents(StackedAgents):
         self.adam = StackedAdam(self.theta, params.learning_rate)
 
     def q(self, theta: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Q values [G, B, M] of state [G, 2 + B, M]."""
+        """Q values [G, B, M] of state [G, F, M], with F features as StackedAgents.features has them."""
         return forward(self.layout.split(theta), state, torch.relu)
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
@@ -65,3 +69,11 @@ class DQNAgents(StackedAgents):
 
     def modules(self) -> dict[str, object]:
         return super().modules() | {"theta": self.theta, "theta_target": self.theta_target, "adam": self.adam}
+
+
+@dataclasses.dataclass(kw_only=True)
+class DQNConfig(DQNParameters, TrainingParameters):
+    """Every parameter of main_dqn.py."""
+
+
+METHOD = Method("dqn_ts", "DQN-TS", DQNConfig, DQNAgents, "baselines/main_dqn.py", variants=PRESETS)

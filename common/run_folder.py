@@ -191,3 +191,24 @@ def peak_memory(device: torch.device | str = "cpu") -> str:
     if torch.device(device).type == "cuda":
         words += f" + {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB on the GPU"
     return words
+
+
+PROGRESS = ".progress"  # how many episodes are done, in the folder of a run that is going on
+
+
+@contextmanager
+def progress_file(folder: Path) -> Iterator[Callable[[int], None]]:
+    """Gives a function that tells others how far the run in a folder is; they ask by `progress`."""
+    path = folder / PROGRESS
+    try:
+        yield lambda done: write_text(path, str(done))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def progress(folder: Path) -> int:
+    """What the run in a folder has told last, 0 when it has not."""
+    try:
+        return int((folder / PROGRESS).read_text())
+    except (OSError, ValueError):
+        return 0

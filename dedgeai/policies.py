@@ -17,12 +17,12 @@ from baselines.heuristics import HEURISTICS
 from baselines.main_heuristics import HeuristicConfig, load_class
 from common.parameters import LARGEST, ParameterError, resolve
 from common.run_folder import claimed, load_checkpoint, writable
+from coop_lad_ts.model_coop import CoopAgents
 from dedgeai.dispatcher import Policy
 from dedgeai.server_profile import Profile
 from dedgeai.tasks import DENSITY
 from lad_ts import main_coop, main_lad
 from lad_ts.environment_lad import Scenario, draw_scenario
-from lad_ts.model_coop import CoopAgents
 from lad_ts.references import OptTS
 from lad_ts.training import restore, run_method, stored_config, training_seeds
 

@@ -8,23 +8,27 @@ at `StackedAgents.learn`.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from common.parameters import ParameterError, parameter
-from lad_ts.environment_lad import POLICY, WEIGHTS, EnvironmentParameters, Scenario, Slot
+from common.random_streams import Stream
+from lad_ts.environment_lad import EnvironmentParameters, Scenario, Slot
 from lad_ts.replay import Replay
-from lad_ts.scheduler import Learner
+from lad_ts.scheduler import LearningScheduler
 
-# What the presets of every learner have in common.
+# What the presets of all methods that learn from replay have in common.
 PAPER_STATE = {"state_features": "raw", "next_state": "zeros", "tied_sizes": True}
 TUNED_STATE = {"state_features": "relative", "next_state": "true"}
 
 
 @dataclasses.dataclass(kw_only=True)
 class AgentParameters(EnvironmentParameters):
-    """What the agents of every learning method need; defaults are the paper's."""
+    """What agents that learn from replay need. Defaults are the paper's, but for those that the preset fills in."""
+
+    GROUP: ClassVar[str] = "agent"
 
     preset: str = parameter(
         "tuned",
@@ -39,9 +43,10 @@ class AgentParameters(EnvironmentParameters):
     updates_per_slot: int = parameter(1, "updates of every agent after each slot", low=1)
     state_features: str | None = parameter(
         None,
-        "raw: [d, w, q]; scaled: d and w over their maxima, log(1 + q/f); relative: as scaled, but the mean of q/f as "
-        "log(1 + mean), and each ES's difference to it in s",
+        "how a state tells sizes and queues",
         choices=("raw", "scaled", "relative"),
+        more="raw: [d, w, q]. scaled: d and w over their maxima, log(1 + q/f). relative: as scaled, but the mean of "
+        "q/f as log(1 + mean), and each ES's difference to it in s.",
     )
     next_state: str | None = parameter(
         None,
@@ -69,8 +74,8 @@ def state_size(params: AgentParameters) -> int:
     return params.num_bs + (3 if params.state_features == "relative" else 2)
 
 
-class SeededLearner(Learner):
-    """A learner of several seeds at once: random draws of each seed from its own generator, and state by parts.
+class SeededScheduler(LearningScheduler):
+    """One that learns several seeds at once: random draws of each seed from its own generator, and state by parts.
 
     Rows of an episode are the training seeds, always in the same order.
     """
@@ -79,13 +84,13 @@ class SeededLearner(Learner):
         self.params, self.seeds, self.device = params, list(seeds), torch.device(device)
         self.num_bs = params.num_bs
         self.generators = [torch.Generator(self.device) for _ in self.seeds]
-        self.reseed(WEIGHTS, [(seed, 0) for seed in self.seeds])
+        self.reseed(Stream.WEIGHTS, [(seed, 0) for seed in self.seeds])
         self._drawing = [True] * len(self.seeds)
 
-    def reseed(self, stream: int, rows: Sequence[tuple[int, int]]) -> None:
+    def reseed(self, stream: Stream, rows: Sequence[tuple[int, int]]) -> None:
         """Seed the generator of each row anew, so that every episode's draws depend on its number only."""
         for generator, (seed, episode) in zip(self.generators, rows, strict=True):
-            entropy = np.random.SeedSequence([stream, seed, episode])
+            entropy = np.random.SeedSequence([int(stream), seed, episode])
             generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
     def draw_rows(self, kind: str, *shape: int) -> torch.Tensor:
@@ -102,7 +107,7 @@ class SeededLearner(Learner):
             raise ValueError(f"rows of seeds {rows}: these agents were made for seeds {self.seeds}")
         self.scenario = scenario
         self._capacity = torch.as_tensor(scenario.capacity, device=self.device)
-        self.reseed(POLICY, rows)
+        self.reseed(Stream.ACTIONS, rows)
 
     def modules(self) -> dict[str, object]:
         """Parts with state: tensors, and objects with state_dict and load_state_dict."""
@@ -130,7 +135,7 @@ class SeededLearner(Learner):
                 part.load_state_dict({key: state[f"{name}.{key}"] for key in part.state_dict()})
 
 
-class StackedAgents(SeededLearner):
+class StackedAgents(SeededScheduler):
     """Agents of all BSs and seeds, stacked, that learn from replayed transitions."""
 
     needs = "q at the slot's start and the BS's own tasks"
@@ -153,7 +158,10 @@ class StackedAgents(SeededLearner):
         return self.draw_rows(kind, self.num_bs, *shape).view(self.agents, *shape)
 
     def features(self, slot: Slot) -> torch.Tensor:
-        """The state of every decision, [S, B, N, 2 + B] float32: input size, workload, backlog of each ES."""
+        """The state of every decision, [S, B, N, F] float32: input size, workload, and what tells the backlogs.
+
+        F is `state_size`: 3 + B for features `relative`, which have the mean backlog besides, and 2 + B for the others.
+        """
         size, workload, backlog = slot.size, slot.workload, slot.backlog
         if self.params.state_features != "raw":
             size = size / self.params.input_max
@@ -173,7 +181,7 @@ class StackedAgents(SeededLearner):
         return self.choose(state, slot).view(slot.mask.shape)
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
-        """The action [G, N] for state [G, 2 + B, N]."""
+        """The action [G, N] for state [G, F, N], features first."""
         raise NotImplementedError(f"{type(self).__name__} must define choose(state, slot)")
 
     def pick(self, probabilities: torch.Tensor) -> torch.Tensor:

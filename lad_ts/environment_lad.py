@@ -7,20 +7,22 @@ rates, task classes), `Arrivals` what comes in an episode, and `CollaborativeMEC
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from common.parameters import ParameterError, Parameters, numbers, parameter
-
-# Independent random streams: a generator is seeded by [stream, seed, episode], so no draw disturbs another.
-SCENARIO, TRAINING_ARRIVALS, HELD_OUT_ARRIVALS, POLICY, WEIGHTS = range(5)
+from common.random_streams import Stream, random_generator
 
 
 @dataclasses.dataclass(kw_only=True)
 class EnvironmentParameters(Parameters):
-    """Every number of the paper's environment, with the paper's values as defaults."""
+    """Every number of the paper's environment. Defaults are the paper's; it does not give scenario_seed."""
+
+    GROUP: ClassVar[str] = "environment"
 
     num_bs: int = parameter(20, "base stations, each with one edge server", low=1, high=10_000)
     num_tasks: int = parameter(50, "most tasks that a BS receives in a slot (N)", low=1, high=10_000)
@@ -43,13 +45,16 @@ class EnvironmentParameters(Parameters):
     rate_min: int = parameter(400, "least link rate v", unit="Mbit/s", low=1)
     rate_max: int = parameter(500, "greatest link rate v", unit="Mbit/s", low=1)
     tied_sizes: bool = parameter(
-        False, "draw rho and r from the same uniform numbers, as the published code does by seeding twice"
+        False,
+        "draw rho and r from the same uniform numbers",
+        more="The published code does so by seeding twice.",
     )
     scenario_seed: int = parameter(
         4,
-        "seed of capacities, link rates and task classes, shared by all training seeds; 4 is the first whose offered "
-        "load, 1.25 of the capacity, is about that of the published script's draw (1.24)",
+        "seed of capacities, link rates and task classes, shared by all training seeds",
         low=0,
+        more="4 is the first whose offered load, 1.25 of the capacity, is about that of the published script's draw "
+        "(1.24).",
     )
     scenario_per_seed: bool = parameter(False, "give every training seed a scenario of its own")
 
@@ -62,19 +67,15 @@ class EnvironmentParameters(Parameters):
             raise ParameterError(
                 "min_tasks", self.min_tasks, f"the range is empty; must be at most --num_tasks={self.num_tasks}"
             )
-        if self.capacities is not None:
-            fixed_capacities(self)
+        _ = self.fixed_capacities
         super().check()
 
-
-def fixed_capacities(params: EnvironmentParameters) -> list[float]:
-    """The numbers of --capacities. Raises ParameterError unless every ES has one."""
-    return numbers("capacities", params.capacities, "num_bs", params.num_bs)
-
-
-def random_generator(stream: int, seed: int, episode: int = 0) -> np.random.Generator:
-    """The generator of one random stream for one seed and episode."""
-    return np.random.default_rng(np.random.SeedSequence([stream, seed, episode]))
+    @functools.cached_property
+    def fixed_capacities(self) -> np.ndarray | None:
+        """The numbers [B] of --capacities, None without it. Raises ParameterError unless every ES has one."""
+        if self.capacities is None:
+            return None
+        return np.array(numbers("capacities", self.capacities, "num_bs", self.num_bs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,16 +114,30 @@ class Scenario:
         """w = rho * z, [S, N] in Gcycles."""
         return self.density * self.steps
 
+    def rows(self, rows: slice | np.ndarray) -> "Scenario":
+        """Some of the rows, in the given order."""
+        return Scenario(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+    def repeated(self, times: int) -> "Scenario":
+        """All rows, one after another, `times` over."""
+        return Scenario(*(np.tile(getattr(self, field.name), (times, 1)) for field in dataclasses.fields(self)))
+
+    @staticmethod
+    def stacked(scenarios: Sequence["Scenario"]) -> "Scenario":
+        """Scenarios of the same sizes as the rows of one."""
+        names = [field.name for field in dataclasses.fields(Scenario)]
+        return Scenario(*(np.concatenate([getattr(scenario, name) for scenario in scenarios]) for name in names))
+
 
 def draw_scenario(params: EnvironmentParameters, seeds: Sequence[int]) -> Scenario:
     """The scenario of each training seed: one for all, or one each with `scenario_per_seed`."""
 
     def draw(seed: int) -> tuple[np.ndarray, ...]:
-        rng = random_generator(SCENARIO, params.scenario_seed, seed)
+        rng = random_generator(Stream.SCENARIO, params.scenario_seed, seed)
         b, n = params.num_bs, params.num_tasks
         capacity = rng.integers(params.capacity_min, params.capacity_max, b, endpoint=True)
-        if params.capacities is not None:
-            capacity = np.array(fixed_capacities(params))
+        if params.fixed_capacities is not None:
+            capacity = params.fixed_capacities
         link_rate = rng.integers(params.rate_min, params.rate_max, b, endpoint=True)
         steps = rng.integers(params.quality_min, params.quality_max, n, endpoint=True)
         density_draw, result_draw = rng.random(n), rng.random(n)
@@ -134,6 +149,18 @@ def draw_scenario(params: EnvironmentParameters, seeds: Sequence[int]) -> Scenar
 
     rows = [draw(1 + seed if params.scenario_per_seed else 0) for seed in seeds]
     return Scenario(*(np.stack(column).astype(np.float64) for column in zip(*rows, strict=True)))
+
+
+def presence(params: EnvironmentParameters) -> np.ndarray:
+    """The probability [N] that a BS receives an n-th task in a slot; counts are uniform in min_tasks..num_tasks."""
+    n = np.arange(1, params.num_tasks + 1)
+    return np.minimum(1, (params.num_tasks - n + 1) / (params.num_tasks - params.min_tasks + 1))
+
+
+def offered_load(params: EnvironmentParameters, scenario: Scenario) -> np.ndarray:
+    """Mean work that arrives in a slot over what all ESs can do in it, [R]."""
+    work = scenario.capacity.shape[1] * (presence(params) * scenario.workload).sum(1)
+    return work / (scenario.capacity.sum(1) * params.slot_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +181,7 @@ class Arrivals:
 
 def draw_arrivals(params: EnvironmentParameters, rows: Sequence[tuple[int, int]], held_out: bool = False) -> Arrivals:
     """The arrivals of the given (seed, episode) rows, each from a generator of its own."""
-    stream = HELD_OUT_ARRIVALS if held_out else TRAINING_ARRIVALS
+    stream = Stream.HELD_OUT_ARRIVALS if held_out else Stream.TRAINING_ARRIVALS
     shape = (params.num_slots, params.num_bs)
     count = np.empty((len(rows), *shape), dtype=np.int64)
     size = np.empty((len(rows), *shape, params.num_tasks))

@@ -1,17 +1,30 @@
-"""Running one episode, and the statistics of its delays. Every method, learned or not, is run by `run_episode`."""
+"""Running one episode, and the statistics of its delays. Every scheduler is run by `run_episode`."""
 
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from common.parameters import ParameterError
-from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Slot
-from lad_ts.scheduler import Learner, Scheduler
+from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, Slot
 
 PERCENTILES = (50, 95, 99)
+
+
+class Decides(Protocol):
+    """What an episode needs of a scheduler; scheduler.py tells what each part does."""
+
+    learns: bool
+    training: bool
+
+    def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None: ...
+
+    def act(self, slot: Slot) -> np.ndarray | torch.Tensor: ...
+
+    def learn(self, slot: Slot, action: torch.Tensor, delay: torch.Tensor, following: Slot) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,34 +81,33 @@ def check_action(action: torch.Tensor, slot: Slot, name: str) -> None:
 
 
 def play(
-    env: CollaborativeMEC, scheduler: Scheduler, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
+    env: CollaborativeMEC, scheduler: Decides, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[Slot, torch.Tensor, torch.Tensor, Slot, float]]:
-    """An episode in every row of (seed, episode), slot by slot; a learner in training mode learns on the way.
+    """An episode in every row of (seed, episode), slot by slot; one that is training learns on the way.
 
     Yields the slot, action and delay [R, B, N], the next slot, and the seconds that the decisions took.
     """
     slot = env.reset(arrivals)
     scheduler.begin(env.scenario, rows)
-    learning = isinstance(scheduler, Learner) and scheduler.training
     for _ in range(env.num_slots - 1):
         began = time.perf_counter()
         action = torch.as_tensor(scheduler.act(slot), device=env.device)
-        if not isinstance(scheduler, Learner):
+        if not scheduler.learns:
             check_action(action, slot, type(scheduler).__name__)
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # the clock must see the decision's end
         seconds = time.perf_counter() - began
         delay, following = env.step(action)
-        if learning:
+        if scheduler.training:
             scheduler.learn(slot, action, delay, following)
         yield slot, action, delay, following, seconds
         slot = following
 
 
 def run_episode(
-    env: CollaborativeMEC, scheduler: Scheduler, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
+    env: CollaborativeMEC, scheduler: Decides, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
 ) -> EpisodeStatistics:
-    """Schedule one episode in every row of (seed, episode); a learner in training mode learns on the way."""
+    """Schedule one episode in every row of (seed, episode); one that is training learns on the way."""
     delays, masks = [], []
     worked, deciding = torch.zeros_like(env.capacity), 0.0
     for slot, action, delay, following, seconds in play(env, scheduler, arrivals, rows):

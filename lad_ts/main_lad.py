@@ -4,19 +4,11 @@ Writes results/lad_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf a
 python lad_ts/main_lad.py --episodes 60 --seeds 2
 """
 
-import dataclasses
 from typing import Any
 
 from common.command_line import command_line
-from lad_ts.model_lad import LadAgents, LadParameters
-from lad_ts.training import Method, TrainingParameters, run_method
-
-METHOD = Method("LAD-TS", "lad_ts", LadAgents)
-
-
-@dataclasses.dataclass(kw_only=True)
-class LadConfig(LadParameters, TrainingParameters):
-    """Every parameter of main_lad.py."""
+from lad_ts.model_lad import METHOD, LadConfig
+from lad_ts.training import run_method
 
 
 def main(config: LadConfig, given: dict[str, Any]) -> None:

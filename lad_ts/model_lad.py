@@ -15,6 +15,8 @@ from common.parameters import ParameterError, parameter
 from lad_ts.agents import state_size
 from lad_ts.diffusion_lad import Denoiser, posterior_schedule
 from lad_ts.environment_lad import Slot
+from lad_ts.method import PRESETS, Method
+from lad_ts.run_parameters import TrainingParameters
 from lad_ts.soft_actor_critic import SACParameters, SoftActorCritic
 from lad_ts.stacked import Layout
 
@@ -29,13 +31,14 @@ class LadParameters(SACParameters):
     beta_schedule: str = parameter("vp", "noise schedule of the policy", choices=("vp", "cosine", "linear"))
     memory: str | None = parameter(
         None,
-        "what a cell remembers: x_0 as in the paper's figure (grows 12-fold with every visit at the defaults, and is "
-        "held within +-1e6), x_0 standardised over the actions, or probabilities as in the published code",
+        "what a cell of the latent memory holds",
         choices=("x0", "x0_standardised", "probabilities"),
+        more="x0: as in the paper's figure; it grows 12-fold with every visit at the defaults, and is held within "
+        "+-1e6. x0_standardised: over the actions. probabilities: as in the published code.",
     )
     replay_latent: str | None = parameter(
         None,
-        "latent of a replayed decision: the input it started from, or the cell's present content",
+        "latent of a replayed decision: what it started from, or the cell's content",
         choices=("input", "present"),
     )
     noise_softmax: bool | None = parameter(None, "softmax on the predicted noise, as the published code has")
@@ -142,3 +145,11 @@ class LadAgents(SoftActorCritic):
 
     def modules(self) -> dict[str, object]:
         return super().modules() | {"memory": self.memory}
+
+
+@dataclasses.dataclass(kw_only=True)
+class LadConfig(LadParameters, TrainingParameters):
+    """Every parameter of main_lad.py."""
+
+
+METHOD = Method("lad_ts", "LAD-TS", LadConfig, LadAgents, "lad_ts/main_lad.py", variants=PRESETS)

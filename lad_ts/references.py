@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lad_ts.environment_lad import Arrivals, Scenario, Slot
+from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, Slot, presence
 from lad_ts.episodes import EpisodeStatistics
-from lad_ts.queue_model import presence
 from lad_ts.scheduler import Scheduler
 
 
@@ -93,17 +92,20 @@ class VirtualOpt(Scheduler):
 
 
 class LowerBound:
-    """Stands where a scheduler does, but schedules nothing: its mean delay is the bound, and it has no tails."""
+    """The bound as a method: run like a scheduler, but it schedules nothing, so it has a mean delay and no tails."""
 
+    learns = False
     needs = "everything, and one server that may interrupt tasks: a bound, not a scheduler"
 
-    def statistics(self, scenario: Scenario, arrivals: Arrivals, slot_length: float) -> EpisodeStatistics:
-        mean = pooled_srpt_bound(scenario, arrivals, slot_length)
-        none = np.full_like(mean, np.nan)
+    def __init__(self, params: object = None, seeds: Sequence[int] = (), device: object = "cpu") -> None:
+        """The arguments are a scheduler's; the bound needs none of them."""
+
+    def run(self, env: CollaborativeMEC, arrivals: Arrivals, rows: Sequence[tuple[int, int]]) -> EpisodeStatistics:
+        """The bound on the mean delay in every row; percentiles, utilisation and time per decision are NaN."""
+        mean = pooled_srpt_bound(env.scenario, arrivals, env.slot_length)
+        none, used = np.full_like(mean, np.nan), np.full_like(env.scenario.capacity, np.nan)
         tasks = arrivals.count[:, :-1].sum((1, 2))
-        return EpisodeStatistics(
-            mean, none, none, none, none, none, np.full_like(scenario.capacity, np.nan), tasks, none
-        )
+        return EpisodeStatistics(mean, none, none, none, none, none, used, tasks, none)
 
 
 def pooled_srpt_bound(scenario: Scenario, arrivals: Arrivals, slot_length: float = 1.0) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""What a scheduler is: the interface between the environment and every policy, learned or not.
+"""What a scheduler is: the interface between the environment and everything that decides, learning or not.
 
-To add a method, subclass `Scheduler` and write `act`. A method that learns subclasses `Learner` and also writes
+To add a method, subclass `Scheduler` and write `act`. One that learns subclasses `LearningScheduler` and also writes
 `learn` and its state; the training loop in training.py does the rest. Start reading at `Scheduler`.
 """
 
@@ -10,45 +10,54 @@ from typing import Any
 import numpy as np
 import torch
 
-from lad_ts.environment_lad import POLICY, Scenario, Slot, random_generator
+from common.random_streams import Stream, random_generator
+from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, Slot
+from lad_ts.episodes import EpisodeStatistics, run_episode
 
 
 class Scheduler:
     """Chooses the edge server of every task of a slot, for R independent rows of (seed, episode)."""
 
+    learns = False
+    training = False  # whether it learns from the episodes that it is run on
     needs = "what the rule must know, in words"
 
     def __init__(self, params: Any = None, seeds: Sequence[int] = (), device: Any = "cpu") -> None:
-        """`params` are the script's parameters; learners also need the seeds and the device."""
+        """`params` are the script's parameters; those that learn also need the seeds and the device."""
         self.params = params
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
         """Start an episode in every row. `self.random` then holds a generator for each row."""
         self.scenario = scenario
         self.num_bs = scenario.capacity.shape[1]
-        self.random = [random_generator(POLICY, seed, episode) for seed, episode in rows]
+        self.random = [random_generator(Stream.ACTIONS, seed, episode) for seed, episode in rows]
 
     def act(self, slot: Slot) -> np.ndarray | torch.Tensor:
         """The chosen ES [R, B, N] (integer) of every task; cells where slot.mask is False may hold any ES."""
         raise NotImplementedError(f"{type(self).__name__} must define act(slot)")
 
+    def learn(self, slot: Slot, action: torch.Tensor, delay: torch.Tensor, following: Slot) -> None:
+        """Take in a scheduled slot: action and delay [R, B, N], and the slot that follows. Called while training."""
+        raise NotImplementedError(f"{type(self).__name__} must define learn(...)")
+
     def lose(self, down: np.ndarray, scenario: Scenario) -> None:
         """Hear in mid-episode which ESs [R, B] have failed; the scenario has next to no capacity there."""
         self.scenario = scenario
+
+    def run(self, env: CollaborativeMEC, arrivals: Arrivals, rows: Sequence[tuple[int, int]]) -> EpisodeStatistics:
+        """The delays of an episode in every row of (seed, episode). What a bound has in common with a scheduler."""
+        return run_episode(env, self, arrivals, rows)
 
     def uniform(self, *shape: int) -> np.ndarray:
         """Uniform numbers [R, *shape] in [0, 1), row by row from the rows' own generators."""
         return np.stack([generator.random(shape) for generator in self.random])
 
 
-class Learner(Scheduler):
+class LearningScheduler(Scheduler):
     """A scheduler that learns from the delays it causes. Rows are training seeds."""
 
+    learns = True
     training = True
-
-    def learn(self, slot: Slot, action: torch.Tensor, delay: torch.Tensor, following: Slot) -> None:
-        """Take in a scheduled slot: action and delay [S, B, N], and the slot that follows."""
-        raise NotImplementedError(f"{type(self).__name__} must define learn(...)")
 
     def finite(self) -> bool:
         """Whether all networks are free of NaN and infinity; checked after every episode."""

@@ -20,11 +20,13 @@ from lad_ts.stacked import Layout, StackedAdam, forward
 
 @dataclasses.dataclass(kw_only=True)
 class SACParameters(AgentParameters):
-    """Parameters of the soft actor-critic; defaults are the paper's."""
+    """Parameters of the soft actor-critic. Defaults are the paper's, but for those that the preset fills in."""
+
+    GROUP: ClassVar[str] = "method"
 
     actor_lr: float | None = parameter(None, "learning rate of the actor", low=0)
     actor_lr_halving: float | None = parameter(
-        None, "the actor's learning rate in episode e is actor_lr / (1 + e / this); 0: constant", unit="episodes", low=0
+        None, "in episode e the actor's rate is actor_lr / (1 + e / this); 0: constant", unit="episodes", low=0
     )
     critic_lr: float | None = parameter(None, "learning rate of the critics", low=0)
     temperature_lr: float = parameter(3e-4, "learning rate of the temperature's logarithm", low=0)
@@ -41,6 +43,7 @@ class SACParameters(AgentParameters):
 
 
 def log_probabilities(probabilities: torch.Tensor) -> torch.Tensor:
+    """Logarithms that stay finite for probabilities of 0."""
     return (probabilities + 1e-8).log()
 
 

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import Parameters, parameter, resolve
+from coop_lad_ts.main_coop import CoopConfig
+from coop_lad_ts.model_coop import CoopAgents
 from lad_ts.agents import SeededLearner
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
-from lad_ts.main_coop import CoopConfig
 from lad_ts.main_lad import LadConfig
-from lad_ts.model_coop import CoopAgents
 from lad_ts.model_lad import LadAgents
 
 

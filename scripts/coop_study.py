@@ -20,17 +20,6 @@ from tqdm import tqdm
 from baselines.heuristics import HEURISTICS
 from baselines.main_heuristics import HeuristicConfig
 from baselines.methods import Job, folder_name, run_jobs
-from baselines.trials import (
-    STATISTICS,
-    Told,
-    Trial,
-    compare_in,
-    episodes_of,
-    misjudged,
-    moved,
-    scaled_to,
-    unseen_scenarios,
-)
 from common.command_line import command_line
 from common.figures import plt, save_figure
 from common.parameters import ParameterError, Parameters, parameter, resolve
@@ -45,11 +34,22 @@ from common.run_folder import (
     write_text,
 )
 from common.statistics_seeds import mean_interval, with_interval
+from coop_lad_ts.main_coop import METHOD, CoopConfig
+from coop_lad_ts.model_coop import CoopAgents
+from coop_lad_ts.queue_model import offered_load
+from experiments.trials import (
+    STATISTICS,
+    Told,
+    Trial,
+    compare_in,
+    episodes_of,
+    misjudged,
+    moved,
+    scaled_to,
+    unseen_scenarios,
+)
 from lad_ts.environment_lad import CollaborativeMEC, draw_scenario
 from lad_ts.episodes import play
-from lad_ts.main_coop import METHOD, CoopConfig
-from lad_ts.model_coop import CoopAgents
-from lad_ts.queue_model import offered_load
 from lad_ts.references import OptTS
 from lad_ts.scheduler import Scheduler
 from lad_ts.training import restore

@@ -9,7 +9,7 @@ from baselines.main_heuristics import HeuristicConfig
 from baselines.main_sac import SACConfig
 from common.command_line import command_line
 from common.parameters import Parameters, allowed_values
-from lad_ts.main_coop import CoopConfig
+from coop_lad_ts.main_coop import CoopConfig
 from lad_ts.main_lad import LadConfig
 from lad_ts.training import FixedParameters
 

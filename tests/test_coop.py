@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from baselines import main_heuristics
 from baselines.heuristics import HEURISTICS
 from baselines.main_heuristics import HeuristicConfig
-from baselines.trials import Trial, compare_in, misjudged, moved, run_trial, unseen_scenarios
+from coop_lad_ts.congestion import CongestionPrices, measured_costs
+from coop_lad_ts.coop_actors import ServerActor, View
+from coop_lad_ts.main_coop import CoopConfig
+from coop_lad_ts.model_coop import CoopAgents
+from coop_lad_ts.practice import drawn_scenario, practice_lessons, rehearsed
+from coop_lad_ts.queue_model import Objective, QueueModel, offered_load, presence
+from coop_lad_ts.routing_table import RoutingTable, coordinated_uniforms, fit_tables
+from experiments.trials import Trial, compare_in, misjudged, moved, run_trial, unseen_scenarios
 from lad_ts import main_coop
-from lad_ts.congestion import CongestionPrices, measured_costs
-from lad_ts.coop_actors import ServerActor, View
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
-from lad_ts.main_coop import CoopConfig
-from lad_ts.model_coop import CoopAgents
-from lad_ts.practice import drawn_scenario, practice_lessons, rehearsed
-from lad_ts.queue_model import Objective, QueueModel, offered_load, presence
 from lad_ts.references import OptTS
-from lad_ts.routing_table import RoutingTable, coordinated_uniforms, fit_tables
 
 TINY = {"num_bs": 4, "num_tasks": 6, "num_slots": 8, "fit_steps": 5, "distil_updates": 4, "batch_states": 4}
 
@@ -95,7 +95,7 @@ def test_several_scenarios_are_fitted_as_each_alone(monkeypatch):
     config = make(CoopConfig, **TINY)
     scenario = random_scenario(np.random.default_rng(3), 3, 4, 6)
     together, costs = fit_tables(config, scenario, [5, 6, 7], progress=False)
-    monkeypatch.setattr("lad_ts.routing_table.FITTED_AT_ONCE", 1)
+    monkeypatch.setattr("coop_lad_ts.routing_table.FITTED_AT_ONCE", 1)
     alone, costs_alone = fit_tables(config, scenario, [5, 6, 7], progress=False)
     torch.testing.assert_close(together.log_table, alone.log_table, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(costs, costs_alone)
@@ -121,7 +121,7 @@ def test_prices_count_the_tasks_behind_until_the_queue_is_empty():
 
 def test_a_table_moves_away_from_what_its_costs_exceed_the_mean(monkeypatch):
     """By hand: one slot and task with workload 2, two servers with costs 1 + 0.5 + 2 and 0.5 + 0.5 + 0."""
-    monkeypatch.setattr("lad_ts.congestion.WARM_START", 0)
+    monkeypatch.setattr("coop_lad_ts.congestion.WARM_START", 0)
     table = RoutingTable(torch.full((1, 1, 1, 2), 0.5).log(), torch.zeros(1, 1, 2))
     prices = CongestionPrices(table, rate=0.4, memory=0.5)
     row = lambda *x: torch.tensor(x)[None, None]  # noqa: E731
@@ -200,7 +200,7 @@ def test_other_tasks_at_each_base_station_are_decided_as_the_same_ones(monkeypat
     agents.begin(scenario, [(0, 0)])
     slot = CollaborativeMEC(scenario).reset(draw_arrivals(config, [(0, 0)]))
     copied = Slot(slot.t, slot.mask, slot.size, slot.workload.contiguous(), slot.backlog)
-    monkeypatch.setattr("lad_ts.model_coop.PAIRS_AT_ONCE", 4 * 10)  # parts of 10 cells
+    monkeypatch.setattr("coop_lad_ts.model_coop.PAIRS_AT_ONCE", 4 * 10)  # parts of 10 cells
     short, long = (agents.slot_logits(s, s.backlog.float()) for s in (slot, copied))
     assert short.shape == (1, 6, 4) and long.shape == (1, 24, 4)
     assert (agents.act(slot) == agents.act(copied)).all()
@@ -229,7 +229,7 @@ def test_agents_learn_to_be_far_below_opt_and_move_to_other_scenarios():
 
 
 def test_practice_episodes_bring_about_the_queues_of_whoever_goes_through_them(monkeypatch):
-    monkeypatch.setattr("lad_ts.practice.SHAPES", ((3, 9), (5, 6)))
+    monkeypatch.setattr("coop_lad_ts.practice.SHAPES", ((3, 9), (5, 6)))
     lessons = practice_lessons(make(CoopConfig, **TINY), "cpu", 4, seeds=2)
     assert [lesson.backlog.shape[2:] for lesson in lessons] == [(8, 3), (5, 5)]
     for lesson in lessons:
@@ -249,8 +249,8 @@ def test_practice_episodes_bring_about_the_queues_of_whoever_goes_through_them(m
     [{"objective": "tail"}, {"objective": "slowdown"}, {"actor": "per_bs"}, {"teacher": "prices"}, {"practice": 3}],
 )
 def test_every_variant_trains_resumes_to_the_same_bytes_and_evaluates(tmp_path, flags, monkeypatch):
-    monkeypatch.setattr("lad_ts.practice.SHAPES", ((3, 9), (5, 6)))
-    monkeypatch.setattr("lad_ts.congestion.WARM_START", 1)
+    monkeypatch.setattr("coop_lad_ts.practice.SHAPES", ((3, 9), (5, 6)))
+    monkeypatch.setattr("coop_lad_ts.congestion.WARM_START", 1)
     options = TINY | flags | {"distil_episodes": 2, "seeds": 2, "checkpoint_every": 1, "takeover": 0}
     words = [f"--{name}={value}" for name, value in options.items()]
     run_here(main_coop, *words, "--episodes=4", f"--out={tmp_path / 'whole'}")

@@ -6,7 +6,7 @@ until the queue emptied: their number over the server's capacity. Start reading 
 
 import torch
 
-from lad_ts.routing_table import LOG_FLOOR, RoutingTable
+from coop_lad_ts.routing_table import LOG_FLOOR, RoutingTable
 
 WARM_START = 5  # episodes in which prices are only measured
 

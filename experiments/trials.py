@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.random_streams import Stream, random_generator
+from coop_lad_ts.model_coop import CoopAgents
+from coop_lad_ts.practice import drawn_scenario
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, draw_arrivals
 from lad_ts.episodes import EpisodeStatistics, run_episode
-from lad_ts.model_coop import CoopAgents
-from lad_ts.practice import drawn_scenario, stack
 from lad_ts.references import OptTS
 from lad_ts.scheduler import Scheduler
 
 STATISTICS = ("mean", "p50", "p95", "p99", "max", "slowdown")
 TEST_SCENARIOS = 2_000_000  # scenario seeds of trials, from here on; practice_lessons has others
-BELIEFS = 20  # random stream of misjudged capacities
 BROKEN = 1e-3  # capacity of a server that has failed, relative to what it was
 
 
@@ -43,7 +43,7 @@ class Trial:
 
 def unseen_scenarios(params: Any, seeds: Sequence[int], num_bs: int, load: float, spread: float) -> Scenario:
     """A test scenario for each seed: its own capacities, link rates and task classes, and the given load."""
-    return stack([drawn_scenario(params, TEST_SCENARIOS + seed, num_bs, load, spread) for seed in seeds])
+    return Scenario.stacked([drawn_scenario(params, TEST_SCENARIOS + seed, num_bs, load, spread) for seed in seeds])
 
 
 def scaled_to(scenario: Scenario, factor: float) -> Scenario:
@@ -53,7 +53,7 @@ def scaled_to(scenario: Scenario, factor: float) -> Scenario:
 
 def misjudged(scenario: Scenario, seeds: Sequence[int], most: float) -> Scenario:
     """The scenario with each capacity off by a factor that is uniform in 1 - most .. 1 + most."""
-    rows = [np.random.default_rng(np.random.SeedSequence([BELIEFS, seed])) for seed in seeds]
+    rows = [random_generator(Stream.BELIEFS, seed) for seed in seeds]
     factor = np.stack([rng.uniform(1 - most, 1 + most, scenario.capacity.shape[1]) for rng in rows])
     return dataclasses.replace(scenario, capacity=scenario.capacity * factor)
 
@@ -62,8 +62,8 @@ def moved(agents: CoopAgents, params: Any) -> CoopAgents:
     """Trained agents for other parameters of the environment: any number of servers and slots if they are shared."""
     other = CoopAgents(params, agents.seeds, agents.device)
     other.theta.copy_(agents.theta)
-    if agents.memory.shape == other.memory.shape:
-        other.memory.copy_(agents.memory)
+    if agents.actor.memory.shape == other.actor.memory.shape:
+        other.actor.memory.copy_(agents.actor.memory)
     other.training = False
     return other
 

@@ -4,17 +4,16 @@ Start reading at `practice_lessons`.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from lad_ts.coop_actors import View
-from lad_ts.environment_lad import EnvironmentParameters, Scenario, draw_scenario
-from lad_ts.queue_model import QueueModel, offered_load
-from lad_ts.routing_table import PRACTICE, RoutingTable, TableParameters, fit_tables
-
-Logits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+from common.random_streams import Stream, random_generator
+from coop_lad_ts.coop_actors import Actor, States
+from coop_lad_ts.queue_model import QueueModel
+from coop_lad_ts.routing_table import RoutingTable, TableParameters, fit_tables
+from coop_lad_ts.view import View
+from lad_ts.environment_lad import EnvironmentParameters, Scenario, draw_scenario, offered_load
 
 PATHS = 8  # arrival paths of each practice scenario
 SHAPES = ((8, 120), (20, 60), (20, 15), (40, 30))  # servers and time slots, in equal parts
@@ -46,15 +45,10 @@ def drawn_scenario(params: EnvironmentParameters, seed: int, num_bs: int, load: 
     """A scenario of an offered load: task classes from its seed, num_bs capacities within a factor of `spread`."""
     plain = dataclasses.replace(params, num_bs=num_bs, scenario_seed=seed, scenario_per_seed=False, capacities=None)
     drawn = draw_scenario(plain, [0])
-    rng = np.random.default_rng(np.random.SeedSequence([PRACTICE, seed]))
+    rng = random_generator(Stream.PRACTICE, seed)
     capacity = rng.uniform(1, spread, (1, num_bs))
     unscaled = dataclasses.replace(drawn, capacity=capacity)
     return dataclasses.replace(drawn, capacity=capacity * offered_load(params, unscaled)[:, None] / load)
-
-
-def stack(scenarios: list[Scenario]) -> Scenario:
-    """Scenarios of the same sizes as the rows of one."""
-    return Scenario(*(np.concatenate([getattr(s, f.name) for s in scenarios]) for f in dataclasses.fields(Scenario)))
 
 
 def practice_lessons(params: TableParameters, device: torch.device | str, count: int, seeds: int) -> list[Lessons]:
@@ -62,7 +56,7 @@ def practice_lessons(params: TableParameters, device: torch.device | str, count:
 
     The backlogs are those that drawn arrivals bring about under the tables, without feedback.
     """
-    rng = np.random.default_rng(np.random.SeedSequence([PRACTICE, params.scenario_seed]))
+    rng = random_generator(Stream.PRACTICE, params.scenario_seed)
     groups: dict[tuple[int, int], list[Scenario]] = {}
     for k in range(count):
         shape = SHAPES[k % len(SHAPES)]
@@ -73,8 +67,8 @@ def practice_lessons(params: TableParameters, device: torch.device | str, count:
     for (num_bs, num_slots), scenarios in groups.items():
         steps = min(params.fit_steps, FIT_STEPS)
         own = dataclasses.replace(params, num_bs=num_bs, num_slots=num_slots, fit_steps=steps, capacities=None)
-        scenario = stack(scenarios)
-        table, _ = fit_tables(own, scenario, range(len(scenarios)), stream=PRACTICE)
+        scenario = Scenario.stacked(scenarios)
+        table, _ = fit_tables(own, scenario, range(len(scenarios)), stream=Stream.PRACTICE)
         model = QueueModel(scenario, own.slot_length, torch.float32)
         size = (len(scenarios), PATHS, num_slots - 1, num_bs)
         tasks = rng.integers(own.min_tasks, own.num_tasks, size, endpoint=True)
@@ -90,20 +84,21 @@ def practice_lessons(params: TableParameters, device: torch.device | str, count:
     return lessons
 
 
-def rehearsed(lessons: Lessons, logits: Logits, episodes: torch.Tensor) -> Lessons:
+def rehearsed(lessons: Lessons, actor: Actor, theta: torch.Tensor, episodes: torch.Tensor) -> Lessons:
     """Lessons at the queues that agents themselves bring about, with the arrivals of episodes [S, K] of the lessons.
 
     Tables alone show no queues that mistakes have made, so agents that learn from them do not correct their own.
-    `logits` gives x_0 [S, K, N, B] of all task numbers from scenarios and slots [S, K] and backlogs [S, K, B].
     """
     seed = torch.arange(len(episodes), device=episodes.device)[:, None]
     rows, tasks = lessons.rows[seed, episodes], lessons.tasks[seed, episodes]
     count = (tasks[..., None] > torch.arange(lessons.params.num_tasks, device=tasks.device)).sum(3)  # [S, K, T - 1, N]
-    work = (count * lessons.view.workload[rows][:, :, None]).unsqueeze(-2)  # [S, K, T - 1, 1, N]
-    served = lessons.view.capacity[rows] * lessons.params.slot_length
+    workload, view, weights = lessons.view.workload[rows], lessons.view, actor.split(theta)
+    work = (count * workload[:, :, None]).unsqueeze(-2)  # [S, K, T - 1, 1, N]
+    served = view.capacity[rows] * lessons.params.slot_length
     backlog = torch.zeros_like(tasks)
     for t in range(tasks.shape[2] - 1):
         q = backlog[:, :, t]
-        sent = work[:, :, t] @ logits(rows, torch.full_like(rows, t), q).softmax(-1)
+        x0 = actor.logits(weights, view, States(rows, torch.full_like(rows, t), workload, q))[:, 0]
+        sent = work[:, :, t] @ x0.softmax(-1)
         backlog[:, :, t + 1] = (q + sent.squeeze(-2) - served).clamp(min=0)
     return dataclasses.replace(lessons, rows=rows, backlog=backlog, tasks=tasks)

@@ -8,16 +8,17 @@ arrivals, not on their mean: what chance does to queues matters most where serve
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from common.parameters import parameter
-from lad_ts.environment_lad import EnvironmentParameters, Scenario
-from lad_ts.queue_model import Objective, QueueModel, offered_load, presence
+from common.random_streams import Stream, random_generator
+from coop_lad_ts.queue_model import Objective, QueueModel
+from lad_ts.environment_lad import EnvironmentParameters, Scenario, offered_load, presence
 
-FIT_ARRIVALS, PRACTICE = 10, 11  # random streams, apart from those of environment_lad.py and dedgeai
 TASKS_BY_CAPACITY = {"mean": "descending", "slowdown": "descending", "tail": "ascending"}
 FITTED_AT_ONCE = 2_000_000  # numbers of a fit's largest tensors
 LOG_FLOOR = -25.0  # the least logarithm of a probability: what is never chosen in the model stays rare
@@ -27,19 +28,23 @@ LOG_FLOOR = -25.0  # the least logarithm of a probability: what is never chosen 
 class TableParameters(EnvironmentParameters):
     """What a table is fitted for, and how."""
 
+    GROUP: ClassVar[str] = "routing table"
+
     objective: str = parameter(
         "mean",
-        "what is minimised: the mean delay; the mean delay and what exceeds a threshold (tail); or the mean slowdown, "
-        "the delay over the delay alone on the best server",
+        "what is minimised",
         choices=("mean", "tail", "slowdown"),
+        more="mean: the mean delay. tail: the mean delay, and what exceeds a threshold. slowdown: the mean of the "
+        "delay over the delay alone on the best server.",
     )
     tail_weight: float = parameter(5.0, "weight of what exceeds the threshold, for objective tail", low=0)
     tail_threshold: float | None = parameter(
         None,
-        "delay above which objective tail counts; default 0.95 of the fluid wait at the end, that is of T - 1 slots "
-        "times load - 1, or 0.05 if that is more",
+        "delay above which objective tail counts; default: by the load",
         unit="s",
         low=0,
+        more="The default is 0.95 of the fluid wait at the end, that is of T - 1 slots times load - 1, or times 0.05 "
+        "if that is more.",
     )
     fit_steps: int = parameter(1000, "gradient steps of a table's fit", low=1)
     fit_paths: int = parameter(4, "arrival paths drawn for each gradient step", low=1)
@@ -49,7 +54,7 @@ class TableParameters(EnvironmentParameters):
     )
     coordinated: bool = parameter(
         True,
-        "draw actions from a sequence common to all BSs, so that they spread evenly, not independently",
+        "draw actions from a sequence common to all BSs, so that they spread evenly",
     )
 
 
@@ -122,7 +127,11 @@ def size_matched_logits(
 
 
 def fit_tables(
-    params: TableParameters, scenario: Scenario, seeds: Sequence[int], stream: int = FIT_ARRIVALS, progress: bool = True
+    params: TableParameters,
+    scenario: Scenario,
+    seeds: Sequence[int],
+    stream: Stream = Stream.TABLE_FIT,
+    progress: bool = True,
 ) -> tuple[RoutingTable, torch.Tensor]:
     """Tables of R scenarios, each on arrivals drawn from its own seed, and the cost [steps, R] of a task on the way.
 
@@ -134,7 +143,7 @@ def fit_tables(
     if rows > at_once:
         parts = [slice(start, start + at_once) for start in range(0, rows, at_once)]
         bar = tqdm(parts, desc="fitting tables", unit="part", leave=False, disable=not progress)
-        fits = [fit_tables(params, scenario_rows(scenario, part), list(seeds)[part], stream, False) for part in bar]
+        fits = [fit_tables(params, scenario.rows(part), list(seeds)[part], stream, False) for part in bar]
         tables, costs = zip(*fits, strict=True)
         log_table, nominal = (torch.cat([getattr(t, name) for t in tables]) for name in ("log_table", "nominal"))
         return RoutingTable(log_table, nominal), torch.cat(costs, 1)
@@ -144,7 +153,7 @@ def fit_tables(
     start = size_matched_logits(params, model, TASKS_BY_CAPACITY[params.objective])
     logits = start[:, None].repeat(1, slots, 1, 1).requires_grad_()
     adam = torch.optim.Adam([logits], betas=(0.9, 0.99))
-    generators = [np.random.default_rng(np.random.SeedSequence([stream, seed])) for seed in seeds]
+    generators = [random_generator(stream, seed) for seed in seeds]
     size = (params.input_min + params.input_max) / 2
     costs = []
     for step in tqdm(range(params.fit_steps), desc="fitting tables", unit="step", leave=False, disable=not progress):
@@ -159,13 +168,16 @@ def fit_tables(
     return RoutingTable(log_table, nominal_backlog(params, model, log_table)), torch.stack(costs)
 
 
-def scenario_rows(scenario: Scenario, rows: slice | np.ndarray) -> Scenario:
-    """Some of a scenario's rows."""
-    return Scenario(*(getattr(scenario, field.name)[rows] for field in dataclasses.fields(Scenario)))
-
-
 def nominal_backlog(params: EnvironmentParameters, model: QueueModel, log_table: torch.Tensor) -> torch.Tensor:
     """The backlogs [R, T - 1, B] in Gcycles that the mean arrivals bring about under tables [R, T - 1, N, B]."""
     present = torch.as_tensor(presence(params)).to(log_table)
     sent = (present[:, None] * model.workload[:, None, :, None] * log_table.softmax(-1)).sum(2)
     return model.backlogs(model.num_bs * sent)
+
+
+def unfitted_table(params: TableParameters, scenario: Scenario) -> RoutingTable:
+    """Where measured prices start from: sizes matched to capacities, and no model of the queues."""
+    model = QueueModel(scenario, params.slot_length, torch.float32)
+    start = size_matched_logits(params, model, TASKS_BY_CAPACITY[params.objective])
+    table = start.log_softmax(-1)[:, None].repeat(1, params.num_slots - 1, 1, 1)
+    return RoutingTable(table, torch.zeros_like(table[:, :, 0]))

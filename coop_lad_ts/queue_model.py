@@ -11,19 +11,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from lad_ts.environment_lad import EnvironmentParameters, Scenario
-
-
-def presence(params: EnvironmentParameters) -> np.ndarray:
-    """The probability [N] that a BS receives an n-th task in a slot; counts are uniform in min_tasks..num_tasks."""
-    n = np.arange(1, params.num_tasks + 1)
-    return np.minimum(1, (params.num_tasks - n + 1) / (params.num_tasks - params.min_tasks + 1))
-
-
-def offered_load(params: EnvironmentParameters, scenario: Scenario) -> np.ndarray:
-    """Mean work that arrives in a slot over what all ESs can do in it, [R]."""
-    work = scenario.capacity.shape[1] * (presence(params) * scenario.workload).sum(1)
-    return work / (scenario.capacity.sum(1) * params.slot_length)
+from lad_ts.environment_lad import Scenario
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,154 @@
+"""Many runs at once: each is a method's own script, in a process of its own with one thread.
+
+A job whose folder is complete is not run again, and one that was interrupted is resumed. Start reading at `run_jobs`.
+"""
+
+import dataclasses
+import functools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from baselines.methods import choose, full_name
+from common.command_line import fail
+from common.parameters import ParameterError, resolve
+from common.run_folder import PROGRESS, progress, read_config, read_csv, writable
+from lad_ts.method import Method
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN_FILES = ("config.json", "delay.csv", "seconds.csv", "utilisation.csv", "delay.png", "delay.pdf", "summary.json")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One run: a method's name, as in `lad_ts`, `lad_ts:paper` or `water_filling`, its folder and its flags."""
+
+    method: str
+    folder: Path
+    flags: dict[str, Any]
+
+    @functools.cached_property
+    def chosen(self) -> tuple[Method, dict[str, Any]]:
+        """The method and all flags of its script. Raises ParameterError."""
+        method, variant = choose(self.method)
+        return method, self.flags | dict(method.flags) | dict(variant.flags if variant else {})
+
+    def takes(self, parameter: str) -> bool:
+        """Whether the method's script has a parameter."""
+        return parameter in self.chosen[0].parameters.__dataclass_fields__
+
+    def complete(self) -> bool:
+        """Whether the folder's summary.json, a run's last file, tells of all the episodes."""
+        try:
+            return json.loads((self.folder / "summary.json").read_text())["episodes"] >= self.flags["episodes"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    def episodes_done(self) -> int:
+        """Episodes that are done, as the run tells while it goes on and its last checkpoint says otherwise."""
+        try:
+            rows = len((self.folder / "delay.csv").read_bytes().splitlines()[1:]) // self.flags["seeds"]
+        except OSError:
+            rows = 0
+        return max(rows, progress(self.folder))
+
+    def check_flags(self) -> None:
+        """Refuse unknown methods and bad flags. Raises ParameterError."""
+        method, flags = self.chosen
+        resolve(method.parameters, flags)
+
+    def check_folder(self) -> None:
+        """Refuse a folder that cannot be written or holds another run. Raises ParameterError."""
+        writable(self.folder)
+        if not any(self.folder.iterdir()):
+            return
+        _, stored = read_config(self.folder)
+        for name, value in self.chosen[1].items():
+            longer = name == "episodes" and isinstance(stored.get(name), int) and stored[name] < value
+            if stored.get(name) != value and not longer:
+                raise ParameterError("out", self.folder, f"holds a run with {name}={stored.get(name)}, not {value}")
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def command(self) -> list[str]:
+        """How to run the job, or to go on with it; files of a run that ended before its first checkpoint go."""
+        method, flags = self.chosen
+        if method.learns and (self.folder / "checkpoint.pt").is_file():
+            flags = {"resume": self.folder, "episodes": self.flags["episodes"]}
+        else:
+            for name in (*RUN_FILES, PROGRESS):
+                (self.folder / name).unlink(missing_ok=True)
+            flags = flags | {"out": self.folder}
+        return [sys.executable, str(ROOT / method.script), *(f"--{name}={value}" for name, value in flags.items())]
+
+    def start(self) -> subprocess.Popen:
+        """Start the job's process; what it prints goes to <folder>.log beside the folder."""
+        with self.log.open("a") as file:
+            # In a session of its own: run_jobs alone decides what Ctrl-C means for it.
+            return subprocess.Popen(self.command(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def summary(self) -> dict[str, Any]:
+        """What a whole run's summary.json says."""
+        return json.loads((self.folder / "summary.json").read_text())
+
+    def seconds(self) -> float:
+        """Seconds that the run's episodes took, all seeds together."""
+        return sum(float(row["seconds"]) for row in read_csv(self.folder / "seconds.csv"))
+
+
+def parse_methods(text: str) -> list[str]:
+    """The methods of a comma-separated list, each once, with the default variant where none is named."""
+    return list(dict.fromkeys(full_name(name.strip()) for name in text.split(",")))
+
+
+def folder_name(method: str) -> str:
+    """A folder's name for a method: lad_ts_tuned, or my_scheduler.py_MyClass."""
+    return method.rpartition("/")[2].replace(":", "_")
+
+
+def run_jobs(jobs: list[Job], parallel: int) -> None:
+    """Run all jobs that are not complete, `parallel` at a time, with a progress bar.
+
+    Raises ParameterError before anything runs when a job is refused. When one fails, the others that run are
+    interrupted, which makes learners write a checkpoint, and the process ends with exit code 1 and one line; at Ctrl-C
+    and SIGTERM with 130.
+    """
+    folders = [job.folder for job in jobs]
+    for job in jobs:
+        if folders.count(job.folder) > 1:
+            raise ParameterError("methods", job.method, "must differ from the others in file or class name")
+        job.check_flags()
+    for job in jobs:
+        job.check_folder()
+    waiting = [job for job in jobs if not job.complete()]
+    running: dict[Job, subprocess.Popen] = {}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tqdm(total=sum(job.flags["episodes"] for job in jobs), unit="episode") as bar:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    job = waiting.pop(0)
+                    running[job] = job.start()
+                for job in [job for job, process in running.items() if process.poll() is not None]:
+                    if (code := running.pop(job).returncode) != 0:
+                        last = " ".join(job.log.read_text(errors="replace").strip().splitlines()[-1:])
+                        fail(f"{job.method} ended with exit code {code}: {last} (see {job.log})", 1)
+                bar.n = sum(job.episodes_done() for job in jobs)
+                bar.set_postfix_str(f"{len(jobs) - len(waiting) - len(running)} of {len(jobs)} runs done")
+                time.sleep(0.2)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on", 130)
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        for process in running.values():
+            process.wait()
+        signal.signal(signal.SIGTERM, before)

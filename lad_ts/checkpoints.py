@@ -1,0 +1,78 @@
+"""Checkpoints of a training: written, and taken up again by --resume and --evaluate. Start at `stored_config`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from common.device import choose_device
+from common.parameters import ParameterError, resolve
+from common.run_folder import load_checkpoint, save_checkpoint
+from lad_ts.history import History
+from lad_ts.method import Method
+from lad_ts.run_parameters import DEVICES, training_seeds
+from lad_ts.scheduler import LearningScheduler
+
+# Parameters that the command line may change for a stored run.
+FREE = {
+    "resume": {"episodes", "device", "threads", "checkpoint_every"},
+    "evaluate": {"evaluation_episodes", "evaluation_action", "device", "threads", "out"},
+}
+
+
+def write_checkpoint(folder: Path, config: Any, method: Method, scheduler: LearningScheduler, history: History) -> None:
+    """checkpoint.pt with all that a run needs to go on to the same numbers."""
+    content = {"method": method.name, "config": dataclasses.asdict(config)}
+    save_checkpoint(folder / "checkpoint.pt", content | {"learner": scheduler.state_dict(), "history": history.rows})
+
+
+def stored_config(config: Any, given: dict[str, Any], content: dict[str, Any], method: Method, flag: str) -> Any:
+    """The parameters of a checkpoint with those of `FREE[flag]` taken from the command line.
+
+    Raises ParameterError when the checkpoint is another method's or version's, or when the command line contradicts a
+    stored parameter that is not free.
+    """
+    place, free, stored = getattr(config, flag), FREE[flag], content["config"]
+    if content["method"] != method.name:
+        raise ParameterError(flag, place, f"holds a run of {content['method']}; must be one of {method.name}")
+    known = {field.name for field in dataclasses.fields(config)}
+    if known != stored.keys():
+        names = ", ".join(sorted(known ^ stored.keys())[:3])
+        raise ParameterError(flag, place, f"must hold the parameters of this version; they differ in {names}")
+    for name in given.keys() - free - {flag}:
+        if getattr(config, name) != stored[name]:
+            words = f"must be {stored[name]}, as stored in --{flag}={place}"
+            raise ParameterError(name, getattr(config, name), words)
+    changes = {name: getattr(config, name) for name in given.keys() & free}
+    try:
+        return resolve(type(config), stored | changes | {"resume": None, "evaluate": None})
+    except ParameterError as error:
+        raise ParameterError(flag, place, f"holds a parameter that is not allowed ({error})") from None
+
+
+def restore(config: Any, content: dict[str, Any], method: Method, flag: str, place: Path | str) -> LearningScheduler:
+    """A scheduler with a checkpoint's state. Raises ParameterError of `flag` and its value when they do not fit."""
+    scheduler = method.build(config, training_seeds(config), choose_device(config.device, DEVICES))
+    assert isinstance(scheduler, LearningScheduler)
+    try:
+        scheduler.load_state_dict(content["learner"])
+    except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+        raise ParameterError(flag, place, f"the checkpoint must fit its own parameters ({error})") from None
+    if not scheduler.finite():
+        raise ParameterError(flag, place, "must hold finite weights, but has NaN or infinity")
+    return scheduler
+
+
+def resume_run(config: Any, given: dict[str, Any], method: Method) -> tuple[Any, LearningScheduler, History]:
+    """Take up the run in `--resume`'s folder at its last checkpoint; one that is at its end is only drawn again."""
+    place = config.resume
+    content = load_checkpoint(Path(place) / "checkpoint.pt", "resume")
+    config = stored_config(config, given, content, method, "resume")  # describes the run, interrupted or not
+    scheduler = restore(config, content, method, "resume", place)
+    try:
+        history = History.stored(content["history"], training_seeds(config))
+    except (ValueError, TypeError) as error:
+        raise ParameterError("resume", place, f"must hold a whole checkpoint ({error})") from None
+    if history.episodes > config.episodes:
+        words = f"must be at least the {history.episodes} of --resume={place}"
+        raise ParameterError("episodes", config.episodes, words)
+    return config, scheduler, history
