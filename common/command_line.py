@@ -57,7 +57,8 @@ def groups(cls: type[Parameters]) -> dict[str, list[dataclasses.Field]]:
     """The fields by the GROUP of the class that declares them first, in the order in which bases add them."""
     found: dict[str, list[dataclasses.Field]] = {}
     for field in dataclasses.fields(cls):
-        declared = [base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {})]
+        bases = [base for base in cls.__mro__ if issubclass(base, Parameters)]
+        declared = [base for base in bases if field.name in vars(base).get("__annotations__", {})]
         found.setdefault(declared[-1].GROUP, []).append(field)
     return found
 
