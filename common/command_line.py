@@ -19,6 +19,9 @@ import fire
 from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
 
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
 def command_line(
     cls: type[Parameters],
     main: Callable[[Any, dict[str, Any]], None],
@@ -69,7 +72,7 @@ def default_words(cls: type[Parameters], field: dataclasses.Field) -> str:
     if len(set(map(str, presets.values()))) > 1:
         return "default " + ", ".join(f"{name}: {value}" for name, value in presets.items())
     default = next(iter(presets.values()), field.default)
-    return "" if default is None or default in ((), "") else f"default {default}"
+    return "" if default is None or default in ((), "") else f"default {str(default).removeprefix(f'{ROOT}/')}"
 
 
 def limits(field: dataclasses.Field) -> str:

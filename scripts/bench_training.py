@@ -22,8 +22,7 @@ from common.parameters import Parameters, parameter, resolve
 from common.run_folder import peak_memory
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
-from lad_ts.main_lad import LadConfig
-from lad_ts.model_lad import LadAgents
+from lad_ts.model_lad import LadAgents, LadConfig
 
 
 @dataclasses.dataclass(kw_only=True)
