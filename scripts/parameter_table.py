@@ -4,22 +4,16 @@ A script is a Python file that ends with `command_line(Class, main, ..)`; they a
 methods share one table, every other script has a section. Example: python scripts/parameter_table.py --check True
 """
 
-import ast
 import dataclasses
-import functools
-import importlib
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from baselines.methods import METHODS
 from common.command_line import command_line, fail, groups
+from common.entry_scripts import ROOT, Script, find_scripts
 from common.parameters import Parameters, allowed_values, parameter
 from common.run_folder import write_text
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parameters.md"
 INTRODUCTION = """# Parameters
 
@@ -45,54 +39,9 @@ class TableConfig(Parameters):
     check: bool = parameter(False, "write nothing, and end with exit code 1 when the file differs")
 
 
-@dataclasses.dataclass(frozen=True)
-class Script:
-    """A script: its path below the project's folder, its parameters, and the first line of its docstring."""
-
-    path: str
-    parameters: type[Parameters]
-    summary: str
-
-    @property
-    def short(self) -> str:
-        """The name of a method's script in a table, as `lad` for main_lad.py."""
-        return Path(self.path).stem.removeprefix("main_")
-
-
-def command_class(tree: ast.Module) -> str:
-    """The first argument of the `command_line` that a file calls when it is run; empty when there is none."""
-    for node in tree.body:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'":
-            for call in ast.walk(node):
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "command_line":
-                    return ast.unparse(call.args[0])
-    return ""
-
-
-def load(path: Path) -> ModuleType:
-    """The module of a file; scripts/ is no package, so its files are loaded by their path."""
-    if path.parent.name != "scripts":
-        return importlib.import_module(f"{path.parent.name}.{path.stem}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def find_scripts() -> list[Script]:
-    """Every script of the project, in the order of its path."""
-    found = []
-    for path in sorted(ROOT.glob("[a-z]*/*.py")):
-        if path.parent.name == "tests":
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if name := command_class(tree):
-            parameters = functools.reduce(getattr, name.split("."), load(path))
-            summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
-            found.append(Script(path.relative_to(ROOT).as_posix(), parameters, summary))
-    return found
+def short(script: Script) -> str:
+    """The name of a method's script in a table, as `lad` for main_lad.py."""
+    return Path(script.path).stem.removeprefix("main_")
 
 
 def value_words(value: Any) -> str:
@@ -115,7 +64,7 @@ def shared_default(scripts: list[Script], name: str) -> str:
     """The default that most of the scripts have, and the others' by script."""
     by_word: dict[str, list[str]] = {}
     for script in scripts:
-        by_word.setdefault(default_words(script.parameters, name), []).append(script.short)
+        by_word.setdefault(default_words(script.parameters, name), []).append(short(script))
     most = max(by_word, key=lambda word: len(by_word[word]))
     return "; ".join([most, *(f"{', '.join(names)}: {word}" for word, names in by_word.items() if word != most)])
 
@@ -142,7 +91,7 @@ def tables(scripts: list[Script]) -> str:
     for (title, name, *cells), takers in users.items():
         row = [f"`--{name}`", *cells, shared_default(takers, name)]
         if len(scripts) > 1:
-            row.append("all" if len(takers) == len(scripts) else ", ".join(script.short for script in takers))
+            row.append("all" if len(takers) == len(scripts) else ", ".join(short(script) for script in takers))
         by_group.setdefault(title, []).append(row)
     header = ["parameter", "what it is", "unit", "allowed", "default", *(["scripts"] if len(scripts) > 1 else [])]
     parts = []
@@ -157,7 +106,7 @@ def page() -> str:
     scripts = find_scripts()
     of_methods = {path: k for k, path in enumerate(dict.fromkeys(method.script for method in METHODS.values()))}
     shared = sorted((script for script in scripts if script.path in of_methods), key=lambda s: of_methods[s.path])
-    names = "\n".join(f"- {script.short}: `{script.path}`" for script in shared)
+    names = "\n".join(f"- {short(script)}: `{script.path}`" for script in shared)
     parts = [INTRODUCTION, METHODS_TEXT, f"{names}\n", tables(shared)]
     for script in scripts:
         if script not in shared:
