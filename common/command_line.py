@@ -56,13 +56,16 @@ def fail(message: str, code: int) -> typing.NoReturn:
     sys.exit(code)
 
 
+ORDER = ("run", "environment", "agent", "method")  # groups that come first in --help
+
+
 def groups(cls: type[Parameters]) -> dict[str, list[dataclasses.Field]]:
-    """The fields by the GROUP of the class that declares them first, in the order in which bases add them."""
-    found: dict[str, list[dataclasses.Field]] = {}
+    """The fields by the GROUP of the class that declares them first; groups in ORDER, then as bases add them."""
+    found: dict[str, list[dataclasses.Field]] = {name: [] for name in ORDER}
     for field in dataclasses.fields(cls):
         declared = [base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {})]
         found.setdefault(declared[-1].GROUP, []).append(field)
-    return found
+    return {name: fields for name, fields in found.items() if fields}
 
 
 def default_words(cls: type[Parameters], field: dataclasses.Field) -> str:

@@ -66,7 +66,7 @@ class Job:
     def check_folder(self) -> None:
         """Refuse a folder that cannot be written or holds another run. Raises ParameterError."""
         writable(self.folder)
-        if not any(self.folder.iterdir()):
+        if {path.name for path in self.folder.iterdir()} <= {PROGRESS}:
             return
         _, stored = read_config(self.folder)
         for name, value in self.chosen[1].items():

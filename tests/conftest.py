@@ -14,6 +14,12 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture
+def no_plots(monkeypatch) -> None:
+    """For tests of numbers: a run's plot takes longer than a tiny run."""
+    monkeypatch.setattr("lad_ts.report.plot_delays", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
     """A folder with tiny random model files of Stable Diffusion 3's layout, T5 included."""
