@@ -18,7 +18,6 @@ import fire
 
 from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
 
-
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -76,6 +76,7 @@ class Job:
 
     @property
     def log(self) -> Path:
+        """What the run has printed."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def command(self) -> list[str]:
@@ -118,8 +119,8 @@ def run_jobs(jobs: list[Job], parallel: int) -> None:
     """Run all jobs that are not complete, `parallel` at a time, with a progress bar.
 
     Raises ParameterError before anything runs when a job is refused. When one fails, the others that run are
-    interrupted, which makes learners write a checkpoint, and the process ends with exit code 1 and one line; at Ctrl-C
-    and SIGTERM with 130.
+    interrupted, which makes those that learn write a checkpoint, and the process ends with exit code 1 and one line; at
+    Ctrl-C and SIGTERM with 130.
     """
     folders = [job.folder for job in jobs]
     for job in jobs:
