@@ -104,6 +104,23 @@ def test_a_jobs_progress_is_followed_between_checkpoints(tmp_path):
     assert job.episodes_done() == 2 and not (tmp_path / ".progress").exists()
 
 
+def test_the_time_that_is_left_follows_the_pace_of_each_kind(tmp_path):
+    """By hand: LAD-TS 4 s an episode, Opt-TS 0.1 s; a second method of each kind waits."""
+    names = ("lad_ts", "sac_ts", "opt_ts", "local_only")
+    every = [jobs.Job(name, tmp_path / name, {"episodes": 10, "seeds": 1}) for name in names]
+    forecast = jobs.Forecast(every, parallel=1)
+    for job in (every[0], every[2]):
+        job.folder.mkdir()
+        forecast.start(job, 100.0)
+    assert forecast.update([], 101.0) is None
+    (every[0].folder / ".progress").write_text("5")
+    (every[2].folder / ".progress").write_text("10")
+    assert forecast.update([every[2]], 101.0) == pytest.approx(1)  # nothing is known of those that learn
+    assert forecast.update([every[0]], 120.0) == pytest.approx(20 + 40 + 0 + 1)
+    forecast.parallel = 2
+    assert forecast.update([every[0]], 120.0) == pytest.approx(40)  # one job takes that long whatever runs beside it
+
+
 @pytest.mark.parametrize("end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_reproduce_stops_its_runs_and_goes_on_later(tmp_path, end):
     flags = ["--episodes=2000", "--seeds=1", "--methods=sac_ts", f"--out={tmp_path}"]
