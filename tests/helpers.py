@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -30,10 +30,7 @@ def start_script(script: str, *arguments: Any, folder: Path) -> subprocess.Popen
 
 def run_here(module: ModuleType, *arguments: Any) -> None:
     """Run a script's module in this process, as its last line does."""
-    configs = [
-        value for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__
-    ]
-    config = configs[0] if configs else module.FixedParameters
+    config = get_type_hints(module.main)["config"]
     command_line(config, module.main, module.__doc__, arguments=[str(argument) for argument in arguments])
 
 
