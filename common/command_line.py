@@ -71,7 +71,7 @@ def default_words(cls: type[Parameters], field: dataclasses.Field) -> str:
     """The default of a field in words: by preset where presets differ, nothing where there is none."""
     presets = {name: values.get(field.name, field.default) for name, values in cls.PRESETS.items()}
     if len(set(map(str, presets.values()))) > 1:
-        return "default " + ", ".join(f"{name}: {value}" for name, value in presets.items())
+        return "by preset " + ", ".join(f"{name}: {value}" for name, value in presets.items())
     default = next(iter(presets.values()), field.default)
     return "" if default is None or default in ((), "") else f"default {str(default).removeprefix(f'{ROOT}/')}"
 

@@ -2,10 +2,9 @@
 
 import subprocess
 import sys
-import typing
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ def start_script(script: str, *arguments: Any, folder: Path) -> subprocess.Popen
 
 def run_here(module: ModuleType, *arguments: Any) -> None:
     """Run a script's module in this process, as its last line does."""
-    config = typing.get_type_hints(module.main)["config"]
+    config = get_type_hints(module.main)["config"]
     command_line(config, module.main, module.__doc__, arguments=[str(argument) for argument in arguments])
 
 
