@@ -13,7 +13,8 @@ from common.run_folder import RESULTS
 from dedgeai.arrivals import Arrivals, draw_arrivals
 from dedgeai.policies import LEARNERS, NAMES, PolicyOptions
 from dedgeai.server_profile import Profile, equal_servers
-from resd3_medium.refine_sd3_infer import DTYPES, MODELS, POCKET
+from resd3_medium.dtypes import DTYPES
+from resd3_medium.folders import MODELS, POCKET
 from resd3_medium.tasks import DATASET, choose_prompts, parse_steps
 from resd3_medium.weights import PARTS
 

@@ -121,6 +121,7 @@ def first_within(ratio: np.ndarray, limit: np.ndarray) -> str:
 
 
 def table_row(run: Run, last: int, window: int) -> list[str]:
+    """A run's cells under HEADER: means of the last episodes, and when the windowed mean came within 5 %."""
     ratio = run.columns["delay_s"] / run.columns["opt_delay_s"]
     final = ratio[-last:].mean(0)
     reach_opt = reach_own = "-"
@@ -145,7 +146,7 @@ def table_row(run: Run, last: int, window: int) -> list[str]:
 
 
 def draw_order(run: Run) -> tuple[bool, bool, str]:
-    """Learners first, tuned before paper, then by name."""
+    """Methods that learn first, tuned before paper, then by name."""
     return not run.learns, "(paper)" in run.method, run.method
 
 
@@ -168,9 +169,9 @@ def main(config: CompareConfig, given: dict[str, Any]) -> None:
             references.append(curve)
     panels = {}
     for preset, words in (("paper", "the published semantics"), ("tuned", "what works better")):
-        learners = [run for run in runs if run.learns and run.parameters.get("preset", "tuned") == preset]
-        if learners:
-            curves = [Curve(run.method, episodes, run.columns["delay_s"]) for run in learners]
+        learning = [run for run in runs if run.learns and run.parameters.get("preset", "tuned") == preset]
+        if learning:
+            curves = [Curve(run.method, episodes, run.columns["delay_s"]) for run in learning]
             panels[f"Preset {preset}: {words}"] = curves + references
     plot_delays(out / "comparison", panels or {"no learning": references}, config.window, inset=True)
 
