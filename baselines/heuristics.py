@@ -81,6 +81,7 @@ class CapacityRoundRobin(Heuristic):
 
     @staticmethod
     def sequence(capacity: np.ndarray, length: int) -> np.ndarray:
+        """The first `length` turns as numbers of ESs, for capacity [B]."""
         share = capacity / capacity.sum()
         turns = np.ceil(length * share).astype(np.int64) + capacity.size // 2 + 1
         server = np.repeat(np.arange(capacity.size), turns)

@@ -18,6 +18,8 @@ import fire
 
 from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def command_line(
     cls: type[Parameters],
@@ -53,22 +55,25 @@ def fail(message: str, code: int) -> typing.NoReturn:
     sys.exit(code)
 
 
+ORDER = ("run", "environment", "agent", "method")  # groups that come first in --help
+
+
 def groups(cls: type[Parameters]) -> dict[str, list[dataclasses.Field]]:
-    """The fields by the GROUP of the class that declares them first, in the order in which bases add them."""
-    found: dict[str, list[dataclasses.Field]] = {}
+    """The fields by the GROUP of the class that declares them first; groups in ORDER, then as bases add them."""
+    found: dict[str, list[dataclasses.Field]] = {name: [] for name in ORDER}
     for field in dataclasses.fields(cls):
         declared = [base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {})]
         found.setdefault(declared[-1].GROUP, []).append(field)
-    return found
+    return {name: fields for name, fields in found.items() if fields}
 
 
 def default_words(cls: type[Parameters], field: dataclasses.Field) -> str:
     """The default of a field in words: by preset where presets differ, nothing where there is none."""
     presets = {name: values.get(field.name, field.default) for name, values in cls.PRESETS.items()}
     if len(set(map(str, presets.values()))) > 1:
-        return "default " + ", ".join(f"{name}: {value}" for name, value in presets.items())
+        return "by preset " + ", ".join(f"{name}: {value}" for name, value in presets.items())
     default = next(iter(presets.values()), field.default)
-    return "" if default is None or default in ((), "") else f"default {default}"
+    return "" if default is None or default in ((), "") else f"default {str(default).removeprefix(f'{ROOT}/')}"
 
 
 def limits(field: dataclasses.Field) -> str:

@@ -1,8 +1,8 @@
 """Run folders: where a run writes, so that nothing is left half written and no run overwrites another.
 
-A run's folder holds config.json, its CSV files and plots, for learners checkpoint.pt, and at last summary.json, which
-says that the run is whole. Every file is written under a temporary name and then renamed. Start reading at
-`create_folder`.
+A run's folder holds config.json, its CSV files and plots, checkpoint.pt of methods that learn, and at last
+summary.json, which says that the run is whole. Every file is written under a temporary name and then renamed. Start
+reading at `create_folder`.
 """
 
 import csv
@@ -108,6 +108,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """A text file in UTF-8, whole or not at all."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -159,6 +160,7 @@ def describe(error: BaseException) -> str:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """A checkpoint that `load_checkpoint` reads. Raises OSError when it cannot be written."""
     buffer = io.BytesIO()  # torch tells a full disk as a RuntimeError, writing bytes as an OSError
     torch.save(content, buffer)
     replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))

@@ -13,7 +13,7 @@ from common.parameters import ParameterError, Parameters, numbers, parameter
 from common.run_folder import RESULTS
 from dedgeai.options import LOOPBACK
 from dedgeai.schedulers import method_of, scheduler_names
-from resd3_medium.refine_sd3_infer import DTYPES
+from resd3_medium.dtypes import DTYPES
 from resd3_medium.tasks import parse_steps
 
 FOLDER = RESULTS / "dedgeai"
@@ -144,7 +144,7 @@ class ServerParameters(Parameters):
 
 
 @dataclasses.dataclass(kw_only=True)
-class ImageParameters(Parameters):
+class EdgeImageParameters(Parameters):
     """The model that makes the images, and their size; see refine_sd3_infer.py."""
 
     GROUP: ClassVar[str] = "images"
@@ -184,7 +184,7 @@ class ServiceParameters(Parameters):
 
 @dataclasses.dataclass(kw_only=True)
 class DedgeParameters(
-    ServiceParameters, ImageParameters, ServerParameters, SchedulerParameters, TaskParameters, ModeParameters
+    ServiceParameters, EdgeImageParameters, ServerParameters, SchedulerParameters, TaskParameters, ModeParameters
 ):
     """Every parameter of main_dedgeai.py. --help shows the groups from the last base to the first."""
 

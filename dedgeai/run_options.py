@@ -16,7 +16,7 @@ from dedgeai.options import ClusterOptions, ModelOptions, ProfileOptions, Servic
 from dedgeai.schedulers import SchedulerOptions, check_scheduler, method_of
 from dedgeai.server_profile import Profile, equal_servers
 from dedgeai.task_stream import Demand, sizes_of
-from resd3_medium.refine_sd3_infer import MODELS, POCKET
+from resd3_medium.folders import MODELS, POCKET
 from resd3_medium.tasks import DATASET, choose_prompts
 from resd3_medium.weights import PARTS
 

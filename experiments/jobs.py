@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Job:
     def check_folder(self) -> None:
         """Refuse a folder that cannot be written or holds another run. Raises ParameterError."""
         writable(self.folder)
-        if not any(self.folder.iterdir()):
+        if {path.name for path in self.folder.iterdir()} <= {PROGRESS}:
             return
         _, stored = read_config(self.folder)
         for name, value in self.chosen[1].items():
@@ -76,6 +77,7 @@ class Job:
 
     @property
     def log(self) -> Path:
+        """What the run has printed."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def command(self) -> list[str]:
@@ -114,12 +116,48 @@ def folder_name(method: str) -> str:
     return method.rpartition("/")[2].replace(":", "_")
 
 
+class Forecast:
+    """How long the jobs that are left will take, from the pace of those that run or have run.
+
+    Methods that learn take far longer for an episode than others, so a job that waits is taken to be as fast as the
+    mean of its own kind; one of a kind that has no pace yet counts nothing.
+    """
+
+    def __init__(self, jobs: list[Job], parallel: int) -> None:
+        self.jobs, self.parallel = jobs, parallel
+        self.started: dict[Job, tuple[float, int]] = {}  # when, and with how many episodes done
+        self.pace: dict[Job, float] = {}  # s for an episode
+
+    def start(self, job: Job, now: float) -> None:
+        """Hear that a job starts, at `now` in s."""
+        self.started[job] = now, job.episodes_done()
+
+    def update(self, running: Iterable[Job], now: float) -> float | None:
+        """Seconds that are left, None while nothing is known."""
+        done = {job: job.episodes_done() for job in self.jobs}
+        for job in running:
+            began, before = self.started[job]
+            if done[job] > before:
+                self.pace[job] = (now - began) / (done[job] - before)
+        if not self.pace:
+            return None
+        kinds = {job.chosen[0].learns: [] for job in self.jobs}
+        for job, pace in self.pace.items():
+            kinds[job.chosen[0].learns].append(pace)
+        left = []
+        for job in self.jobs:
+            alike = kinds[job.chosen[0].learns]
+            pace = self.pace.get(job, sum(alike) / len(alike) if alike else 0.0)
+            left.append(pace * (job.flags["episodes"] - done[job]))
+        return max(sum(left) / self.parallel, *left)
+
+
 def run_jobs(jobs: list[Job], parallel: int) -> None:
     """Run all jobs that are not complete, `parallel` at a time, with a progress bar.
 
     Raises ParameterError before anything runs when a job is refused. When one fails, the others that run are
-    interrupted, which makes learners write a checkpoint, and the process ends with exit code 1 and one line; at Ctrl-C
-    and SIGTERM with 130.
+    interrupted, which makes those that learn write a checkpoint, and the process ends with exit code 1 and one line; at
+    Ctrl-C and SIGTERM with 130.
     """
     folders = [job.folder for job in jobs]
     for job in jobs:
@@ -130,19 +168,25 @@ def run_jobs(jobs: list[Job], parallel: int) -> None:
         job.check_folder()
     waiting = [job for job in jobs if not job.complete()]
     running: dict[Job, subprocess.Popen] = {}
+    forecast = Forecast(list(waiting), parallel)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tqdm(total=sum(job.flags["episodes"] for job in jobs), unit="episode") as bar:
+        total = sum(job.flags["episodes"] for job in jobs)
+        form = "{l_bar}{bar}| {n_fmt}/{total_fmt} episodes [{elapsed}{postfix}]"
+        with tqdm(total=total, bar_format=form) as bar:
             while waiting or running:
                 while waiting and len(running) < parallel:
                     job = waiting.pop(0)
+                    forecast.start(job, time.monotonic())
                     running[job] = job.start()
                 for job in [job for job, process in running.items() if process.poll() is not None]:
                     if (code := running.pop(job).returncode) != 0:
                         last = " ".join(job.log.read_text(errors="replace").strip().splitlines()[-1:])
                         fail(f"{job.method} ended with exit code {code}: {last} (see {job.log})", 1)
+                left = forecast.update(running, time.monotonic())
                 bar.n = sum(job.episodes_done() for job in jobs)
-                bar.set_postfix_str(f"{len(jobs) - len(waiting) - len(running)} of {len(jobs)} runs done")
+                words = f"{len(jobs) - len(waiting) - len(running)} of {len(jobs)} runs done"
+                bar.set_postfix_str(words + ("" if left is None else f", about {left / 60:.1f} min left"))
                 time.sleep(0.2)
     except KeyboardInterrupt:
         fail("interrupted; the same command goes on", 130)

@@ -8,17 +8,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.device import choose_device
 from common.interruption import Interruption
 from common.run_folder import create_folder, load_checkpoint, write_config
 from lad_ts.blocks import run_block
 from lad_ts.checkpoints import restore, stored_config
-from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
+from lad_ts.environment_lad import draw_arrivals
 from lad_ts.history import History
 from lad_ts.method import Method
 from lad_ts.references import OptTS
 from lad_ts.report import report, report_servers
-from lad_ts.run_parameters import DEVICES, training_seeds
+from lad_ts.setting import Setting
 
 
 def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> None:
@@ -34,9 +33,8 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
     scheduler = restore(config, content, method, "evaluate", place)
     folder = create_folder(out, place.parent / f"evaluation_{config.evaluation_action}")
     scheduler.training = False
-    seeds, label = training_seeds(config), method.label(config)
-    scenario = draw_scenario(config, seeds)
-    env = CollaborativeMEC(scenario, choose_device(config.device, DEVICES), config.slot_length)
+    setting, label = Setting.of(config), method.label(config)
+    seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
     history, results = History(), []
     with Interruption() as interruption:
         for episode in tqdm(range(config.evaluation_episodes), unit="episode", desc=f"{label}, held out"):
@@ -51,7 +49,7 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
     write_config(folder, f"{label}, evaluation", dataclasses.asdict(config))
     history.write(folder)
     report_servers(folder, seeds, results)
-    report(config, method, folder, history, history.episodes, time.perf_counter() - start)
+    report(config, setting, method, folder, history, history.episodes, time.perf_counter() - start)
     if interruption.asked:
         print(f"interrupted after episode {history.episodes}")
         sys.exit(130)

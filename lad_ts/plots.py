@@ -33,7 +33,7 @@ REFERENCE_DASHES = ("--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
 def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
     """Mean over seeds with its 95 % band for every curve; references in black without band."""
     palette = plt.get_cmap("tab10").colors
-    learners = [curve for curve in curves if not curve.reference]
+    drawn = [curve for curve in curves if not curve.reference]
     references = [curve for curve in curves if curve.reference]
     for curve in curves:
         mean, half = mean_interval(smooth(curve.values, window), axis=1)
@@ -41,7 +41,7 @@ def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
             dashes = REFERENCE_DASHES[references.index(curve) % len(REFERENCE_DASHES)]
             axes.plot(curve.episodes, mean, ls=dashes, lw=1.2, color="black", label=curve.label)
             continue
-        colour = palette[learners.index(curve) % len(palette)]
+        colour = palette[drawn.index(curve) % len(palette)]
         axes.plot(curve.episodes, mean, lw=1.5, color=colour, label=curve.label)
         if not np.isnan(half).any():
             axes.fill_between(curve.episodes, mean - half, mean + half, color=colour, alpha=0.2, lw=0)

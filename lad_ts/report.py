@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from common.device import choose_device
 from common.run_folder import peak_mebibytes, peak_memory, write_csv, write_text
 from common.statistics_seeds import episode_mean, with_interval
 from lad_ts.episodes import EpisodeStatistics
 from lad_ts.history import History
 from lad_ts.method import Method
 from lad_ts.plots import Curve, plot_delays
-from lad_ts.run_parameters import DEVICES
+from lad_ts.setting import Setting
 
 
 def report_servers(folder: Path, seeds: list[int], results: list[EpisodeStatistics]) -> None:
@@ -32,7 +31,9 @@ def report_servers(folder: Path, seeds: list[int], results: list[EpisodeStatisti
     print(f"time per decision {microseconds:.2f} us")
 
 
-def report(config: Any, method: Method, folder: Path, history: History, final: int, seconds: float) -> None:
+def report(
+    config: Any, setting: Setting, method: Method, folder: Path, history: History, final: int, seconds: float
+) -> None:
     """Plot the run and print its table row, a mean over the `final` last episodes, its time and peak memory.
 
     At last writes summary.json, by which other scripts know that the run is whole.
@@ -56,7 +57,7 @@ def report(config: Any, method: Method, folder: Path, history: History, final: i
     print("| method | delay | Opt-TS | above Opt-TS % | p50 | p95 | p99 | s per episode and seed |")
     print("|---|---|---|---|---|---|---|---|")
     print(f"| {' | '.join([method.label(config), *cells[:2], with_interval(gap), *cells[2:]])} | {pace:.3f} |")
-    print(f"time {seconds:.1f} s, peak memory {peak_memory(choose_device(config.device, DEVICES))}")
+    print(f"time {seconds:.1f} s, peak memory {peak_memory(setting.device)}")
     summary = {
         "episodes": history.episodes,
         "averaged_episodes": final,

@@ -15,21 +15,21 @@ import torch
 from tqdm import tqdm
 
 from common.command_line import fail
-from common.device import choose_device
 from common.interruption import Interruption
 from common.parameters import ParameterError
 from common.run_folder import RESULTS, claimed, create_folder, progress_file, writable, write_config
 from common.statistics_seeds import final_span
 from lad_ts.blocks import OptDelays, block_length, run_block
 from lad_ts.checkpoints import resume_run, write_checkpoint
-from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
+from lad_ts.environment_lad import draw_arrivals
 from lad_ts.evaluation import evaluate_checkpoint
 from lad_ts.history import History
 from lad_ts.method import Method, Runnable
 from lad_ts.references import OptTS
 from lad_ts.report import report, report_servers
-from lad_ts.run_parameters import DEVICES, FixedParameters, training_seeds
+from lad_ts.run_parameters import FixedParameters
 from lad_ts.scheduler import LearningScheduler
+from lad_ts.setting import Setting
 
 
 def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
@@ -46,34 +46,36 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
             raise ParameterError("resume", folder, "must be a run's folder that holds a checkpoint.pt")
         with claimed(writable(folder)):
             config, scheduler, history = resume_run(config, given, method)
-            finish_run(config, method, folder, scheduler, history, start)
+            finish_run(config, Setting.of(config), method, folder, scheduler, history, start)
     else:
         if note := method.note(config):
             print(note)
-        seeds, kind = training_seeds(config), config.variant if method.learns else "fixed"
-        runnable = method.build(config, seeds, choose_device(config.device, DEVICES))
-        name = f"{kind}_e{config.episodes}_s{seeds[0]}-{seeds[-1]}"
+        setting, kind = Setting.of(config), config.variant if method.learns else "fixed"
+        runnable = method.build(config, setting.seeds, setting.device)
+        name = f"{kind}_e{config.episodes}_s{setting.seeds[0]}-{setting.seeds[-1]}"
         folder = create_folder(config.out, RESULTS / method.key / name)
         with claimed(folder):
-            finish_run(config, method, folder, runnable, History(), start)
+            finish_run(config, setting, method, folder, runnable, History(), start)
 
 
-def finish_run(config: Any, method: Method, folder: Path, runnable: Runnable, history: History, start: float) -> None:
+def finish_run(
+    config: Any, setting: Setting, method: Method, folder: Path, runnable: Runnable, history: History, start: float
+) -> None:
     """Run from the history's end to the last episode, and report. Exits with 130 when Ctrl-C ended it."""
     write_config(folder, method.label(config), dataclasses.asdict(config))
     try:
         with progress_file(folder) as tell:
             if isinstance(runnable, LearningScheduler):
-                complete = train(config, method, folder, runnable, history, tell)
+                complete = train(config, setting, method, folder, runnable, history, tell)
             else:
-                complete = run_fixed(config, method, folder, runnable, history, tell)
+                complete = run_fixed(config, setting, method, folder, runnable, history, tell)
     except BaseException:
         if [path.name for path in folder.iterdir()] == ["config.json"]:  # nothing came of it
             (folder / "config.json").unlink()
         raise
     history.write(folder)
     final = final_span(history.episodes) if runnable.learns else history.episodes
-    report(config, method, folder, history, final, time.perf_counter() - start)
+    report(config, setting, method, folder, history, final, time.perf_counter() - start)
     if not complete:
         ways = f"go on with --resume {folder}" if runnable.learns else f"{folder} holds what was done"
         print(f"interrupted after episode {history.episodes}; {ways}")
@@ -82,6 +84,7 @@ def finish_run(config: Any, method: Method, folder: Path, runnable: Runnable, hi
 
 def train(
     config: Any,
+    setting: Setting,
     method: Method,
     folder: Path,
     scheduler: LearningScheduler,
@@ -89,9 +92,7 @@ def train(
     tell: Callable[[int], None],
 ) -> bool:
     """The training loop. Returns False when Ctrl-C ended it; the checkpoint then holds all whole episodes."""
-    seeds = training_seeds(config)
-    scenario = draw_scenario(config, seeds)
-    env = CollaborativeMEC(scenario, choose_device(config.device, DEVICES), config.slot_length)
+    seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
     opt_delays = OptDelays(config, scenario, seeds, config.episodes)
     label, first = method.label(config), history.episodes
     with (
@@ -122,6 +123,7 @@ def train(
 
 def run_fixed(
     config: FixedParameters,
+    setting: Setting,
     method: Method,
     folder: Path,
     runnable: Runnable,
@@ -129,8 +131,7 @@ def run_fixed(
     tell: Callable[[int], None],
 ) -> bool:
     """Episodes of a method that does not learn, many at a time. Returns False when Ctrl-C ended them."""
-    seeds = training_seeds(config)
-    scenario = draw_scenario(config, seeds)
+    seeds, scenario = setting.seeds, setting.scenario
     block = block_length(config, len(seeds))
     results = []
     with Interruption() as interruption, tqdm(total=config.episodes, unit="episode", desc=method.name) as bar:

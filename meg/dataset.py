@@ -34,11 +34,12 @@ class Pairs:
 
 
 def part_path(folder: Path, number: int) -> Path:
+    """The file of that part."""
     return folder / f"part-{number:05d}.safetensors"
 
 
 def save_part(folder: Path, number: int, latents: torch.Tensor, images: torch.Tensor) -> None:
-    """Write latents and images [B, 3, H, W] in 0..1 as one part."""
+    """Write scaled latents [B, C, h, w] and images [B, 3, H, W] in 0..1 as one part."""
     content = {
         "latents": latents.cpu().half().contiguous(),
         "diffusion": (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous(),

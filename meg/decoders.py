@@ -18,9 +18,11 @@ from common.parameters import ParameterError
 from common.run_folder import describe, replace_file
 from meg.merging import LARGEST, Tokens
 from meg.models import MergingModel, SplitModel
+from resd3_medium.folders import MODELS
 from resd3_medium.vae import Decoder, LatentFormat, VAEConfig
 
 KEY = "dedgeai_meg"  # in the metadata of a file
+TRAINED = MODELS / "meg"  # trained models that come with the project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Description:
 
     @property
     def latents(self) -> LatentFormat:
+        """Where the scaled latents lie."""
         return LatentFormat(self.scale, self.shift)
 
 
@@ -80,7 +83,7 @@ def model_of(description: Description, decoder: nn.Module, post: nn.Conv2d | Non
 
 
 def save_model(path: Path, model: nn.Module, description: Description) -> None:
-    """Write the model in float16."""
+    """Write the model in float16, with its description. Raises OSError when the file cannot be written."""
     tensors = {n: t.detach().cpu().half().contiguous() for n, t in model.state_dict().items()}
     metadata = {KEY: json.dumps(dataclasses.asdict(description))}
     replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))

@@ -1,60 +1,33 @@
-"""What makes the latents that are sent: the pocket model, Stable Diffusion 3, or SDXL in its PeRFlow form.
+"""Opens what makes the latents that are sent: the pocket model, Stable Diffusion 3, or SDXL in its PeRFlow form.
 
-All give scaled latents [B, C, H/8, W/8] and their clean images [B, 3, H, W] in 0..1, and hand out the decoder that the
-schemes start from. Start reading at `open_generator`.
+Start reading at `open_generator`.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from common.parameters import ParameterError
 from meg.decoders import Base, Description
+from meg.image_generator import ImageGenerator, ImageOptions
+from resd3_medium.folders import MODELS, POCKET
+from resd3_medium.infer_parameters import InferConfig, with_model
+from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Settings
-from resd3_medium.refine_sd3_infer import MODELS, POCKET, InferConfig, open_pipeline, with_model
 from resd3_medium.tasks import parse_steps
 from resd3_medium.vae import VAE
 
-GENERATORS = ("pocket", "sd3", "sdxl")
-
-
-class Generator(Protocol):
-    """A text-to-image model of which latent and image are wanted."""
-
-    device: torch.device
-
-    def latents(
-        self, prompts: Sequence[str], seeds: Sequence[int], step_done: Callable[[], None] = lambda: None
-    ) -> torch.Tensor:
-        """Scaled latents [B, C, H/8, W/8] in float32; each depends on its own prompt and seed."""
-
-    def images(self, latents: torch.Tensor) -> torch.Tensor:
-        """Clean images [B, 3, H, W] in 0..1 of scaled latents."""
-
-    def base(self) -> Base:
-        """The generator's own decoder, a copy of its own in float32."""
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorOptions:
-    """What the command line says about the generator; None is the model's own default."""
-
-    name: str = "pocket"
-    models: str | None = None
-    steps: int | None = None
-    cfg_scale: float | None = None
-    side: int | None = None  # of the square image, in pixels
-    device: str = "auto"
-    dtype: str = "auto"
-
 
 class SD3Generator:
-    """Stable Diffusion 3's architecture through resd3_medium: the released weights, or the pocket model's."""
+    """Stable Diffusion 3's architecture through resd3_medium: the released weights, or the pocket model's.
 
-    def __init__(self, options: GeneratorOptions, models: Path) -> None:
+    Raises ParameterError for files that are missing or not whole, and sizes that do not fit.
+    """
+
+    def __init__(self, options: ImageOptions, models: Path) -> None:
         config = InferConfig(
             models=str(models),
             steps=None if options.steps is None else str(options.steps),
@@ -74,17 +47,23 @@ class SD3Generator:
     def latents(
         self, prompts: Sequence[str], seeds: Sequence[int], step_done: Callable[[], None] = lambda: None
     ) -> torch.Tensor:
+        """Scaled latents [B, C, H/8, W/8] in float32, denoised together, without a negative prompt.
+
+        Raises ParameterError when they are not finite.
+        """
         texts = self.pipeline.encode([*prompts, ""])
         wanted = [texts[prompt] for prompt in prompts]
         return self.pipeline.denoise(wanted, [texts[""]] * len(prompts), seeds, self.settings, step_done)
 
     @torch.inference_mode()
     def images(self, latents: torch.Tensor) -> torch.Tensor:
+        """Clean images [B, 3, H, W] in 0..1 of scaled latents, small ones 64 at a time, others one by one."""
         vae: VAE = self.pipeline.bring("VAE")
         parts = latents.to(self.device).split(64 if self.settings.width <= 128 else 1)
         return ((torch.cat([vae.decode(part) for part in parts]) + 1) / 2).clamp(0, 1)
 
     def base(self) -> Base:
+        """The autoencoder's decoder, a copy in float32."""
         vae: VAE = self.pipeline.bring("VAE")
         decoder = type(vae.decoder)(vae.config)
         decoder.load_state_dict({name: t.float() for name, t in vae.decoder.state_dict().items()})
@@ -93,7 +72,7 @@ class SD3Generator:
         return Base(decoder, None, description)
 
 
-def open_generator(options: GeneratorOptions) -> Generator:
+def open_generator(options: ImageOptions) -> ImageGenerator:
     """The generator of that name. Raises ParameterError when its weights are missing, or something does not fit."""
     if options.name == "sdxl":
         from meg.perflow import SDXLGenerator  # diffusers' pipelines take seconds to import

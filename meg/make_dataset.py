@@ -8,13 +8,13 @@ python meg/make_dataset.py --generator sdxl --captions captions.txt --images 20
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tqdm import tqdm
 
 from common.command_line import command_line
-from common.parameters import LARGEST, ParameterError, Parameters, parameter
+from common.parameters import LARGEST, ParameterError, parameter
 from common.run_folder import (
     RESULTS,
     claimed,
@@ -26,33 +26,25 @@ from common.run_folder import (
     write_text,
 )
 from meg.dataset import PART, part_path, save_part
-from meg.generators import GENERATORS, GeneratorOptions, open_generator
+from meg.generators import open_generator
+from meg.image_generator import GeneratorParameters, ImageGenerator
 from resd3_medium.tasks import DATASET, read_lines
 
 CAPTIONS = DATASET / "pocket_captions.txt"
 
 
 @dataclasses.dataclass(kw_only=True)
-class DatasetConfig(Parameters):
+class DatasetConfig(GeneratorParameters):
     """Every parameter of make_dataset.py."""
 
-    generator: str = parameter("pocket", "what makes the images", choices=GENERATORS)
-    models: str | None = parameter(None, "folder of the generator's files; default that of the generator")
+    GROUP: ClassVar[str] = "data"
+
     captions: str = parameter(str(CAPTIONS), "file with a caption on each line")
     images: int | None = parameter(
         None, "images to make; captions are gone through again and again; default one each", low=1
     )
     seed: int = parameter(0, "seed of the first image; image i has seed + i", low=0)
-    steps: int | None = parameter(None, "denoising steps; default the generator's", unit="steps", low=1, high=1000)
-    cfg_scale: float | None = parameter(
-        None, "scale of the classifier-free guidance; default the generator's", low=0, high=100
-    )
-    side: int | None = parameter(None, "side of the images; default the generator's", unit="pixels", low=16)
     batch_size: int = parameter(64, "images that are made together", low=1, high=PART)
-    device: str = parameter("auto", "where the generator runs", choices=("auto", "cuda", "mps", "cpu"))
-    dtype: str = parameter(
-        "auto", "dtype of the generator's weights", choices=("auto", "float16", "bfloat16", "float32")
-    )
     out: str | None = parameter(None, "folder of the data; default results/meg/data_<generator>")
     resume: str | None = parameter(None, "go on with the data in this folder")
 
@@ -61,16 +53,14 @@ FREE = ("device", "batch_size", "resume", "out")  # what --resume may change
 
 
 def main(config: DatasetConfig, given: dict[str, Any]) -> None:
+    """Captions, generator, and every part that is not there yet. Raises ParameterError."""
     if config.resume:
         config = resumed(config, given, FREE)
     captions = read_lines(Path(config.captions), "captions")
     count = config.images or len(captions)
     if config.seed + count - 1 > LARGEST:
         raise ParameterError("seed", config.seed, f"must be at most {LARGEST} for the last of the {count} images")
-    options = GeneratorOptions(
-        config.generator, config.models, config.steps, config.cfg_scale, config.side, config.device, config.dtype
-    )
-    generator = open_generator(options)
+    generator = open_generator(config.image_options())
     prompts = [captions[i % len(captions)] for i in range(count)]
     if config.resume:
         folder = writable(Path(config.resume))
@@ -89,7 +79,9 @@ def main(config: DatasetConfig, given: dict[str, Any]) -> None:
     print(f"{count} latents and images in {folder}; peak memory {peak_memory(generator.device)}")
 
 
-def make_part(generator: Any, config: DatasetConfig, folder: Path, part: int, prompts: list[str], first: int) -> None:
+def make_part(
+    generator: ImageGenerator, config: DatasetConfig, folder: Path, part: int, prompts: list[str], first: int
+) -> None:
     """Make the images of one part, whose first has that number."""
     latents, images = [], []
     for start in range(0, len(prompts), config.batch_size):

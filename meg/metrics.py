@@ -59,6 +59,7 @@ class PocketFeatures(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features [B, 128] of images [B, 3, H, W] in 0..1."""
         x = self.encoder.conv_in(images * 2 - 1)
         for level in self.encoder.down:
             x = level(x)
@@ -73,6 +74,7 @@ class Given(nn.Module):
         self.num_features = count
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """The features [N, D] themselves."""
         return features
 
 
@@ -95,6 +97,7 @@ class Judge:
         self.inception: dict[str, Callable[[torch.Tensor], float]] = {}
 
     def of_parts(self, images: torch.Tensor) -> torch.Tensor:
+        """Features [N, D] of images [N, 3, H, W], computed 64 at a time."""
         return torch.cat([self.features(part) for part in images.split(64)])
 
     def __call__(self, received: torch.Tensor) -> dict[str, Estimate]:
@@ -113,7 +116,7 @@ class Judge:
         return found
 
     def distance(self, features: torch.Tensor) -> Estimate:
-        """The Fréchet distance, with an interval from as many draws of the images with replacement.
+        """The Fréchet distance of features [N, D], with an interval from as many draws of images with replacement.
 
         Resampling raises the distance itself, so only the spread of the draws is used.
         """

@@ -28,7 +28,7 @@ class SNREmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES + 1, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, snr_db: torch.Tensor) -> torch.Tensor:
-        """What lies beyond the range that models are trained on is taken as its end."""
+        """Vectors [B, width] of SNRs [B] in dB; what lies beyond RANGE_DB, which is trained on, is taken as its end."""
         place = (snr_db.clamp(-RANGE_DB, RANGE_DB) / RANGE_DB)[:, None]
         waves = place * torch.arange(1, FREQUENCIES + 1, device=snr_db.device) * (math.pi / 6)
         return self.mlp(torch.cat([place, waves.sin(), waves.cos()], 1))
@@ -44,6 +44,7 @@ class ModulatedBlock(nn.Module):
         self.modulation = nn.Linear(width, 2 * width)
 
     def forward(self, x: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        """Features [B, width, H, W] of x [B, width, H, W] and the SNR's vector [B, width]."""
         scale, shift = (part[:, :, None, None] for part in self.modulation(vector).chunk(2, 1))
         h = self.conv1(silu(self.norm1(x)))
         return x + self.conv2(silu(self.norm2(h) * (1 + scale) + shift))
@@ -62,6 +63,7 @@ class LatentEstimate(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, linear: torch.Tensor, snr_db: torch.Tensor) -> torch.Tensor:
+        """The estimate [B, C, H, W], of the linear one and SNRs [B] in dB."""
         x, vector = self.conv_in(linear), self.embedding(snr_db)
         for block in self.blocks:
             x = block(x, vector)
@@ -90,11 +92,14 @@ class SplitModel(nn.Module):
         self.decoder = decoder
 
     def forward(self, received: Received) -> torch.Tensor:
-        """Images of a received latent [B, C, H, W]."""
+        """Images [B, 3, H', W'] of a received latent [B, C, H, W]."""
         return self.images(received.symbols if self.estimate is None else received.mmse(), received.snr_db)
 
     def images(self, latent: torch.Tensor, snr_db: torch.Tensor) -> torch.Tensor:
-        """Images of a latent [B, C, H, W]: as received, or its linear estimate for a model that is told the SNR [B]."""
+        """Images [B, 3, H', W'] of a latent [B, C, H, W] at SNRs [B] in dB.
+
+        The latent is as it was received or, for a model that is told the SNR, its linear estimate.
+        """
         latent = latent if self.estimate is None else self.estimate(latent, snr_db)
         return (self.decoder(self.post_quant_conv(latent)) + 1) / 2
 
@@ -106,7 +111,7 @@ class SplitModel(nn.Module):
         generator: torch.Generator,
         noise_factor: torch.Tensor | float = 1.0,
     ) -> torch.Tensor:
-        """Images of a clean latent that is sent over the channel."""
+        """Images [B, 3, H', W'] of a clean latent [B, C, H, W] that is sent at mean SNRs [B] in dB, see `Channel`."""
         return self(channel(latent, snr_db, generator, noise_factor))
 
     def symbols(self, latent: torch.Size) -> int:
@@ -188,7 +193,10 @@ class MergingModel(nn.Module):
         generator: torch.Generator,
         noise_factor: torch.Tensor | float = 1.0,
     ) -> torch.Tensor:
-        """Images of a clean latent: encoded, merged, sent, put back into place and decoded."""
+        """Images [B, 3, H', W'] of a clean latent [B, C, H, W]: encoded, merged, sent, put back and decoded.
+
+        It is sent at mean SNRs [B] in dB, see `Channel`.
+        """
         size = latent.shape[2:]
         tokens = self.tokens.of(self.encoder(latent))
         merge, unmerge = matching(tokens, self.tokens.grid(*size), self.share)
@@ -202,11 +210,13 @@ class MergingModel(nn.Module):
         return self.split.images(self.back(self.tokens.back(unmerge(linear), *size)), received.snr_db)
 
     def symbols(self, latent: torch.Size) -> int:
+        """Real symbols that an image's latent [C, H, W] takes: those of the tokens that are left."""
         values = latent[0] * self.tokens.rows * self.tokens.columns
         count = math.prod(latent) // values
         return (count - merged_away(count, self.share)) * values
 
     def side_bits(self, latent: torch.Size) -> int:
+        """Bits that tell the receiver which tokens were merged, and into which."""
         count = math.prod(latent) // (latent[0] * self.tokens.rows * self.tokens.columns)
         return side_information_bits(count, self.share)
 

@@ -13,11 +13,13 @@ from diffusers import AutoencoderKL, ConfigMixin, SchedulerMixin, StableDiffusio
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
+from common.device import choose_device
 from common.parameters import ParameterError
 from common.run_folder import describe
 from meg.decoders import Base, Description
-from meg.generators import GeneratorOptions
-from resd3_medium.refine_sd3_infer import MODELS, choose_device, choose_dtype
+from meg.image_generator import ImageOptions
+from resd3_medium.dtypes import choose_dtype
+from resd3_medium.folders import MODELS
 
 STEPS, CFG_SCALE, SIDE = 12, 2.5, 1024  # published
 MERGED = 0.5  # share of the tokens that are merged within the attention, published
@@ -55,7 +57,10 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps(windows)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Raises ValueError for fewer steps than windows."""
+        """Set the times of a run: `times` [steps + 1] in 1..0, and `timesteps` [steps] for the network.
+
+        Raises ValueError for fewer steps than windows.
+        """
         windows = self.config.windows
         if num_inference_steps < windows:
             raise ValueError(f"a piecewise rectified flow of {windows} windows takes at least as many steps")
@@ -77,6 +82,7 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):
         return 1.0 if time <= 0 else float(self.alphas_cumprod[self.timestep(time)])
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
+        """The latents as they are; diffusers' pipelines ask for it."""
         return sample
 
     def window(self, time: float) -> tuple[float, float]:
@@ -86,7 +92,7 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):
         return 1 - (number + 1) / windows, 1 - number / windows
 
     def velocity(self, noise: torch.Tensor, time: float, sample: torch.Tensor) -> torch.Tensor:
-        """The flow's direction dz/dt within the window, from the predicted noise.
+        """The flow's direction dz/dt within the window, from noise predicted at a time, for latents of any shape.
 
         DDIM ties the window's ends: z_s = l z_e + h eps, with l = sqrt(a_s / a_e) and h = sqrt(1 - a_s) -
         l sqrt(1 - a_e). The flow is straight between them: z_t = (1 - c) z_e + c z_s with c = (t - t_e) / (t_s - t_e).
@@ -112,14 +118,17 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):
 
 
 class SDXLGenerator:
-    """SDXL from a folder in diffusers' layout, with PeRFlow's scheduler and token merging in its attention."""
+    """SDXL from a folder in diffusers' layout, with PeRFlow's scheduler and token merging in its attention.
 
-    def __init__(self, options: GeneratorOptions) -> None:
+    Raises ParameterError when the folder is not whole, and for fewer steps than the flow has windows.
+    """
+
+    def __init__(self, options: ImageOptions) -> None:
         folder = Path(options.models or MODELS / "sdxl_perflow")
         if not (folder / "model_index.json").is_file():
             raise ParameterError("models", folder, "must be a folder of SDXL PeRFlow in diffusers' layout")
-        self.device = choose_device(options)
-        dtype = choose_dtype(options, self.device)
+        self.device = choose_device(options.device)
+        dtype = choose_dtype(options.dtype, self.device)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -141,7 +150,10 @@ class SDXLGenerator:
     def latents(
         self, prompts: Sequence[str], seeds: Sequence[int], step_done: Callable[[], None] = lambda: None
     ) -> torch.Tensor:
-        """One image at a time: a batch at 1024 x 1024 takes more memory than it saves time."""
+        """Scaled latents [B, 4, H/8, W/8] in float32.
+
+        One image at a time: a batch at 1024 x 1024 takes more memory than it saves time.
+        """
         found = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             found.append(
@@ -161,12 +173,13 @@ class SDXLGenerator:
 
     @torch.inference_mode()
     def images(self, latents: torch.Tensor) -> torch.Tensor:
-        """In float32, since SDXL's autoencoder overflows float16."""
+        """Clean images [B, 3, H, W] in 0..1, computed in float32, since SDXL's autoencoder overflows float16."""
         vae: AutoencoderKL = self.pipeline.vae.float()
         raw = latents.to(self.device).float() / vae.config.scaling_factor
         return ((torch.cat([vae.decode(latent[None]).sample for latent in raw]) + 1) / 2).clamp(0, 1)
 
     def base(self) -> Base:
+        """The autoencoder's decoder and post-quantisation convolution, copies in float32."""
         vae: AutoencoderKL = self.pipeline.vae
         sizes = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
         copy = AutoencoderKL.from_config(sizes)

@@ -56,6 +56,7 @@ class Row:
 
 
 def names_of(rows: Sequence[Row]) -> list[str]:
+    """The schemes' names in the order of the rows."""
     return list(dict.fromkeys(row.scheme.name for row in rows))
 
 
@@ -96,6 +97,7 @@ def best_at(rows: Sequence[Row], measure: str, snr_db: float) -> str:
 
 
 def number(value: float) -> str:
+    """A number in three digits, a dash for none."""
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 

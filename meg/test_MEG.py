@@ -10,10 +10,9 @@ python meg/test_MEG.py --preset published --generator sdxl --decoders results/me
 
 import dataclasses
 import math
-import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tqdm import tqdm
@@ -23,12 +22,13 @@ from common.parameters import LARGEST, ParameterError, Parameters, parameter
 from common.pictures import save_sheet
 from common.run_folder import RESULTS, claimed, create_folder, peak_memory, write_config, write_csv, write_text
 from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
-from meg.generators import GENERATORS, GeneratorOptions, open_generator
+from meg.decoders import TRAINED
+from meg.generators import open_generator
+from meg.image_generator import GeneratorParameters
 from meg.metrics import Judge, PocketFeatures
 from meg.report import HEADER, Row, plot_quality, report
 from meg.schemes import Scheme, all_schemes, trained_models
-from meg.train_JSCC_merging import TRAINED
-from resd3_medium.refine_sd3_infer import POCKET
+from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET, read_lines
 
 PROMPTS = DATASET / "pocket_test_captions.txt"
@@ -37,57 +37,24 @@ SAMPLES = 8  # images of a sheet
 
 
 @dataclasses.dataclass(kw_only=True)
-class TestConfig(Parameters):
-    """Every parameter of test_MEG.py."""
+class LinkParameters(Parameters):
+    """The channel, its SNRs, and what times and energies are for."""
 
-    PRESETS: typing.ClassVar[dict[str, dict[str, Any]]] = {"default": {"images": 200}, "published": {"images": 6}}
+    GROUP: ClassVar[str] = "channel"
 
-    preset: str = parameter(
-        "default",
-        "default: 200 images of as many prompts. published: 2 images of each of 3 prompts, too few for any distance",
-        choices=("default", "published"),
-    )
-    generator: str = parameter("pocket", "what makes the images", choices=GENERATORS)
-    models: str | None = parameter(None, "folder of the generator's files; default that of the generator")
-    decoders: str = parameter(str(TRAINED), "folder of trained models; what is not there is left out")
-    prompts: str = parameter(str(PROMPTS), "file with a prompt on each line")
-    images: int | None = parameter(None, "images for each point; default by preset", low=2)
-    snr_db: str = parameter("-20,-15,-10,-5,0,5,10,15,20", "SNRs of the points, separated by commas", unit="dB")
     channel: str = parameter("awgn", "the channel", choices=CHANNELS)
-    budget: str = parameter(
-        "both",
-        "what the schemes have in common: SNR of a symbol, energy of an image, or first the one then the other",
-        choices=tuple(BUDGETS),
-    )
+    snr_db: str = parameter("-20,-15,-10,-5,0,5,10,15,20", "SNRs of the points, separated by commas", unit="dB")
     bandwidth_hz: float = parameter(1e6, "bandwidth that transmission times are for", unit="Hz", above=0)
     noise_dbm_hz: float = parameter(-174.0, "noise density that energies are for", unit="dBm/Hz", low=-300, high=100)
     loss_db: float = parameter(120.0, "loss between the antennas that energies are for", unit="dB", low=0, high=300)
-    inception: str = parameter(
-        "auto",
-        "auto: also FID, KID and LPIPS when their packages are there, which may fetch weights",
-        choices=("auto", "off"),
-    )
-    resamples: int = parameter(50, "draws behind the intervals of the Fréchet distance", low=0)
-    steps: int | None = parameter(None, "denoising steps; default the generator's", unit="steps", low=1, high=1000)
-    cfg_scale: float | None = parameter(
-        None, "scale of the classifier-free guidance; default the generator's", low=0, high=100
-    )
-    side: int | None = parameter(None, "side of the images; default the generator's", unit="pixels", low=16)
-    batch_size: int = parameter(50, "images that are made, sent and decoded together", low=1, high=1024)
-    seed: int = parameter(0, "seed of the first image, and of fading and noise", low=0)
-    device: str = parameter("auto", "where the models run", choices=("auto", "cuda", "mps", "cpu"))
-    dtype: str = parameter(
-        "auto", "dtype of the generator's weights", choices=("auto", "float16", "bfloat16", "float32")
-    )
-    threads: int = parameter(2, "CPU threads", low=1, high=1024)
-    out: str | None = parameter(None, "folder of the results; default results/meg/test")
 
     def check(self) -> None:
+        """Raises ParameterError for SNRs that are none."""
         super().check()
         self.snrs()
 
     def snrs(self) -> list[float]:
-        """The points. Raises ParameterError unless they are numbers in range."""
+        """The points in dB. Raises ParameterError unless they are numbers in range."""
         refusal = ParameterError("snr_db", self.snr_db, "must be numbers from -60 to 60, separated by commas")
         try:
             values = [float(text) for text in self.snr_db.strip("()[] ").split(",")]
@@ -96,6 +63,40 @@ class TestConfig(Parameters):
         if not values or not all(-60 <= value <= 60 for value in values):
             raise refusal
         return values
+
+
+@dataclasses.dataclass(kw_only=True)
+class TestConfig(LinkParameters, GeneratorParameters):
+    """Every parameter of test_MEG.py."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {"images": 200}, "published": {"images": 6}}
+    GROUP: ClassVar[str] = "figure"
+
+    preset: str = parameter(
+        "default",
+        "default: an image for each of 200 prompts; published: 2 images for each of 3 prompts",
+        choices=("default", "published"),
+        more="Six images are too few for any distance between sets.",
+    )
+    decoders: str = parameter(str(TRAINED), "folder of trained models; what is not there is left out")
+    prompts: str = parameter(str(PROMPTS), "file with a prompt on each line")
+    images: int | None = parameter(None, "images for each point; default by preset", low=2)
+    budget: str = parameter(
+        "both",
+        "what schemes have in common: SNR of a symbol, energy of an image, or first one, then the other",
+        choices=tuple(BUDGETS),
+    )
+    inception: str = parameter(
+        "auto",
+        "auto: also FID, KID and LPIPS where their packages are",
+        choices=("auto", "off"),
+        more="The packages may fetch weights.",
+    )
+    resamples: int = parameter(50, "draws behind the intervals of the Fréchet distance", low=0)
+    batch_size: int = parameter(50, "images that are made, sent and decoded together", low=1, high=1024)
+    seed: int = parameter(0, "seed of the first image, and of fading and noise", low=0)
+    threads: int = parameter(2, "CPU threads", low=1, high=1024)
+    out: str | None = parameter(None, "folder of the results; default results/meg/test")
 
 
 def chosen_prompts(config: TestConfig) -> list[str]:
@@ -115,17 +116,7 @@ class Experiment:
         self.rows: list[Row] = []
         self.prompts = chosen_prompts(config)
         self.trained = trained_models(Path(config.decoders))
-        self.generator = open_generator(
-            GeneratorOptions(
-                config.generator,
-                config.models,
-                config.steps,
-                config.cfg_scale,
-                config.side,
-                config.device,
-                config.dtype,
-            )
-        )
+        self.generator = open_generator(config.image_options())
         self.base = self.generator.base()
         for name, (_, d) in self.trained.items():
             if (d.family, d.channels) != (self.base.description.family, self.base.description.channels):
@@ -161,7 +152,7 @@ class Experiment:
 
     @torch.inference_mode()
     def received(self, scheme: Scheme, snr_db: float) -> torch.Tensor:
-        """All images as they arrive; every point and scheme has the same seed."""
+        """All images [N, 3, H, W] in 0..1 as they arrive; every point and scheme has the same seed."""
         generator = torch.Generator().manual_seed(self.config.seed)
         channel, made = Channel(self.config.channel), []
         for latents, images in zip(
@@ -189,6 +180,7 @@ class Experiment:
 
 
 def main(config: TestConfig, given: dict[str, Any]) -> None:
+    """Images, every point, and what is written of them. Raises ParameterError."""
     torch.set_num_threads(config.threads)
     if config.seed + config.images - 1 > LARGEST:
         raise ParameterError("seed", config.seed, f"must be at most {LARGEST} for the last of {config.images} images")

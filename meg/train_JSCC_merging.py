@@ -10,28 +10,30 @@ python meg/train_JSCC_merging.py --schedule published --start results/meg/meg_dt
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from common.command_line import command_line
 from common.parameters import ParameterError, parameter
 from common.run_folder import resumed
-from meg.decoders import load_model
+from meg.decoders import TRAINED, load_model
 from meg.merging import LARGEST, Tokens
 from meg.models import MergingModel
-from meg.training import FREE, PUBLISHED_MERGING, Stage, TrainingConfig, data_for, filled, train
-from resd3_medium.refine_sd3_infer import MODELS
-
-TRAINED = MODELS / "meg"  # what comes with the project
+from meg.training import PUBLISHED_MERGING, Phase, data_for, train
+from meg.training_parameters import FREE, TrainingConfig, filled
 
 
 @dataclasses.dataclass(kw_only=True)
 class MergingConfig(TrainingConfig):
     """Every parameter of train_JSCC_merging.py."""
 
+    GROUP: ClassVar[str] = "model"
+
     start: str | None = parameter(
-        None, "file of a MEG-DT model to start from; default models/meg/meg_dt.safetensors, with --told_snr meg_dt_snr"
+        None,
+        "file of a MEG-DT model to start from; default that of models/meg",
+        more="It is meg_dt.safetensors, with --told_snr meg_dt_snr.safetensors.",
     )
     ratio: float = parameter(0.5, "share of the tokens that are merged into others", low=0, high=LARGEST)
     token_rows: int = parameter(1, "latent cells of a token, downwards", low=1, high=16)
@@ -40,6 +42,7 @@ class MergingConfig(TrainingConfig):
 
 
 def main(config: MergingConfig, given: dict[str, Any]) -> None:
+    """The MEG-DT model to start from, the encoder and merging around it, and the training. Raises ParameterError."""
     config = filled(resumed(config, given, FREE) if config.resume else config)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # for new weights, which torch draws from its global generator
@@ -60,9 +63,9 @@ def main(config: MergingConfig, given: dict[str, Any]) -> None:
     if config.told_snr:
         model.fit(pairs.latents[: -config.validation])
     description = dataclasses.replace(description, share=config.ratio, tokens=dataclasses.astuple(tokens))
-    short = (Stage(config.steps, config.rate),)
-    stages = PUBLISHED_MERGING if config.schedule == "published" else short
-    train(config, model, description, pairs, stages)
+    short = (Phase(config.steps, config.rate),)
+    phases = PUBLISHED_MERGING if config.schedule == "published" else short
+    train(config, model, description, pairs, phases)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ class Compositions:
 
     @classmethod
     def joined(cls, parts: list["Compositions"]) -> "Compositions":
+        """Several batches as one, in order."""
         return cls(*(torch.cat([getattr(p, field.name) for p in parts]) for field in dataclasses.fields(cls)))
 
 
@@ -118,7 +119,10 @@ def main_hue(rgb: torch.Tensor, opacity: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 class Renderer:
-    """Draws compositions. `hue` [N] is each emoji's main hue, `colourful` [N] tells where turning it makes a colour."""
+    """Draws compositions, on a device.
+
+    `hue` [N] is each emoji's main hue in degrees, `colourful` [N] tells where turning it makes a colour.
+    """
 
     def __init__(self, emoji: EmojiSet, device: torch.device | str = "cpu") -> None:
         pictures = torch.from_numpy(emoji.pictures).to(device).permute(0, 3, 1, 2).float() / 255

@@ -85,7 +85,7 @@ def matched(assets: Mapping[str, bytes], entries: Iterable[dict[str, Any]], word
 
 
 def save_emoji(path: Path, emoji: EmojiSet) -> None:
-    """Write the archive."""
+    """Write the archive, from which `load_emoji` gives the same again. Raises OSError when it cannot be written."""
     words = json.dumps({"names": emoji.names, "aliases": emoji.aliases, "keywords": emoji.keywords})
 
     def write(temporary: Path) -> None:

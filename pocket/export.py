@@ -25,7 +25,10 @@ def tensors(model: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]
 
 
 def write_models(folder: Path, model: TextToLatent, vae: VAE, latents: LatentFormat) -> int:
-    """Write clip_l, clip_g and sd3_medium .safetensors. Returns their bytes."""
+    """Write clip_l, clip_g and sd3_medium .safetensors. Returns how many bytes they are.
+
+    Raises ParameterError when the folder cannot be written.
+    """
     image = tensors(model.mmdit, "model.diffusion_model.") | tensors(vae, "first_stage_model.")
     image["model.diffusion_model.pos_embed"] = model.mmdit.pos_embed.cpu().half()
     words = Extras(known_tokens=model.clip_l.config.known)

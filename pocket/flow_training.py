@@ -2,7 +2,7 @@
 
 Rectified flow as in Stable Diffusion 3 (Esser et al. 2024): the transformer learns the velocity noise - latent at
 logit-normal noise levels, with an empty caption in a tenth of the cases for classifier-free guidance. The latents of
-all emoji and of many compositions are computed once. Start reading at `FlowLearner.loss`.
+all emoji and of many compositions are computed once. Start reading at `FlowStage.loss`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from common.stages import AveragedLearner
+from common.stages import AveragedStage
 from pocket.captions import ROWS, Captions
 from pocket.compositions import Compositions, Renderer, draw
 from resd3_medium.mmdit import MMDiT, MMDiTConfig
@@ -40,7 +40,7 @@ class Latents:
 
 @torch.no_grad()
 def make_latents(vae: VAE, renderer: Renderer, out: torch.Tensor, count: int, seed: int) -> Latents:
-    """The latents of all emoji and of `count` compositions with attributes, none of them held `out`."""
+    """The latents of all emoji and of `count` compositions with attributes, none of them held `out` [N, attributes]."""
     generator = torch.Generator().manual_seed(seed)
     wanted = Compositions.joined(
         [Compositions.plain(torch.arange(len(out))), draw(count, renderer, out, generator, plain=0.0)]
@@ -66,7 +66,7 @@ def position_table(grid: int, width: int) -> torch.Tensor:
 
 
 class TextToLatent(nn.Module):
-    """Both text encoders and the transformer."""
+    """Both text encoders and the transformer, for texts of the `known` tokens, in ascending order."""
 
     def __init__(self, known: list[int]) -> None:
         super().__init__()
@@ -84,6 +84,7 @@ class TextToLatent(nn.Module):
                 nn.init.zeros_(parameter)  # every block begins as the identity
 
     def to_device(self, device: torch.device) -> "TextToLatent":
+        """This model with weights and known tokens on the device."""
         self.to(device)
         for encoder in (self.clip_l, self.clip_g):
             encoder.known = encoder.known.to(device)
@@ -98,12 +99,12 @@ class TextToLatent(nn.Module):
         return joined(self.clip_l(ids), self.clip_g(ids.masked_fill(after_end, 0)), None, 2 * CLIP_WIDTH)
 
     def forward(self, latent: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """The velocity [B, 16, H, W] at noise levels sigma [B]."""
+        """The velocity [B, 16, H, W] of latents at noise levels sigma [B] in 0..1, for tokens [B, ROWS]."""
         positions = self.mmdit.positions(*latent.shape[2:])
         return self.mmdit(latent, 1000 * sigma, *self.text(ids), positions)
 
 
-class FlowLearner(AveragedLearner):
+class FlowStage(AveragedStage):
     """The model, its moving average, and one training step after the other."""
 
     name = "flow"
@@ -132,7 +133,7 @@ class FlowLearner(AveragedLearner):
         self.optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
 
     def batch_of(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, noise, noise levels and tokens of a step."""
+        """Clean latents and noise [B, 16, 8, 8], noise levels [B] in 0..1 and tokens [B, ROWS] of a step."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         words = np.random.default_rng([self.seed, number])
         emoji, batch = len(self.captions.emoji), self.batch
@@ -151,6 +152,7 @@ class FlowLearner(AveragedLearner):
         return tuple(x.to(self.device) for x in (latent, noise, sigma, ids))
 
     def loss(self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """The mean square error of the velocity, a scalar, for what `batch_of` gives (Esser et al. 2024)."""
         level = sigma[:, None, None, None]
         # On the CPU, the backward pass of torch's fused attention takes longer than plain products at these sizes.
         with torch.autocast(self.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
@@ -179,7 +181,7 @@ class FlowLearner(AveragedLearner):
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, torch.Tensor]:
-        """Of 64 emoji, how many are nearest to their own latent among all; and pictures for a sheet."""
+        """Of 64 emoji, which share is nearest to its own latent among all; and 64 pictures for a sheet."""
         names = self.captions.emoji.names
         asked = list(range(0, len(names), max(1, len(names) // 64)))[:64]
         made = self.made([names[i] for i in asked], self.seed, steps=10).cpu()

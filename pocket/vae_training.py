@@ -2,7 +2,7 @@
 
 Stable Diffusion 3's autoencoder (resd3_medium/vae.py) with small widths: absolute and squared error of the pixels, the
 absolute error of their means over squares, which weighs colours, and a small Kullback-Leibler term that keeps latents
-smooth. Start reading at `VAELearner.loss`.
+smooth. Start reading at `VAEStage.loss`.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import torch
 from torch.nn.functional import avg_pool2d
 
-from common.stages import AveragedLearner
+from common.stages import AveragedStage
 from pocket.compositions import Compositions, Renderer, draw
 from resd3_medium.vae import VAE, VAEConfig
 
@@ -24,7 +24,7 @@ def psnr(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return 10 * torch.log10(4 / error.clamp(min=1e-10))
 
 
-class VAELearner(AveragedLearner):
+class VAEStage(AveragedStage):
     """The autoencoder, its moving average, and one training step after the other. Pairs held `out` are not seen."""
 
     name = "vae"
@@ -40,6 +40,7 @@ class VAELearner(AveragedLearner):
         self.shown = renderer(Compositions.plain(torch.arange(0, len(out), max(1, len(out) // 128))))
 
     def loss(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The error, a scalar, of images [B, 3, H, W] in -1..1 that come back from latents drawn with noise."""
         with torch.autocast(images.device.type, torch.bfloat16):
             mean, log_variance = self.model.encoder(images).float().chunk(2, 1)
             log_variance = log_variance.clamp(-12, 6)

@@ -71,6 +71,7 @@ class VectorEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Vectors [B, width] of x [B, in]."""
         return self.mlp(x)
 
 
@@ -82,6 +83,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.channels, config.width, config.patch, config.patch)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """Rows [B, H/patch * W/patch, width] of a latent [B, channels, H, W]."""
         return self.proj(latent).flatten(2).transpose(1, 2)
 
 
@@ -103,6 +105,7 @@ class MLP(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows [B, L, width] of rows [B, L, width]."""
         # in place, which spares a copy of the widest rows; autograd keeps what it needs
         return self.fc2(torch.ops.aten.gelu_(self.fc1(x), approximate="tanh"))
 
@@ -124,7 +127,10 @@ class StreamBlock(nn.Module):
             self.mlp = MLP(width, 4 * width)
 
     def before(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Queries, keys and values [B, L, 3 width] of the stream's rows, and the modulations that `after` needs."""
+        """Queries, keys and values [B, L, 3 width] of the stream's rows x [B, L, width], and what `after` needs.
+
+        That is the four other modulations [B, width], none in the last context block; condition is [B, width].
+        """
         shift, scale, *rest = self.adaLN_modulation(condition).chunk(2 if self.last else 6, dim=1)
         return self.attn.qkv(modulate(self.norm1(x), shift, scale)), rest
 
@@ -168,6 +174,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Patches [B, L, patch * patch * channels] of rows x [B, L, width]; condition is [B, width]."""
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 

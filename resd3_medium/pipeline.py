@@ -19,6 +19,7 @@ from torch import nn
 from common.parameters import ParameterError
 from common.pictures import to_image
 from common.run_folder import describe
+from resd3_medium.folders import TOKENIZERS
 from resd3_medium.mmdit import MMDiT
 from resd3_medium.refine_other_impls import ClipTextModel, ClipTokenizer, T5Encoder, T5Tokenizer, Tokens, joined
 from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
@@ -26,7 +27,6 @@ from resd3_medium.streaming import BlockStream
 from resd3_medium.vae import VAE
 from resd3_medium.weights import PARTS, WeightsFile, build, file_dtype, finish, structure
 
-TOKENIZERS = Path(__file__).resolve().parents[1] / "models" / "tokenizers"
 LAYERS = {"CLIP-L": "text_model.encoder.layers", "CLIP-G": "text_model.encoder.layers"}
 LAYERS |= {"T5": "encoder.block", "MMDiT": "joint_blocks"}  # where the layers lie that level `block` streams
 
@@ -59,6 +59,7 @@ class Pipeline:
 
     `t5_rows` is the number of T5 tokens per prompt, 0 without T5; `zero_rows` appends as many rows of zeros where T5
     is left out, as diffusers does (256). `tile` is the side, in latent cells, above which the decoder works in tiles.
+    Raises ParameterError for files that are not whole, hold other models, or do not belong together.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class Pipeline:
     def bring(self, name: str) -> nn.Module:
         """The named model on the device. Below level `none`, what was there before goes first.
 
-        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder.
+        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder. Raises
+        ParameterError when the file does not hold the model.
         """
         if name in self.resident:
             return self.resident[name]
@@ -141,7 +143,10 @@ class Pipeline:
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], progress: Callable[[], None] = lambda: None) -> dict[str, Conditioning]:
-        """Every different prompt's conditioning. An encoder runs over all prompts before the next one is brought in."""
+        """Every different prompt's conditioning. An encoder runs over all prompts before the next one is brought in.
+
+        `progress` is called after each prompt and encoder. Raises ParameterError when an encoder has too few tokens.
+        """
         different = list(dict.fromkeys(prompts))
         tokens = {prompt: self.tokens(prompt) for prompt in different}
         outputs: dict[str, list] = {}
@@ -178,13 +183,16 @@ class Pipeline:
 
     @torch.inference_mode()
     def encode_image(self, settings: Settings, generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """Scaled latents [B, channels, H/8, W/8] of the initial image, one draw for each generator."""
+        """Scaled latents [B, channels, H/8, W/8] of the initial image, one draw for each generator.
+
+        Raises ParameterError when the image cannot be read.
+        """
         image = load_image(settings.init_image, settings.width, settings.height).to(self.device)
         vae: VAE = self.bring("VAE")
         return vae.encode(image, generators)
 
     def levels(self, settings: Settings) -> list[float]:
-        """The noise levels that the sampler goes through."""
+        """The noise levels [steps + 1] that the sampler goes through, the last of them 0."""
         levels = noise_levels(settings.steps, settings.shift, settings.exact_end)
         return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise)
 
@@ -201,7 +209,11 @@ class Pipeline:
         settings: Settings,
         step_done: Callable[[], None] = lambda: None,
     ) -> torch.Tensor:
-        """Scaled latents [B, channels, H/8, W/8] in float32 for B prompts, negative prompts and seeds."""
+        """Scaled latents [B, channels, H/8, W/8] in float32 for B prompts, negative prompts and seeds.
+
+        `step_done` is called after each denoising step. Raises ParameterError when the initial image cannot be read, or
+        the latents are not finite, as at float16 they may be; ValueError for images beyond the position table.
+        """
         height, width = settings.height // self.factor, settings.width // self.factor
         levels = self.levels(settings)
         generators = self.generators(seeds)
@@ -233,7 +245,10 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Images of scaled latents, one by one, with pixels rounded to 0..255."""
+        """Images of scaled latents [B, channels, H/8, W/8], one by one, with pixels rounded to 0..255.
+
+        Raises ParameterError when the pixels are not finite.
+        """
         vae: VAE = self.bring("VAE")
         images = []
         for latent in latents:

@@ -2,7 +2,8 @@
 
 CLIP is a causal transformer over 77 tokens (Radford et al. 2021), T5 an encoder with relative positions (Raffel et al.
 2020, version 1.1). Module names follow the released files, and sizes are read off the tensors' shapes. `joined` puts
-their outputs together as the transformer wants them. Start reading at `joined`, then `ClipTextModel.forward`.
+their outputs together as the transformer wants them. The file has the name of the published code's, and
+holds tokenizers and text encoders only. Start reading at `joined`, then `ClipTextModel.forward`.
 """
 
 import dataclasses
@@ -51,6 +52,7 @@ class ClipTokenizer:
         return self.bpe(text, add_special_tokens=False)["input_ids"]
 
     def __call__(self, prompt: str, rows: int, filler: int) -> Tokens:
+        """`rows` tokens of a prompt between start and end, filled up with `filler`."""
         ids = self.ids(prompt)
         kept, rest = ids[: rows - 2], ids[rows - 2 :]
         filled = [START, *kept, END]
@@ -66,6 +68,7 @@ class T5Tokenizer:
         self.unigram = Tokenizer.from_file(str(folder / "t5_tokenizer.json"))
 
     def __call__(self, prompt: str, length: int) -> Tokens:
+        """`length` tokens of a prompt."""
         ids = self.unigram.encode(prompt, add_special_tokens=False).ids
         kept, rest = ids[: length - 1], ids[length - 1 :]
         filled = [*kept, 1]
@@ -93,7 +96,10 @@ class ClipConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, known: Sequence[int] | None = None) -> "ClipConfig":
-        """The sizes of a checkpoint's tensors. Raises KeyError for a tensor that is missing."""
+        """The sizes of a checkpoint's tensors.
+
+        Raises KeyError for a tensor that is missing, ValueError for `known` tokens that are not those of the table.
+        """
         vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
         rows = shapes["text_model.embeddings.position_embedding.weight"][0]
         if known is not None and (len(known) != vocabulary - 1 or list(known) != sorted({int(i) for i in known})):
@@ -105,6 +111,7 @@ class ClipConfig:
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """CLIP-L's activation, near to a GELU, for x of any shape."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -116,6 +123,7 @@ class ClipAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows [B, T, width] of rows [B, T, width]."""
         heads = (
             layer(x).unflatten(2, (-1, min(HEAD_WIDTH, x.shape[2]))).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
@@ -140,6 +148,7 @@ class ClipLayer(nn.Module):
         self.layer_norm2, self.mlp = nn.LayerNorm(config.width), ClipMLP(config.width, config.hidden)
 
     def forward(self, x: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Rows [B, T, width] of rows [B, T, width]."""
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp.fc2(activation(self.mlp.fc1(self.layer_norm2(x))))
 
@@ -162,7 +171,7 @@ class ClipTextModel(nn.Module):
         self.stream: Iterable[nn.Module] | None = None  # brings the layers in one by one where not all are resident
 
     def places(self, ids: torch.Tensor) -> torch.Tensor:
-        """The tokens' rows in the token table."""
+        """The tokens' rows [B, T] in the token table, of ids [B, T]."""
         if self.known is None:
             return ids
         place = torch.searchsorted(self.known, ids).clamp(max=len(self.known) - 1)
@@ -223,6 +232,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [.., width] normalised, in the weights' dtype."""
         x = x.float()
         return (x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(self.weight.dtype) * self.weight
 
@@ -239,6 +249,7 @@ class T5Attention(nn.Module):
             self.relative_attention_bias = nn.Embedding(config.buckets, config.heads)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Rows [B, T, width] of rows [B, T, width], with a bias [1, heads, T, T]."""
         q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         attended = scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         return self.o(attended.transpose(1, 2).flatten(2))
@@ -253,6 +264,7 @@ class T5Gate(nn.Module):
         self.wo = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows [B, T, width] in float32 of rows [B, T, width]."""
         product = gelu(self.wi_0(x).float(), approximate="tanh") * self.wi_1(x).float()
         return linear(product, self.wo.weight.float())
 

@@ -2,8 +2,8 @@
 
 A latent x at noise level sigma is (1 - sigma) * data + sigma * noise, the model predicts the velocity noise - data, and
 sampling goes from sigma = 1 to 0 (Liu et al. 2022; Esser et al. 2024). All latents are float32 whatever the weights
-are. A model here is a function of (x [B, C, H, W], sigma as a float) to the velocity [B, C, H, W]. Start reading at
-`euler`.
+are. A model here is a function of (x [B, C, H, W], sigma as a float) to the velocity [B, C, H, W]. The file has the
+name of the published code's, and holds the sampling only. Start reading at `euler`.
 """
 
 import itertools
@@ -46,7 +46,7 @@ def image_to_image_levels(levels: Sequence[float], denoise: float) -> list[float
 
 
 def noised(latent: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The latent at noise level sigma."""
+    """The latent [B, C, H, W] at noise level sigma in 0..1, for noise of the same shape."""
     return (1 - sigma) * latent + sigma * noise
 
 
@@ -104,6 +104,7 @@ def dpmpp_2m(velocity: Velocity, x: torch.Tensor, levels: Sequence[float]) -> It
 
 
 def half_log_snr(sigma: float) -> float:
+    """lambda = log((1 - sigma) / sigma) of a noise level; infinite where there is no data, or no noise."""
     if sigma >= 1:
         return -math.inf
     return math.inf if sigma <= 0 else math.log((1 - sigma) / sigma)

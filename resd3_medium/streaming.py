@@ -48,8 +48,8 @@ class BlockStream:
         parts = buffer[: sum(t.numel() for t in tensors.values())].split([t.numel() for t in tensors.values()])
         return {name: part.view(t.shape) for (name, t), part in zip(tensors.items(), parts, strict=True)}
 
-    def fetch(self, i: int) -> Future | None:
-        """Begin to copy block i's weights into its buffer."""
+    def fetch(self, i: int) -> "Future[None] | None":
+        """Begin to copy block i's weights into its buffer. Returns what tells the end, on CUDA None: events do."""
         if not self.cuda:
             return self.thread.submit(copy_all, self.views[i], self.host[i])
         with torch.cuda.stream(self.copies):
@@ -59,6 +59,7 @@ class BlockStream:
         return None
 
     def __iter__(self) -> Iterator[nn.Module]:
+        """The blocks in order, each with its weights in place, while the next one's are on their way."""
         if self.cuda:  # nothing of an earlier pass may still read the buffers
             for event in self.used:
                 event.record(torch.cuda.current_stream(self.device))
@@ -78,6 +79,7 @@ class BlockStream:
 
 @torch.inference_mode()
 def copy_all(views: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
+    """Copy each tensor into the view of its name, which may be of another dtype."""
     for name, view in views.items():
         view.copy_(tensors[name])
 

@@ -25,7 +25,7 @@ CHUNK = "dedgeai"  # the PNG text chunk that holds the task as JSON
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class ImageTask:
     """One image to make."""
 
     prompt: str
@@ -85,19 +85,19 @@ def choose_prompts(prompt: Sequence[str], file: str | None, number: int | None, 
 
 def draw_tasks(
     prompts: Sequence[str], negative_prompt: str, seed: int, steps: tuple[int, int], settings: Settings
-) -> list[Task]:
+) -> list[ImageTask]:
     """A task for each prompt: image i has seed + i, and its own number of steps, drawn with that seed."""
     tasks = []
     for i, prompt in enumerate(prompts):
         demand = int(np.random.default_rng(seed + i).integers(steps[0], steps[1], endpoint=True))
-        tasks.append(Task(prompt, negative_prompt, seed + i, dataclasses.replace(settings, steps=demand)))
+        tasks.append(ImageTask(prompt, negative_prompt, seed + i, dataclasses.replace(settings, steps=demand)))
     return tasks
 
 
 # --- images and their list ---
 
 
-def png_bytes(image: Image.Image, task: Task, more: dict[str, Any]) -> bytes:
+def png_bytes(image: Image.Image, task: ImageTask, more: dict[str, Any]) -> bytes:
     """The image as a PNG file, with the task and `more` in its text chunks."""
     content = dataclasses.asdict(task) | more
     chunks = PngImagePlugin.PngInfo()
@@ -109,7 +109,7 @@ def png_bytes(image: Image.Image, task: Task, more: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def save_image(image: Image.Image, folder: Path, task: Task, more: dict[str, Any]) -> Path:
+def save_image(image: Image.Image, folder: Path, task: ImageTask, more: dict[str, Any]) -> Path:
     """Write the image as `png_bytes` gives it under a new name."""
     content = png_bytes(image, task, more)
     words = re.sub(r"[^a-z0-9]+", "-", task.prompt.lower()).strip("-")[:40].strip("-") or "image"
@@ -119,15 +119,15 @@ def save_image(image: Image.Image, folder: Path, task: Task, more: dict[str, Any
     return path
 
 
-def read_task(path: str) -> tuple[Task, dict[str, Any]]:
+def read_task(path: str) -> tuple[ImageTask, dict[str, Any]]:
     """The task that made an image, and what else its text chunks say. Raises ParameterError when it has none."""
     try:
         with Image.open(path) as image:
             image.load()
             content = json.loads(image.text[CHUNK])
         settings = Settings(**content.pop("settings"))
-        names = [field.name for field in dataclasses.fields(Task) if field.name != "settings"]
-        task = Task(**{name: content.pop(name) for name in names}, settings=settings)
+        names = [field.name for field in dataclasses.fields(ImageTask) if field.name != "settings"]
+        task = ImageTask(**{name: content.pop(name) for name in names}, settings=settings)
         if not (isinstance(task.prompt, str) and isinstance(task.negative_prompt, str)):
             raise TypeError("a prompt that is no text")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
@@ -154,7 +154,7 @@ def check_table(folder: Path) -> None:
         raise ParameterError("out", folder, f"its tasks.csv must be one of this script ({describe(error)})") from None
 
 
-def list_task(folder: Path, image: Path, task: Task, took: Measured) -> None:
+def list_task(folder: Path, image: Path, task: ImageTask, took: Measured) -> None:
     """Add the task's row to the folder's tasks.csv."""
     table = folder / "tasks.csv"
     rows = [[row.get(name, "") for name in HEADER] for row in read_csv(table)] if table.is_file() else []

@@ -26,9 +26,11 @@ class LatentFormat:
     shift: float = 0.0609
 
     def scaled(self, raw: torch.Tensor) -> torch.Tensor:
+        """Latents as the transformer wants them, of raw ones of any shape."""
         return (raw - self.shift) * self.scale
 
     def raw(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Latents as the autoencoder has them, of scaled ones of any shape."""
         return scaled / self.scale + self.shift
 
 
@@ -56,6 +58,7 @@ class VAEConfig:
 
 
 def norm(width: int, groups: int) -> nn.GroupNorm:
+    """The group norm of every layer here."""
     return nn.GroupNorm(groups, width, eps=1e-6)
 
 
@@ -69,6 +72,7 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [B, outputs, H, W] of x [B, inputs, H, W]."""
         h = self.conv1(silu(self.norm1(x)))
         return self.nin_shortcut(x) + self.conv2(silu(self.norm2(h)))
 
@@ -82,6 +86,7 @@ class PixelAttention(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [B, width, H, W] of x [B, width, H, W]."""
         h = self.norm(x)
         # Fused attention wants each cell's numbers beside each other; without it, memory grows with the cells squared.
         q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None].contiguous() for layer in (self.q, self.k, self.v))
@@ -98,6 +103,7 @@ class Middle(nn.Module):
         self.attn_1 = PixelAttention(width, groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [B, width, H, W] of x [B, width, H, W]."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -110,6 +116,7 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1) if up else nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [B, width, 2 H, 2 W] or [B, width, H/2, W/2] of x [B, width, H, W]."""
         if self.up:
             return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
         return self.conv(pad(x, (0, 1, 0, 1)))  # the released model pads right and below only
@@ -127,6 +134,7 @@ class Level(nn.Module):
         self.resample = resample
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [B, outputs, H', W'] of x [B, inputs, H, W], where H' and W' are those of the next level."""
         for block in self.block:
             x = block(x)
         return getattr(self, self.resample)(x) if self.resample else x
@@ -149,6 +157,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.channels, 3, padding=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Moments [B, 2 * channels, H/8, W/8]: means, then log-variances, of images [B, 3, H, W] in -1..1."""
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
@@ -171,6 +180,7 @@ class Decoder(nn.Module):
         self.norm_out, self.conv_out = norm(widths[0], config.groups), nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W], about -1..1, of raw latents [B, channels, H/8, W/8]."""
         x = self.mid(self.conv_in(latent))
         for level in reversed(self.up):
             x = level(x)
@@ -186,7 +196,10 @@ class VAE(nn.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
     def encode(self, image: torch.Tensor, generators: Sequence[torch.Generator] = ()) -> torch.Tensor:
-        """Scaled latents in float32 of an image [1, 3, H, W] in -1..1: the mean, or a draw with each CPU generator."""
+        """Scaled latents [B, channels, H/8, W/8] in float32 of images [B, 3, H, W] in -1..1: their means.
+
+        With B CPU `generators`, they are as many draws for one image instead, one with each.
+        """
         moments = self.encoder(image.to(self.encoder.conv_in.weight.dtype)).float()
         mean, log_variance = moments.chunk(2, dim=1)
         if generators:
@@ -195,7 +208,7 @@ class VAE(nn.Module):
         return self.latents.scaled(mean)
 
     def decode(self, latent: torch.Tensor, tile: int = 0) -> torch.Tensor:
-        """Images in float32, about -1..1, of scaled latents.
+        """Images [B, 3, H, W] in float32, about -1..1, of scaled latents [B, channels, H/8, W/8].
 
         With `tile`, latents larger than `tile` cells along a side are decoded in overlapping tiles of that size, which
         bounds the memory. Tiles are not exact: each one's norms and attention see that tile only.

@@ -50,6 +50,7 @@ class Extras:
         return found
 
     def to_metadata(self) -> dict[str, str]:
+        """The metadata of a file, from which `from_metadata` gives the same again."""
         content = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         return {KEY: json.dumps(content)}
 
@@ -152,6 +153,7 @@ class WeightsFile:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none."""
     lines = str(error).splitlines()
     return lines[0][:120] if lines else type(error).__name__
 
@@ -231,6 +233,7 @@ def belongs(part: Part, name: str) -> bool:
 
 
 def listed(prefix: str, names: list[str]) -> str:
+    """The first three names, with their prefix."""
     return ", ".join(prefix + name for name in names[:3]) + (" .." if len(names) > 3 else "")
 
 

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import Parameters, parameter, resolve
-from coop_lad_ts.main_coop import CoopConfig
+from coop_lad_ts.coop_actors import States, StationActors
+from coop_lad_ts.coop_parameters import CoopConfig
 from coop_lad_ts.model_coop import CoopAgents
-from lad_ts.agents import SeededLearner
+from lad_ts.agents import SeededScheduler
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
-from lad_ts.main_lad import LadConfig
-from lad_ts.model_lad import LadAgents
+from lad_ts.model_lad import LadAgents, LadConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,7 +33,7 @@ class BenchConfig(Parameters):
     repeats: int = parameter(300, "timed calls of each policy", low=1)
 
 
-def one_slot(agents: SeededLearner, config: Any) -> Slot:
+def one_slot(agents: SeededScheduler, config: Any) -> Slot:
     """A slot of an episode that the agents have begun."""
     scenario, rows = draw_scenario(config, agents.seeds), [(agents.seeds[0], 0)]
     slot = CollaborativeMEC(scenario, slot_length=config.slot_length).reset(draw_arrivals(config, rows))
@@ -61,11 +61,11 @@ def coop_alone(agents: CoopAgents, slot: Slot, tasks: int) -> Callable[[], torch
 
     def decide() -> torch.Tensor:
         workload, q = slot.workload[:, :1, :tasks].float(), slot.backlog.float()[:, None]
-        if agents.shared:
-            return agents.actor.logits(agents.weights, agents.view, None, now, workload, q).softmax(-1)
-        state = agents.actor.state(agents.view, row, now, workload.contiguous(), q)
-        latent = agents.memory[:, :1, :, slot.t, :tasks]
-        return agents.actor.logits(agents.theta[:1], state, latent).softmax(-1)
+        states = States(None if agents.shared else row, now, workload.contiguous(), q)
+        if isinstance(agents.actor, StationActors):
+            latent = agents.actor.memory[:, :1, :, slot.t, :tasks]
+            return agents.actor.x0(agents.theta[:1], agents.actor.state(agents.view, states), latent).softmax(-1)
+        return agents.actor.logits(agents.weights, agents.view, states).softmax(-1)
 
     return decide
 

@@ -23,9 +23,11 @@ from common.parameters import Parameters, parameter
 from common.run_folder import peak_mebibytes
 from meg.dataset import Pairs
 from meg.decoders import model_of
-from meg.generators import GeneratorOptions, open_generator
+from meg.generators import open_generator
+from meg.image_generator import ImageOptions
 from meg.models import SplitModel
-from meg.training import MEGLearner, Stage, TrainingConfig, accelerator_for, filled
+from meg.training import MEGStage, Phase, accelerator_for
+from meg.training_parameters import TrainingConfig, filled
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -44,7 +46,7 @@ class BenchConfig(Parameters):
 
 def sides(config: BenchConfig) -> dict[str, Callable[[int], float]]:
     """A function that trains on a batch, for each side."""
-    base = open_generator(GeneratorOptions(device="cpu", dtype="float32")).base()
+    base = open_generator(ImageOptions(device="cpu", dtype="float32")).base()
     generator = torch.Generator().manual_seed(0)
     count = 8 * config.batch
     latents = torch.randn(count, 16, 8, 8, generator=generator).half()
@@ -54,8 +56,8 @@ def sides(config: BenchConfig) -> dict[str, Callable[[int], float]]:
     def meg_side() -> Callable[[int], float]:
         model = model_of(base.description, base.decoder)
         accelerator = accelerator_for(settings)
-        stages = (Stage(1_000_000, 1e-3),)
-        return MEGLearner("meg_dt", model, Pairs(latents, images), stages, settings, accelerator).step
+        phases = (Phase(1_000_000, 1e-3),)
+        return MEGStage("meg_dt", model, Pairs(latents, images), phases, settings, accelerator).step
 
     def plain_side() -> Callable[[int], float]:
         model = SplitModel(base.decoder, 16, base.description.latents).to(config.device).train()
@@ -87,6 +89,7 @@ def memory_of(config: BenchConfig, side: str) -> float:
 
 
 def main(config: BenchConfig, given: dict[str, Any]) -> None:
+    """Let both sides take turns, and print their times and memory."""
     torch.set_num_threads(config.threads)
     running = sides(config)
     for step in running.values():

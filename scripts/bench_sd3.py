@@ -14,25 +14,37 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tqdm import tqdm
 
 from common.command_line import command_line
+from common.device import choose_device
 from common.parameters import ParameterError, Parameters, parameter
+from resd3_medium.dtypes import DTYPES, choose_dtype
+from resd3_medium.folders import MODELS
 from resd3_medium.pipeline import Conditioning, Pipeline, Settings
-from resd3_medium.refine_sd3_infer import DTYPES, MODELS, choose_device, choose_dtype
 from resd3_medium.weights import PARTS, WeightsFile, build, structure
 
 
 @dataclasses.dataclass(kw_only=True)
-class BenchConfig(Parameters):
-    """Every parameter of bench_sd3.py."""
+class ModelParameters(Parameters):
+    """What is measured."""
+
+    GROUP: ClassVar[str] = "model"
 
     models: str = parameter(str(MODELS), "folder of the model files")
     device: str = parameter("auto", "where the models run", choices=("auto", "cuda", "mps", "cpu"))
     dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
+
+
+@dataclasses.dataclass(kw_only=True)
+class BenchConfig(ModelParameters):
+    """Every parameter of bench_sd3.py."""
+
+    GROUP: ClassVar[str] = "measurement"
+
     sizes: str = parameter("512", "sides of the square images, separated by commas", unit="pixels")
     steps: int = parameter(2, "denoising steps of each measured image", unit="steps", low=1)
     repeats: int = parameter(3, "times that a denoising step is measured on each side", low=1)
@@ -51,6 +63,7 @@ class AnonymousMemory:
         return self
 
     def watch(self) -> None:
+        """Look every 20 ms, until the end."""
         while not self.stop.wait(0.02):
             lines = Path("/proc/self/status").read_text().splitlines()
             kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
@@ -62,16 +75,17 @@ class AnonymousMemory:
 
 
 def settings(side: int, steps: int) -> Settings:
+    """A square image of that side in pixels."""
     return Settings(steps=steps, width=side, height=side)
 
 
 def measure(config: BenchConfig, level: str, side: int) -> dict[str, float]:
     """Seconds of each stage and peak memory in MiB of one image."""
-    device = choose_device(config)
+    device = choose_device(config.device)
     times = {}
     with AnonymousMemory() as memory:
         start = time.perf_counter()
-        pipeline = Pipeline(Path(config.models), device, choose_dtype(config, device), level)
+        pipeline = Pipeline(Path(config.models), device, choose_dtype(config.dtype, device), level)
         times["load"] = time.perf_counter() - start
         texts = pipeline.encode(["a lighthouse above the sea", ""])
         times["text"] = time.perf_counter() - start - times["load"]
@@ -89,6 +103,7 @@ def measure(config: BenchConfig, level: str, side: int) -> dict[str, float]:
 
 
 def random_conditioning(pipeline: Pipeline) -> Conditioning:
+    """What stands for a prompt: 77 rows of noise."""
     generator = torch.Generator().manual_seed(0)
     width, pooled = pipeline.config.context_width, pipeline.config.pooled_width
     return Conditioning(torch.randn(1, 77, width, generator=generator), torch.randn(1, pooled, generator=generator))
@@ -122,8 +137,8 @@ def diffusers_transformer(config: BenchConfig, device: torch.device, dtype: torc
 @torch.inference_mode()
 def compare_step(config: BenchConfig, side: int) -> tuple[float, float, float]:
     """Least seconds of a guided step here and with diffusers, and how far the velocities differ, relatively."""
-    device = choose_device(config)
-    dtype = choose_dtype(config, device)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
     pipeline = Pipeline(Path(config.models), device, dtype, "model")
     ours, theirs = build(PARTS["MMDiT"], pipeline.models, device, dtype), diffusers_transformer(config, device, dtype)
     condition = random_conditioning(pipeline)
@@ -150,6 +165,7 @@ def compare_step(config: BenchConfig, side: int) -> tuple[float, float, float]:
 
 
 def main(config: BenchConfig, given: dict[str, Any]) -> None:
+    """Print both tables, level by level and size by size. Raises ParameterError."""
     if config.one:
         level, _, side = config.one.partition(":")
         print(json.dumps(measure(config, level, int(side))))
@@ -166,10 +182,10 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
         raise ParameterError(
             "levels", config.levels, f"must be of none, model, block, not {', '.join(sorted(unknown))}"
         )
-    device = choose_device(config)
-    print(f"device {device}, {choose_dtype(config, device)}, {torch.get_num_threads()} threads, T5 off\n")
+    device = choose_device(config.device)
+    print(f"device {device}, {choose_dtype(config.dtype, device)}, {torch.get_num_threads()} threads, T5 off\n")
     start = time.perf_counter()
-    build(PARTS["MMDiT"], Path(config.models), device, choose_dtype(config, device))
+    build(PARTS["MMDiT"], Path(config.models), device, choose_dtype(config.dtype, device))
     print(f"MMDiT loads in {time.perf_counter() - start:.2f} s\n")
     print("| level | size | load s | text s | s per step | decode s | peak GiB |\n|---|---|---|---|---|---|---|")
     script = [sys.executable, __file__, f"--models={config.models}", f"--device={config.device}"]

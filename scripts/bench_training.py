@@ -22,8 +22,7 @@ from common.parameters import Parameters, parameter, resolve
 from common.run_folder import peak_memory
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
-from lad_ts.main_lad import LadConfig
-from lad_ts.model_lad import LadAgents
+from lad_ts.model_lad import LadAgents, LadConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,6 +38,7 @@ class BenchConfig(Parameters):
 
 
 def prepare(device: str, seeds: int, **given: Any) -> tuple[LadConfig, CollaborativeMEC, LadAgents]:
+    """Parameters, environment and untrained agents of seeds 0, 1, .."""
     config = resolve(LadConfig, given | {"seeds": seeds, "device": device})
     numbers = list(range(seeds))
     env = CollaborativeMEC(draw_scenario(config, numbers), device, config.slot_length)
@@ -102,6 +102,7 @@ class PlainAgent:
         ]
 
     def probabilities(self, state: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """Action probabilities [M, B] for state [M, F] and latent [M, B]."""
         for i in reversed(range(self.steps)):
             step = self.embedding[i].expand(len(state), -1)
             noise = self.actor(torch.cat([latent, step, state], 1)).softmax(1)
@@ -151,6 +152,7 @@ def plain_loop_seconds(slots: int) -> float:
 def plain_slot(
     env: CollaborativeMEC, slot: Slot, agents: list[PlainAgent], latent: torch.Tensor, minibatch: tuple
 ) -> Slot:
+    """Schedule a slot task by task, update every agent by itself, and go on to the next slot."""
     action = torch.zeros(slot.mask.shape, dtype=torch.long)
     for b, agent in enumerate(agents):
         for n in range(int(slot.mask[0, b].sum())):
@@ -180,6 +182,7 @@ def decision_microseconds(num_bs: int, num_tasks: int, repeats: int) -> float:
 
 
 def spin(stop: Any) -> None:
+    """Compute until asked to stop."""
     while not stop.is_set():
         sum(range(10_000))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
-from resd3_medium.refine_sd3_infer import MODELS
+from resd3_medium.folders import MODELS
 from resd3_medium.weights import PARTS, Part, WeightsFile, file_dtype, structure
 
 
@@ -38,6 +38,7 @@ def judged(part: Part, models: Path) -> tuple[bool, str]:
 
 
 def main(config: CheckConfig, given: dict[str, Any]) -> None:
+    """Print a line for each model. Exits with 1 when one is missing or wrong."""
     whole = True
     for part in PARTS.values():
         right, words = judged(part, Path(config.models))

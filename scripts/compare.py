@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from baselines.heuristics import HEURISTICS
+from baselines.rules import RULES
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import RESULTS, describe, read_config, read_csv, writable, write_csv, write_text
 from common.statistics_seeds import episode_mean, final_span, with_interval
 from lad_ts.environment_lad import EnvironmentParameters
+from lad_ts.history import HEADER as DELAY_COLUMNS
 from lad_ts.plots import Curve, plot_delays, plot_gaps, smooth
-from lad_ts.training import HEADER as DELAY_COLUMNS
-from lad_ts.training import FixedParameters
+from lad_ts.run_parameters import FixedParameters
 
 # Steady delays in s that are read off the published figure (arXiv 2412.18212).
 PUBLISHED = {
@@ -33,7 +33,7 @@ PUBLISHED = {
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(FixedParameters)}
 ENVIRONMENT = {field.name for field in dataclasses.fields(EnvironmentParameters)} - {"tied_sizes"}
 COLUMNS = tuple(name for name in DELAY_COLUMNS if name.endswith("_s"))
-BUILT_IN = {name.replace("_", " ") for name in HEURISTICS}
+BUILT_IN = {name.replace("_", " ") for name in RULES} - {"lower bound"}
 HEADER = (
     *("method", "delay s", "above Opt-TS %", "p50 s", "p95 s", "p99 s", "episodes to 5 % of Opt-TS"),
     *("episodes to 5 % of own final", "s per episode and seed", "published delay s"),
@@ -73,7 +73,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """A run from its folder. Raises ParameterError when its files are not whole."""
-    method, parameters = read_config(folder)
+    method, parameters = read_config(folder, "runs")
     seeds = parameters["seeds"]
     try:
         rows, times = read_csv(folder / "delay.csv"), read_csv(folder / "seconds.csv")
@@ -121,6 +121,7 @@ def first_within(ratio: np.ndarray, limit: np.ndarray) -> str:
 
 
 def table_row(run: Run, last: int, window: int) -> list[str]:
+    """A run's cells under HEADER: means of the last episodes, and when the windowed mean came within 5 %."""
     ratio = run.columns["delay_s"] / run.columns["opt_delay_s"]
     final = ratio[-last:].mean(0)
     reach_opt = reach_own = "-"
@@ -145,7 +146,7 @@ def table_row(run: Run, last: int, window: int) -> list[str]:
 
 
 def draw_order(run: Run) -> tuple[bool, bool, str]:
-    """Learners first, tuned before paper, then by name."""
+    """Methods that learn first, tuned before paper, then by name."""
     return not run.learns, "(paper)" in run.method, run.method
 
 
@@ -168,9 +169,9 @@ def main(config: CompareConfig, given: dict[str, Any]) -> None:
             references.append(curve)
     panels = {}
     for preset, words in (("paper", "the published semantics"), ("tuned", "what works better")):
-        learners = [run for run in runs if run.learns and run.parameters.get("preset", "tuned") == preset]
-        if learners:
-            curves = [Curve(run.method, episodes, run.columns["delay_s"]) for run in learners]
+        learning = [run for run in runs if run.learns and run.parameters.get("preset", "tuned") == preset]
+        if learning:
+            curves = [Curve(run.method, episodes, run.columns["delay_s"]) for run in learning]
             panels[f"Preset {preset}: {words}"] = curves + references
     plot_delays(out / "comparison", panels or {"no learning": references}, config.window, inset=True)
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import describe, writable
-from resd3_medium.refine_sd3_infer import MODELS
+from resd3_medium.folders import MODELS
 from resd3_medium.weights import PARTS, WeightsFile, structure
 
 REPOSITORY = "stabilityai/stable-diffusion-3-medium"
@@ -39,6 +39,7 @@ class DownloadConfig(Parameters):
 
 
 def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc="checking") as bar:
         while chunk := file.read(2**24):
@@ -75,6 +76,7 @@ def fetch(name: str, folder: Path) -> None:
 
 
 def main(config: DownloadConfig, given: dict[str, Any]) -> None:
+    """Fetch what is missing, if there is room for it. Raises ParameterError."""
     folder = writable(Path(config.out))
     names = [name for name in FILES if name != "t5xxl.safetensors" or config.t5]
     gigabytes = sum(FILES[name][1] for name in names if not (folder / name).is_file())

@@ -10,7 +10,7 @@ python scripts/eval_pocket.py
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.command_line import command_line
+from common.device import choose_device
 from common.parameters import ParameterError, Parameters, parameter
 from common.pictures import save_sheet
 from common.run_folder import RESULTS, create_folder, write_config, write_csv
@@ -26,8 +27,9 @@ from pocket.compositions import ATTRIBUTES, BACKGROUNDS, COLOURS, LAYOUTS, Compo
 from pocket.emoji import ARCHIVE, EmojiSet, load_emoji
 from pocket.measures import background_of, colour_of, count_of, features, pixels, ranks, with_limits
 from pocket.vae_training import psnr
+from resd3_medium.dtypes import DTYPES, choose_dtype
+from resd3_medium.folders import POCKET
 from resd3_medium.pipeline import Pipeline, Settings
-from resd3_medium.refine_sd3_infer import POCKET, choose_device, choose_dtype
 from resd3_medium.tasks import DATASET, read_lines
 
 NAMES = DATASET / "pocket_names.txt"
@@ -35,22 +37,32 @@ TRAINED = 300  # pairs of each kind that were trained on, drawn for comparison
 
 
 @dataclasses.dataclass(kw_only=True)
-class EvaluationConfig(Parameters):
-    """Every parameter of eval_pocket.py."""
+class ModelParameters(Parameters):
+    """The model, and how it draws."""
+
+    GROUP: ClassVar[str] = "model"
 
     models: str = parameter(str(POCKET), "folder of the pocket model's files")
+    steps: int = parameter(20, "denoising steps", unit="steps", low=1, high=1000)
+    cfg_scale: float = parameter(3.0, "scale of the classifier-free guidance", low=0, high=100)
+    shift: float = parameter(1.0, "shift of the noise levels", low=0.01, high=100)
+    device: str = parameter("auto", "where the model runs", choices=("auto", "cuda", "mps", "cpu"))
+    dtype: str = parameter("auto", "dtype of the weights", choices=("auto", *DTYPES))
+
+
+@dataclasses.dataclass(kw_only=True)
+class EvaluationConfig(ModelParameters):
+    """Every parameter of eval_pocket.py."""
+
+    GROUP: ClassVar[str] = "evaluation"
+
     emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py")
     names: str = parameter(str(NAMES), "file of frequent names, one per line")
     seed: int = parameter(0, "seed of the first image; image i has seed + i", low=0)
     training_seed: int = parameter(0, "seed of the training, which tells what was held out", low=0)
     per_name: int = parameter(3, "images of each frequent name", low=1)
     limit: int = parameter(0, "use only so many names and pairs of each kind, for a quick look; 0: all", low=0)
-    steps: int = parameter(20, "denoising steps", unit="steps", low=1, high=1000)
-    cfg_scale: float = parameter(3.0, "scale of the classifier-free guidance", low=0, high=100)
-    shift: float = parameter(1.0, "shift of the noise levels", low=0.01, high=100)
     batch_size: int = parameter(64, "images that are made together", low=1, high=1024)
-    device: str = parameter("auto", "where the model runs", choices=("auto", "cuda", "mps", "cpu"))
-    dtype: str = parameter("auto", "dtype of the weights", choices=("auto", "float16", "bfloat16", "float32"))
     out: str | None = parameter(None, "folder of the results; default results/pocket/evaluation")
 
 
@@ -64,9 +76,9 @@ class Evaluation:
     """The model and the truth, and rows of metrics.csv as they are found."""
 
     def __init__(self, config: EvaluationConfig, emoji: EmojiSet, folder: Path) -> None:
-        device = choose_device(config)
+        device = choose_device(config.device)
         self.config, self.emoji, self.folder = config, emoji, folder
-        self.pipeline = Pipeline(Path(config.models), device, choose_dtype(config, device))
+        self.pipeline = Pipeline(Path(config.models), device, choose_dtype(config.dtype, device))
         self.renderer = Renderer(emoji)
         self.truth = self.renderer(Compositions.plain(torch.arange(len(emoji))))
         self.spaces: dict[str, Callable] = {"pixels": pixels, "features": features}
@@ -196,6 +208,7 @@ class Evaluation:
             save_sheet(self.folder / f"{word}.png", torch.cat(sheets), 20)
 
     def prompt(self, wanted: Compositions, i: int) -> str:
+        """The words for composition i."""
         colour, background = int(wanted.colour[i]), int(wanted.background[i])
         return caption(
             self.emoji.names[int(wanted.emoji[i])],
@@ -224,6 +237,7 @@ class Evaluation:
 
 
 def main(config: EvaluationConfig, given: dict[str, Any]) -> None:
+    """Measure names, then attributes, and write the tables. Raises ParameterError."""
     emoji = load_emoji(Path(config.emoji))
     folder = create_folder(config.out, RESULTS / "pocket" / "evaluation")
     evaluation = Evaluation(config, emoji, folder)

@@ -18,7 +18,7 @@ from common.run_folder import write_text
 from pocket.captions import Captions
 from pocket.compositions import Compositions, Renderer, draw, held_out
 from pocket.emoji import ARCHIVE, load_emoji
-from resd3_medium.pipeline import TOKENIZERS
+from resd3_medium.folders import TOKENIZERS
 from resd3_medium.tasks import DATASET
 
 
@@ -36,6 +36,7 @@ class CaptionsConfig(Parameters):
 
 
 def main(config: CaptionsConfig, given: dict[str, Any]) -> None:
+    """Draw both files' captions, one after the other. Raises ParameterError."""
     emoji = load_emoji(Path(config.emoji))
     if config.test_emoji >= len(emoji):
         raise ParameterError("test_emoji", config.test_emoji, f"must be less than the archive's {len(emoji)} emoji")

@@ -54,6 +54,7 @@ Named = dict[str, tuple[int, ...]]
 
 
 def named(model: nn.Module, prefix: str = "") -> Named:
+    """The shapes of a model's tensors by their names in a file."""
     return {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -113,6 +114,7 @@ def write_file(path: Path, tensors: Named, dtype: str, seed: int) -> None:
 
 
 def main(config: RandomConfig, given: dict[str, Any]) -> None:
+    """Write all files, if none is there. Raises ParameterError."""
     out = Path(config.out)
     wanted = files(config.size, config.t5)
     for name in wanted:

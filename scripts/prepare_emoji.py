@@ -50,6 +50,7 @@ class PrepareConfig(Parameters):
 
 
 def checksum(content: bytes) -> str:
+    """The SHA-512 in base64, as the registry gives it."""
     return base64.b64encode(hashlib.sha512(content).digest()).decode()
 
 
@@ -85,6 +86,7 @@ def members(tarball: bytes, ending: str) -> dict[str, bytes]:
 
 
 def main(config: PrepareConfig, given: dict[str, Any]) -> None:
+    """Fetch the three packages and write the archive. Raises ParameterError."""
     folder, out = writable(Path(config.downloads)), Path(config.out)
     writable(out.parent)
     tarballs = {kind: fetch(kind, config.registry, folder) for kind in PACKAGES}

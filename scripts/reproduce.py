@@ -11,18 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from baselines.methods import FIXED, LEARNERS, ROOT, Job, folder_name, parse_methods, run_jobs
+from baselines.methods import default_methods
 from common.command_line import command_line
 from common.parameters import Parameters, parameter
 from common.run_folder import RESULTS
-
-# Cooperative LAD-TS and its references are compared by coop_study.py, and run here when they are named.
-COOPERATIVE = {"coop_lad_ts", "size_interval_static", "routing_table", "routing_table_static", "virtual_opt"}
-PAPERS = [name for name in (*LEARNERS, *FIXED) if name not in COOPERATIVE]
-EVERY = (
-    *(f"{name}:{preset}" for preset in ("tuned", "paper") for name in PAPERS if name in LEARNERS),
-    *(name for name in PAPERS if name in FIXED),
-)
+from experiments.jobs import ROOT, Job, folder_name, parse_methods, run_jobs
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -32,7 +25,11 @@ class ReproduceConfig(Parameters):
     episodes: int = parameter(100, "training episodes of every method", low=2)
     seeds: int = parameter(3, "seeds of every method, trained together", low=1, high=1000)
     jobs: int = parameter(2, "methods that run at the same time, best the number of cores", low=1)
-    methods: str = parameter(",".join(EVERY), "methods, separated by commas; FILE.py:ClassName is one of your own")
+    methods: str | None = parameter(
+        None,
+        "methods, separated by commas; FILE.py:ClassName is one of your own; default: the papers' in both presets",
+        more=f"The default is {', '.join(default_methods())}.",
+    )
     out: str = parameter(str(RESULTS / "comparison"), "folder of the comparison")
 
 
@@ -41,7 +38,7 @@ def main(config: ReproduceConfig, given: dict[str, Any]) -> None:
     out = Path(config.out)
     flags = {"episodes": config.episodes, "seeds": config.seeds}
     print(f"{config.episodes} episodes, {config.seeds} seeds; the full run of the README takes --episodes 500")
-    names = parse_methods(config.methods)
+    names = default_methods() if config.methods is None else parse_methods(config.methods)
     jobs = [Job(name, out / "runs" / folder_name(name), flags) for name in names]
     run_jobs(jobs, config.jobs)
     compare = [sys.executable, str(ROOT / "scripts/compare.py"), f"--runs={out / 'runs'}", f"--out={out}"]

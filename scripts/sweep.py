@@ -9,16 +9,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from baselines.methods import Job, folder_name, parse_methods, run_jobs
 from common.command_line import command_line
+from common.figures import plt, save_figure
 from common.parameters import ParameterError, Parameters, convert, field_type, parameter
 from common.run_folder import RESULTS, read_csv, write_csv
 from common.statistics_seeds import episode_mean, final_span, mean_interval
-from lad_ts.plots import save_figure
-from lad_ts.training import TrainingParameters
+from experiments.jobs import Job, folder_name, parse_methods, run_jobs
+from lad_ts.run_parameters import TrainingParameters
 
 AXIS = {
     "num_tasks": "Most tasks per slot and base station N",
@@ -49,7 +48,7 @@ class SweepConfig(Parameters):
 
 def parse_values(config: SweepConfig, jobs: list[Job]) -> list[float]:
     """The values as numbers that the methods accept. Raises ParameterError otherwise."""
-    takers = [job.script[1] for job in jobs if job.takes(config.vary)]
+    takers = [job.chosen[0].parameters for job in jobs if job.takes(config.vary)]
     if not takers or config.vary in TrainingParameters.__dataclass_fields__:
         raise ParameterError("vary", config.vary, "must be a parameter of the methods' environment or agents")
     if field_type(takers[0], config.vary)[0] not in (int, float):

@@ -12,11 +12,12 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from common.command_line import command_line
+from common.device import choose_device
 from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import (
     RESULTS,
@@ -31,31 +32,51 @@ from common.run_folder import (
 from common.stages import run_stage
 from pocket.captions import Captions
 from pocket.compositions import Renderer, held_out
-from pocket.emoji import ARCHIVE, load_emoji
+from pocket.emoji import ARCHIVE, EmojiSet, load_emoji
 from pocket.export import write_models
-from pocket.flow_training import FlowLearner, make_latents
-from pocket.vae_training import SIZES, VAELearner
-from resd3_medium.pipeline import TOKENIZERS
+from pocket.flow_training import FlowStage, make_latents
+from pocket.vae_training import SIZES, VAEStage
+from resd3_medium.folders import TOKENIZERS
 from resd3_medium.vae import VAE
 from resd3_medium.weights import PARTS, build
 
+DEVICES = ("cuda", "cpu")  # that the training is for
+
 
 @dataclasses.dataclass(kw_only=True)
-class TrainConfig(Parameters):
-    """Every parameter of train_pocket.py."""
+class AutoencoderParameters(Parameters):
+    """The first stage."""
 
-    emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py")
-    seed: int = parameter(0, "seed of weights, pictures and captions, and of the pairs that are held out", low=0)
+    GROUP: ClassVar[str] = "autoencoder"
+
     vae: str | None = parameter(None, "folder of a pocket model whose autoencoder is taken instead of training one")
     vae_steps: int = parameter(20_000, "training steps of the autoencoder", unit="steps", low=1)
     vae_batch: int = parameter(8, "pictures of a step of the autoencoder", low=1)
     vae_rate: float = parameter(2e-3, "learning rate of the autoencoder", above=0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class FlowParameters(Parameters):
+    """The second stage."""
+
+    GROUP: ClassVar[str] = "text encoders and transformer"
+
     latents: int = parameter(120_000, "compositions whose latents are computed beforehand", low=1)
     flow_steps: int = parameter(34_000, "training steps of text encoders and transformer", unit="steps", low=1)
     flow_batch: int = parameter(64, "captioned latents of such a step", low=1)
     flow_rate: float = parameter(1.5e-3, "learning rate of text encoders and transformer", above=0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig(FlowParameters, AutoencoderParameters):
+    """Every parameter of train_pocket.py."""
+
+    GROUP: ClassVar[str] = "run"
+
+    emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py")
+    seed: int = parameter(0, "seed of weights, pictures and captions, and of the pairs that are held out", low=0)
     every: int = parameter(1000, "steps between checkpoints, with CSV and sample sheet", unit="steps", low=1)
-    device: str = parameter("auto", "where the models are trained", choices=("auto", "cuda", "cpu"))
+    device: str = parameter("auto", "where the models are trained", choices=("auto", *DEVICES))
     threads: int = parameter(os.cpu_count() or 1, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the run; default results/pocket/run")
     resume: str | None = parameter(None, "go on with the run in this folder")
@@ -65,6 +86,7 @@ FREE = ("device", "threads", "every", "resume", "out")  # what --resume may chan
 
 
 def main(config: TrainConfig, given: dict[str, Any]) -> None:
+    """The emoji, the run's folder, and the training in it. Raises ParameterError."""
     if config.resume:
         config = resumed(config, given, FREE)
         folder = writable(Path(config.resume))
@@ -82,17 +104,16 @@ def given_vae(models: Path, device: torch.device) -> VAE:
     try:
         vae = build(PARTS["VAE"], models, device, torch.float32)
     except ParameterError as error:
-        raise error.of("vae") from None
+        raise error.renamed(models="vae") from None
     if vae.config != SIZES:
         raise ParameterError("vae", models, f"must hold an autoencoder of widths {SIZES.widths}")
     return vae
 
 
-def train(config: TrainConfig, folder: Path, emoji: Any) -> None:
-    """Both stages, and the model files."""
+def train(config: TrainConfig, folder: Path, emoji: EmojiSet) -> None:
+    """Both stages, and the model files. Raises ParameterError when a loss is no longer finite."""
     torch.set_num_threads(config.threads)
-    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if cuda else "cpu")
+    device = choose_device(config.device, DEVICES)
     renderer = Renderer(emoji, device)
     out = held_out(renderer, config.seed)
     fixed = {name: value for name, value in dataclasses.asdict(config).items() if name not in (*FREE, "emoji")}
@@ -103,12 +124,12 @@ def train(config: TrainConfig, folder: Path, emoji: Any) -> None:
         fixed["vae"] = hashlib.sha256(weights).hexdigest()
     else:
         shared = {name: value for name, value in fixed.items() if name.startswith(("vae_", "seed", "digest"))}
-        learner = VAELearner(renderer, out, config.seed, config.vae_steps, config.vae_batch, config.vae_rate)
-        seconds, vae = [run_stage(learner, shared, folder, config.every)], learner.average
+        stage = VAEStage(renderer, out, config.seed, config.vae_steps, config.vae_batch, config.vae_rate)
+        seconds, vae = [run_stage(stage, shared, folder, config.every)], stage.average
     start = time.perf_counter()
     latents = make_latents(vae, renderer, out, config.latents, config.seed)
     captions = Captions(emoji, TOKENIZERS)
-    flow = FlowLearner(
+    flow = FlowStage(
         latents, captions, vae, device, config.seed, config.flow_steps, config.flow_batch, config.flow_rate
     )
     seconds.append(time.perf_counter() - start)

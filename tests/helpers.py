@@ -4,16 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 
+from baselines.rules import RULES
 from common.command_line import command_line
 from common.parameters import Parameters, resolve
 from lad_ts.environment_lad import Arrivals, Scenario
 
 ROOT = Path(__file__).resolve().parents[1]
+SCHEDULERS = {name: rule for name, rule in RULES.items() if name != "lower_bound"}
 
 
 def make(cls: type[Parameters], **given: Any) -> Any:
@@ -30,10 +32,7 @@ def start_script(script: str, *arguments: Any, folder: Path) -> subprocess.Popen
 
 def run_here(module: ModuleType, *arguments: Any) -> None:
     """Run a script's module in this process, as its last line does."""
-    configs = [
-        value for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__
-    ]
-    config = configs[0] if configs else module.FixedParameters
+    config = get_type_hints(module.main)["config"]
     command_line(config, module.main, module.__doc__, arguments=[str(argument) for argument in arguments])
 
 

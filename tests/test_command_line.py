@@ -3,19 +3,22 @@
 import csv
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_here, start_script
+from helpers import SCHEDULERS, run_here, start_script
 
 from baselines import main_d2sac, main_heuristics, main_opt, main_sac
-from baselines.heuristics import HEURISTICS
+from baselines.methods import METHODS
+from common.command_line import help_text
+from common.parameters import ParameterError
 from common.run_folder import create_folder
 from lad_ts import main_lad
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
-from lad_ts.model_lad import LadAgents
+from lad_ts.model_lad import LadAgents, LadConfig
 from lad_ts.references import OptTS
 
 SMALL = ["--num_bs=3", "--num_tasks=4", "--num_slots=5", "--episodes=3", "--seeds=2"]
@@ -83,7 +86,7 @@ class Flat(FirstServer):
 """
 
 
-def test_learners_run_as_scripts_from_another_folder(tmp_path):
+def test_methods_that_learn_run_as_scripts_from_another_folder(tmp_path):
     processes = [
         start_script("lad_ts/main_lad.py", *LEARN, "--out", "lad", folder=tmp_path),
         start_script("baselines/main_dqn.py", *LEARN, "--out", "dqn", folder=tmp_path),
@@ -117,12 +120,12 @@ def test_a_scheduler_of_ones_own_and_a_mistake_as_scripts(tmp_path):
         (main_d2sac, "D2SAC-TS (tuned)", []),
     ],
 )
-def test_learners_leave_a_whole_run(module, method, more, tmp_path, capsys):
+def test_methods_that_learn_leave_a_whole_run(module, method, more, tmp_path, capsys):
     run_here(module, *LEARN, *more, "--out", tmp_path)
     check_run(tmp_path, capsys.readouterr().out, method, {"checkpoint.pt"})
 
 
-@pytest.mark.parametrize("method", ["opt", *HEURISTICS, "lower_bound"])
+@pytest.mark.parametrize("method", ["opt", *SCHEDULERS, "lower_bound"])
 def test_fixed_schedulers_leave_a_whole_run(method, tmp_path, capsys):
     module, name = (main_opt, "Opt-TS") if method == "opt" else (main_heuristics, method.replace("_", " "))
     more = [] if method == "opt" else ["--method", method]
@@ -161,7 +164,7 @@ def test_evaluation_runs_the_stored_policy_on_held_out_arrivals(checkpoint, caps
     assert [row["delay_s"] for row in found["sample"]] != [row["delay_s"] for row in found["argmax"]]
 
     content = torch.load(checkpoint, weights_only=True)
-    config = main_lad.LadConfig(**content["config"])
+    config = LadConfig(**content["config"])
     learner, env = LadAgents(config, [0, 1], "cpu"), CollaborativeMEC(draw_scenario(config, [0, 1]))
     learner.load_state_dict(content["learner"])
     learner.training = False
@@ -301,11 +304,27 @@ def test_a_scheduler_that_returns_nonsense_is_told_so(name, told, tmp_path, caps
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_help_names_every_parameter(capsys):
+@pytest.mark.parametrize("method", [METHODS["lad_ts"], METHODS["coop_lad_ts"], METHODS["water_filling"]])
+def test_help_tells_every_parameter_in_one_line_of_its_group(method):
+    shown = help_text(method.parameters, "What it does.", "script.py").splitlines()
+    titles = [line for line in shown if line.endswith(":") and not line.startswith(" ")]
+    assert titles[:2] == ["run:", "environment:"] and "method:" in titles
+    for field in dataclasses.fields(method.parameters):
+        (line,) = (line for line in shown if line.startswith(f"  --{field.name} "))
+        assert field.metadata["text"] in line and "an integer" not in line
+        assert len(line) <= 170, line
+
+
+def test_help_is_printed_and_ends_with_0(capsys):
     with pytest.raises(SystemExit) as ended:
         run_here(main_lad, "--help")
-    assert ended.value.code == 0
-    shown = "".join(capsys.readouterr())
-    for field in dataclasses.fields(main_lad.LadConfig):
-        assert f"--{field.name}=" in shown
-        assert field.metadata["text"][:20] in shown
+    assert ended.value.code == 0 and "--denoising_steps" in capsys.readouterr().out
+
+
+def test_an_error_keeps_its_parts_whoever_passes_it_on():
+    error = ParameterError("evaluate", "a.pt", "must be whole")
+    assert str(error) == "--evaluate=a.pt: must be whole"
+    assert str(error.renamed(evaluate="checkpoint")) == "--checkpoint=a.pt: must be whole"
+    assert str(error.renamed(out="policies")) == str(error)
+    again = pickle.loads(pickle.dumps(error))  # as it comes from another process
+    assert (again.flag, again.value, again.reason) == (error.flag, error.value, error.reason)

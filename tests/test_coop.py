@@ -6,23 +6,31 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import make, random_arrivals, random_scenario, refusal, run_here
+from helpers import SCHEDULERS, make, random_arrivals, random_scenario, refusal, run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines import main_heuristics
-from baselines.heuristics import HEURISTICS
-from baselines.main_heuristics import HeuristicConfig
+from baselines.rules import HeuristicConfig
+from coop_lad_ts import main_coop
 from coop_lad_ts.congestion import CongestionPrices, measured_costs
-from coop_lad_ts.coop_actors import ServerActor, View
-from coop_lad_ts.main_coop import CoopConfig
+from coop_lad_ts.coop_actors import ServerActor, States
+from coop_lad_ts.coop_parameters import CoopConfig
 from coop_lad_ts.model_coop import CoopAgents
 from coop_lad_ts.practice import drawn_scenario, practice_lessons, rehearsed
-from coop_lad_ts.queue_model import Objective, QueueModel, offered_load, presence
+from coop_lad_ts.queue_model import Objective, QueueModel
 from coop_lad_ts.routing_table import RoutingTable, coordinated_uniforms, fit_tables
+from coop_lad_ts.view import View
 from experiments.trials import Trial, compare_in, misjudged, moved, run_trial, unseen_scenarios
-from lad_ts import main_coop
-from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Slot, draw_arrivals, draw_scenario
+from lad_ts.environment_lad import (
+    Arrivals,
+    CollaborativeMEC,
+    Slot,
+    draw_arrivals,
+    draw_scenario,
+    offered_load,
+    presence,
+)
 from lad_ts.episodes import run_episode
 from lad_ts.references import OptTS
 
@@ -85,7 +93,7 @@ def test_a_fitted_table_is_far_below_opt_and_its_load_is_the_environments():
     load = work.sum((2, 3)).mean(1) / scenario.capacity.sum(1)
     np.testing.assert_allclose(offered_load(config, scenario), load, rtol=0.1)
     env = CollaborativeMEC(scenario)
-    table = HEURISTICS["routing_table"](config, [0], "cpu")
+    table = SCHEDULERS["routing_table"](config, [0], "cpu")
     ours, opt = (run_episode(env, scheduler, arrivals, rows) for scheduler in (table, OptTS()))
     assert (ours.mean < 0.68 * opt.mean).all()
     assert (ours.p95 > opt.p95).all()  # the price
@@ -140,7 +148,7 @@ def test_who_hears_of_a_failure_leaves_the_failed_server_alone(method, load):
     config = make(HeuristicConfig, num_bs=5, num_tasks=10, num_slots=12, fit_steps=20)
     trial = Trial(config, unseen_scenarios(config, [0, 1], 5, load, 3.0), [0, 1], fails_at=6)
     coop = make(CoopConfig, num_bs=5, num_tasks=10, num_slots=12)
-    scheduler = CoopAgents(coop, [0, 1], "cpu") if method == "coop" else HEURISTICS[method](config, [0, 1], "cpu")
+    scheduler = CoopAgents(coop, [0, 1], "cpu") if method == "coop" else SCHEDULERS[method](config, [0, 1], "cpu")
     scheduler.training = False
     told, untold = (
         run_trial(dataclasses.replace(trial, told=told), scheduler, 2)[1].max.min() for told in (True, False)
@@ -168,8 +176,8 @@ def test_lessons_of_an_episode_may_come_late_but_stay_in_their_slots():
             agents.begin(scenario, [(0, 1)])
         for lesson in lessons[7 - lag :]:
             agents.learn(*lesson)
-        assert int(agents.recorded) == 1
-        learned.append(agents.tasks[0, 0])
+        assert int(agents.course.recorded) == 1
+        learned.append(agents.course.tasks[0, 0])
     assert (learned[0] == learned[1]).all() and (learned[0][0] != learned[0][-1]).any()
 
 
@@ -184,11 +192,11 @@ def test_the_shared_network_takes_any_number_of_servers_in_any_order(num_bs):
     q = torch.rand(1, 2, num_bs, generator=torch.Generator().manual_seed(1)) * 100
     workload = view.workload[:, None, :5].expand(1, 2, 5)
     weights = actor.split(theta)
-    x0 = actor.logits(weights, view, row, t, workload, q)
+    x0 = actor.x0(weights, view, States(row, t, workload, q))
     assert x0.shape == (1, 2, 5, num_bs)
     order = torch.randperm(num_bs, generator=torch.Generator().manual_seed(2))
     view.capacity, view.share, view.fixed = (x[:, order] for x in (view.capacity, view.share, view.fixed))
-    turned = actor.logits(weights, view, row, t, workload, q[..., order])
+    turned = actor.x0(weights, view, States(row, t, workload, q[..., order]))
     torch.testing.assert_close(turned, x0[..., order], rtol=1e-4, atol=1e-5)
 
 
@@ -200,8 +208,9 @@ def test_other_tasks_at_each_base_station_are_decided_as_the_same_ones(monkeypat
     agents.begin(scenario, [(0, 0)])
     slot = CollaborativeMEC(scenario).reset(draw_arrivals(config, [(0, 0)]))
     copied = Slot(slot.t, slot.mask, slot.size, slot.workload.contiguous(), slot.backlog)
-    monkeypatch.setattr("coop_lad_ts.model_coop.PAIRS_AT_ONCE", 4 * 10)  # parts of 10 cells
-    short, long = (agents.slot_logits(s, s.backlog.float()) for s in (slot, copied))
+    monkeypatch.setattr("coop_lad_ts.coop_actors.PAIRS_AT_ONCE", 4 * 10)  # parts of 10 cells
+    weights, view = agents.weights, agents.view
+    short, long = (agents.actor.slot_logits(weights, view, s, s.backlog.float()) for s in (slot, copied))
     assert short.shape == (1, 6, 4) and long.shape == (1, 24, 4)
     assert (agents.act(slot) == agents.act(copied)).all()
 
@@ -228,15 +237,28 @@ def test_agents_learn_to_be_far_below_opt_and_move_to_other_scenarios():
     assert (busy.scenario.capacity == before).all()
 
 
+class Follows:
+    """Agents that do what a table [R, T - 1, N, B] says, whatever the queues."""
+
+    def __init__(self, log_table: torch.Tensor) -> None:
+        self.log_table = log_table
+
+    def split(self, theta: torch.Tensor) -> list[torch.Tensor]:
+        return [theta]
+
+    def logits(self, weights: list[torch.Tensor], view: View, states: States) -> torch.Tensor:
+        return self.log_table[states.row, states.t][:, None]
+
+
 def test_practice_episodes_bring_about_the_queues_of_whoever_goes_through_them(monkeypatch):
     monkeypatch.setattr("coop_lad_ts.practice.SHAPES", ((3, 9), (5, 6)))
     lessons = practice_lessons(make(CoopConfig, **TINY), "cpu", 4, seeds=2)
     assert [lesson.backlog.shape[2:] for lesson in lessons] == [(8, 3), (5, 5)]
     for lesson in lessons:
         every = torch.arange(lesson.rows.shape[1]).expand(2, -1)
-        again = rehearsed(lesson, lambda row, t, q, lesson=lesson: lesson.table.log_table[row, t], every)
+        again = rehearsed(lesson, Follows(lesson.table.log_table), torch.zeros(0), every)
         torch.testing.assert_close(again.backlog, lesson.backlog, rtol=1e-4, atol=1e-3)
-        same = rehearsed(lesson, lambda row, t, q: torch.zeros(*q.shape[:2], 6, q.shape[-1]), every[:, 1:2])
+        same = rehearsed(lesson, Follows(torch.zeros_like(lesson.table.log_table)), torch.zeros(0), every[:, 1:2])
         work = (same.tasks[..., None] > torch.arange(6)).sum(3) * lesson.view.workload[same.rows][:, :, None]
         q = torch.zeros(2, 1, lesson.view.capacity.shape[1])
         for t in range(same.backlog.shape[2]):  # a plain recursion, where every server gets as much
@@ -248,7 +270,7 @@ def test_practice_episodes_bring_about_the_queues_of_whoever_goes_through_them(m
     "flags",
     [{"objective": "tail"}, {"objective": "slowdown"}, {"actor": "per_bs"}, {"teacher": "prices"}, {"practice": 3}],
 )
-def test_every_variant_trains_resumes_to_the_same_bytes_and_evaluates(tmp_path, flags, monkeypatch):
+def test_every_variant_trains_resumes_to_the_same_bytes_and_evaluates(tmp_path, flags, monkeypatch, no_plots):
     monkeypatch.setattr("coop_lad_ts.practice.SHAPES", ((3, 9), (5, 6)))
     monkeypatch.setattr("coop_lad_ts.congestion.WARM_START", 1)
     options = TINY | flags | {"distil_episodes": 2, "seeds": 2, "checkpoint_every": 1, "takeover": 0}
@@ -267,7 +289,7 @@ def test_virtual_opt_is_close_to_opt_below_capacity():
     config = make(HeuristicConfig, num_tasks=30)
     rows = [(902, 0)]
     env, arrivals = CollaborativeMEC(draw_scenario(config, [0])), draw_arrivals(config, rows)
-    virtual = HEURISTICS["virtual_opt"](config, [0], "cpu")
+    virtual = SCHEDULERS["virtual_opt"](config, [0], "cpu")
     ours, opt = (run_episode(env, scheduler, arrivals, rows).mean for scheduler in (virtual, OptTS()))
     assert (ours < 1.1 * opt).all()
 
@@ -277,7 +299,7 @@ def test_virtual_opt_of_the_first_base_station_is_opt():
     config = make(HeuristicConfig, num_bs=4, num_tasks=8, num_slots=6)
     scenario = draw_scenario(config, [0])
     slot = CollaborativeMEC(scenario).reset(draw_arrivals(config, [(0, 0)]))
-    virtual, opt = HEURISTICS["virtual_opt"](config, [0], "cpu"), OptTS()
+    virtual, opt = SCHEDULERS["virtual_opt"](config, [0], "cpu"), OptTS()
     for scheduler in (virtual, opt):
         scheduler.begin(scenario, [(0, 0)])
     there = slot.mask[0, 0].numpy()
@@ -301,5 +323,7 @@ def test_an_episode_without_tasks_teaches_nothing_and_harms_nothing():
     agents = CoopAgents(config, [0], "cpu")
     scenario = draw_scenario(config, [0])
     nothing = Arrivals(np.zeros((1, 8, 4), dtype=np.int64), np.ones((1, 8, 4, 6)))
+    before = agents.theta.clone()
     run_episode(CollaborativeMEC(scenario), agents, nothing, [(0, 0)])
-    assert agents.finite()
+    assert int(agents.course.recorded) == 1 and int(agents.course.adam.count) == config.tune_updates
+    assert torch.equal(agents.theta, before)

@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers import make, plain_delay, plain_slot, random_arrivals, random_scenario
+from helpers import SCHEDULERS, make, plain_delay, plain_slot, random_arrivals, random_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.heuristics import HEURISTICS
-from baselines.main_heuristics import HeuristicConfig
+from baselines.rules import HeuristicConfig
 from lad_ts.environment_lad import (
     Arrivals,
     CollaborativeMEC,
@@ -135,13 +134,13 @@ def test_a_batch_of_seeds_gives_bit_for_bit_what_each_seed_gives_alone(seed, num
         assert torch.equal(together[:, row : row + 1], run(slice(row, row + 1)))
 
 
-@pytest.mark.parametrize("method", HEURISTICS)
+@pytest.mark.parametrize("method", SCHEDULERS)
 def test_a_scheduler_gives_a_seed_the_same_delays_alone_and_among_others(method):
     params = make(HeuristicConfig, **SMALL, scenario_per_seed=True, classes=2, fit_steps=20)
 
     def mean(rows: list[tuple[int, int]]) -> np.ndarray:
         env = CollaborativeMEC(draw_scenario(params, [seed for seed, _ in rows]))
-        scheduler = HEURISTICS[method](params, [seed for seed, _ in rows], "cpu")
+        scheduler = SCHEDULERS[method](params, [seed for seed, _ in rows], "cpu")
         return run_episode(env, scheduler, draw_arrivals(params, rows), rows).mean
 
     rows = [(3, 0), (0, 5), (8, 2)]
@@ -304,7 +303,7 @@ def test_no_scheduler_is_below_the_lower_bound(seed):
     scenario = random_scenario(rng, 1, params.num_bs, params.num_tasks)
     arrivals = random_arrivals(rng, 1, params.num_slots, params.num_bs, params.num_tasks)
     bound = pooled_srpt_bound(scenario, arrivals)[0]
-    for build in [*HEURISTICS.values(), lambda *_: OptTS()]:
+    for build in [*SCHEDULERS.values(), lambda *_: OptTS()]:
         scheduler = build(params, [0], "cpu")
         mean = run_episode(CollaborativeMEC(scenario), scheduler, arrivals, [(0, 0)]).mean[0]
         assert bound <= mean + 1e-12, type(scheduler).__name__

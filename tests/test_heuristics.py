@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import make, random_arrivals, random_scenario
+from helpers import SCHEDULERS, make, random_arrivals, random_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from baselines.heuristics import HEURISTICS, CapacityRoundRobin, fill_levels
-from baselines.main_heuristics import HeuristicConfig
+from baselines.heuristics import CapacityRoundRobin, fill_levels
+from baselines.rules import HeuristicConfig
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
 from lad_ts.references import OptTS
@@ -38,7 +38,7 @@ def watched_run(method: str, **given) -> tuple[np.ndarray, HeuristicConfig, Coll
     """One episode's actions at existing tasks, of one row."""
     config = make(HeuristicConfig, **given)
     env = CollaborativeMEC(draw_scenario(config, [0]))
-    watched = Watched(HEURISTICS[method](config, [0], "cpu"))
+    watched = Watched(SCHEDULERS[method](config, [0], "cpu"))
     run_episode(env, watched, draw_arrivals(config, [(0, 0)]), [(0, 0)])
     return np.concatenate(watched.log)[:, 1:], config, env
 
@@ -89,7 +89,7 @@ def test_local_only_stays_local():
 
 def test_shortest_queue_takes_a_server_with_the_least_backlog_in_seconds():
     config = make(HeuristicConfig, num_bs=3, num_tasks=200)
-    scheduler = HEURISTICS["shortest_queue"](config, [0], "cpu")
+    scheduler = SCHEDULERS["shortest_queue"](config, [0], "cpu")
     scenario = draw_scenario(config, [0])
     scheduler.begin(scenario, [(0, 0)])
     backlog = torch.as_tensor(scenario.capacity) * torch.tensor([2.0, 1.0, 1.0])  # 2 s, 1 s and 1 s
@@ -148,19 +148,19 @@ def test_size_interval_separates_classes_and_beats_opt():
 
     rows = [(0, episode) for episode in range(3)]
     scenario, arrivals = draw_scenario(config, [0, 0, 0]), draw_arrivals(config, rows)
-    scheduler = HEURISTICS["size_interval"](config, [0], "cpu")
+    scheduler = SCHEDULERS["size_interval"](config, [0], "cpu")
     ours, opt = (run_episode(CollaborativeMEC(scenario), s, arrivals, rows).mean for s in (scheduler, OptTS()))
     assert (ours < 0.85 * opt).all()
 
 
-@pytest.mark.parametrize("method", [*HEURISTICS, "opt"])
+@pytest.mark.parametrize("method", [*SCHEDULERS, "opt"])
 def test_actions_of_cells_without_a_task_change_nothing(method):
     rng = np.random.default_rng(0)
     config = make(HeuristicConfig, num_bs=5, num_tasks=6, num_slots=8, fit_steps=20)
     scenario, arrivals = random_scenario(rng, 2, 5, 6), random_arrivals(rng, 2, 8, 5, 6)
 
     def run(spoil: int | None) -> tuple[np.ndarray, ...]:
-        scheduler = OptTS() if method == "opt" else HEURISTICS[method](config, [0, 1], "cpu")
+        scheduler = OptTS() if method == "opt" else SCHEDULERS[method](config, [0, 1], "cpu")
         watched, env = Watched(scheduler, spoil), CollaborativeMEC(scenario)
         stats = run_episode(env, watched, arrivals, [(0, 0), (1, 0)])
         return np.concatenate(watched.log), stats.mean, stats.max, stats.utilisation, env.backlog.numpy()

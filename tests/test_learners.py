@@ -11,18 +11,14 @@ import torch
 from helpers import make
 from torch import nn
 
-from baselines.main_d2sac import D2SACConfig
-from baselines.main_dqn import DQNConfig
-from baselines.main_sac import SACConfig
-from baselines.model_d2sac import D2SACAgents
-from baselines.model_dqn import DQNAgents
-from baselines.model_sac import SACAgents
+from baselines.model_d2sac import D2SACAgents, D2SACConfig
+from baselines.model_dqn import DQNAgents, DQNConfig
+from baselines.model_sac import SACAgents, SACConfig
 from lad_ts.agents import StackedAgents
 from lad_ts.diffusion_lad import Denoiser, posterior_schedule, retained_signal
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
-from lad_ts.main_lad import LadConfig
-from lad_ts.model_lad import LadAgents
+from lad_ts.model_lad import LadAgents, LadConfig
 from lad_ts.replay import Replay
 from lad_ts.stacked import StackedAdam
 

@@ -1,6 +1,5 @@
 """MEG's scripts as a user runs them, on the pocket model: data, both trainings, the figure, and mistakes."""
 
-import csv
 import hashlib
 import json
 import shutil
@@ -12,11 +11,12 @@ from helpers import refusal, run_here
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from common.run_folder import read_csv
 from meg import make_dataset, test_MEG, train_JSCC_merging, train_split
 from meg.dataset import load_dataset, part_path
 from meg.decoders import load_model
-from meg.training import MEGLearner
-from resd3_medium.refine_sd3_infer import POCKET
+from meg.training import MEGStage
+from resd3_medium.folders import POCKET
 
 FEW = ["--device=cpu", "--steps=1"]
 SHORT = ["--steps=4", "--batch=2", "--every=2", "--device=cpu", "--validation=2"]
@@ -43,16 +43,23 @@ def data(tmp_path_factory, prompts) -> Path:
 
 
 @pytest.fixture(scope="module")
-def decoders(tmp_path_factory, data) -> Path:
-    """A folder with all four models, each trained for a few steps."""
-    runs, folder = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("decoders")
+def runs(tmp_path_factory, data) -> Path:
+    """Runs of a few steps of every training, in folders named for their models."""
+    folder = tmp_path_factory.mktemp("runs")
     for told in ("", "_snr"):
         flags = ["--data", data, *SHORT, f"--told_snr={bool(told)}"]
-        run_here(train_split, *flags, "--out", runs / f"split{told}")
-        split = runs / f"split{told}/meg_dt{told}.safetensors"
-        run_here(train_JSCC_merging, *flags, "--start", split, "--out", runs / f"merging{told}")
-        shutil.copy(split, folder)
-        shutil.copy(runs / f"merging{told}/e2e_meg_dt{told}.safetensors", folder)
+        run_here(train_split, *flags, "--out", folder / f"meg_dt{told}")
+        start = folder / f"meg_dt{told}/meg_dt{told}.safetensors"
+        run_here(train_JSCC_merging, *flags, "--start", start, "--out", folder / f"e2e_meg_dt{told}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory, runs) -> Path:
+    """A folder with the models of all runs."""
+    folder = tmp_path_factory.mktemp("decoders")
+    for path in runs.glob("*/*.safetensors"):
+        shutil.copy(path, folder)
     return folder
 
 
@@ -89,45 +96,41 @@ def test_interrupted_data_go_on(prompts, tmp_path, monkeypatch):
     assert len(load_dataset(folder)) == 5 and part_path(folder, 0).stat().st_mtime_ns == first
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_an_interrupted_training_goes_on_to_the_same_numbers(data, tmp_path, monkeypatch, told):
-    flags = ["--data", data, *SHORT, f"--told_snr={told}"]
-    run_here(train_split, *flags, "--out", tmp_path / "whole")
-    step = MEGLearner.step
+@pytest.mark.parametrize("name", ["meg_dt", "meg_dt_snr"])
+def test_an_interrupted_training_goes_on_to_the_same_numbers(data, runs, tmp_path, monkeypatch, name):
+    step = MEGStage.step
 
     def killed(self, number):
         if number == 3:
             raise KeyboardInterrupt
         return step(self, number)
 
-    monkeypatch.setattr(MEGLearner, "step", killed)
+    monkeypatch.setattr(MEGStage, "step", killed)
     with pytest.raises(SystemExit):
-        run_here(train_split, *flags, "--out", tmp_path / "parts")
-    monkeypatch.setattr(MEGLearner, "step", step)
+        run_here(train_split, "--data", data, *SHORT, f"--told_snr={name == 'meg_dt_snr'}", "--out", tmp_path / "parts")
+    monkeypatch.setattr(MEGStage, "step", step)
     run_here(train_split, "--resume", tmp_path / "parts")
-    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
-    name = "meg_dt_snr.csv" if told else "meg_dt.csv"
-    assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert digests(tmp_path / "parts") == digests(runs / name) != {}
+    assert (tmp_path / f"parts/{name}.csv").read_bytes() == (runs / f"{name}/{name}.csv").read_bytes()
 
 
 def test_training_lowers_the_error(data, tmp_path):
-    flags = ["--steps=60", "--every=30", "--batch=3", "--device=cpu", "--validation=2"]
+    flags = ["--steps=16", "--every=8", "--batch=3", "--device=cpu", "--validation=2"]
     run_here(train_split, "--data", data, *flags, "--out", tmp_path / "run")
-    with (tmp_path / "run/meg_dt.csv").open() as file:
-        first, last = (float(row["loss"]) for row in csv.DictReader(file))
+    first, last = (float(row["loss"]) for row in read_csv(tmp_path / "run/meg_dt.csv"))
     assert last < first
     assert Image.open(tmp_path / "run/meg_dt.png").size == (16 * 64, 6 * 64)
 
 
 def test_a_loss_that_is_no_number_names_step_and_images(data, tmp_path, monkeypatch, capsys):
-    loss = MEGLearner.loss
-    monkeypatch.setattr(MEGLearner, "loss", lambda self, n: loss(self, n) * (float("nan") if n == 1 else 1))
+    loss = MEGStage.loss
+    monkeypatch.setattr(MEGStage, "loss", lambda self, n: loss(self, n) * (float("nan") if n == 1 else 1))
     words = refusal(capsys, train_split, "--data", data, *SHORT, "--out", tmp_path / "run")
     assert "--rate=0.001: the loss of meg_dt is nan at step 1 (images " in words
     assert not (tmp_path / "run/meg_dt.safetensors").exists()
 
 
-def test_the_figure_and_its_numbers(decoders, prompts, tmp_path, capsys):
+def test_the_figure_has_every_scheme_and_numbers_that_come_again(decoders, prompts, tmp_path, capsys):
     flags = [
         "--prompts",
         prompts,
@@ -135,16 +138,15 @@ def test_the_figure_and_its_numbers(decoders, prompts, tmp_path, capsys):
         decoders,
         *FEW,
         "--images=5",
-        "--snr_db=-20,10",
         "--resamples=3",
         "--threads=1",
     ]
-    run_here(test_MEG, *flags, "--out", tmp_path / "one")
+    run_here(test_MEG, *flags, "--snr_db=-20,10", "--out", tmp_path / "one")
     assert "E2E-MEG-DT" in capsys.readouterr().out
-    run_here(test_MEG, *flags, "--out", tmp_path / "two")
-    table = (tmp_path / "one/quality.csv").read_bytes()
-    assert table == (tmp_path / "two/quality.csv").read_bytes()
-    rows = list(csv.DictReader(table.decode().splitlines()))
+    rows = read_csv(tmp_path / "one/quality.csv")
+    run_here(test_MEG, *flags, "--snr_db=10", "--budget=symbol", "--out", tmp_path / "two")
+    alone = [row for row in rows if row["budget"] == "symbol" and row["snr_db"] == "10.0"]
+    assert read_csv(tmp_path / "two/quality.csv") == alone  # a point depends on its seed only
     schemes = {"cg", "cg_mmse", "own_mmse", "meg_dt", "meg_dt_mmse", "meg_dt_snr", "e2e_meg_dt", "e2e_meg_dt_snr"}
     assert {row["scheme"] for row in rows} == schemes
     assert {row["measure"] for row in rows if row["measure"]} == {"psnr_db", "ssim", "frechet_pocket"}
@@ -166,7 +168,7 @@ def test_the_figure_and_its_numbers(decoders, prompts, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("script", [train_split, train_JSCC_merging])
-def test_mistakes_of_the_trainings(script, data, decoders, tmp_path, capsys):
+def test_mistakes_of_the_trainings_are_told_in_one_line(script, data, decoders, tmp_path, capsys):
     out = ["--out", tmp_path / "run"]
     start = ["--start", decoders / "meg_dt.safetensors"]
     assert "--data=nowhere: must be a folder" in refusal(capsys, script, "--data", "nowhere", *start, *out)
@@ -175,9 +177,9 @@ def test_mistakes_of_the_trainings(script, data, decoders, tmp_path, capsys):
     assert "--validation=5: must be less" in refusal(
         capsys, script, "--data", data, *start, *SHORT[:-1], "--validation=5", *out
     )
-    assert "must be a MEG-DT model" in refusal(
-        capsys, script, "--data", data, "--start", decoders / "e2e_meg_dt.safetensors", *out
-    ).replace("must be a split model", "must be a MEG-DT model")
+    merging = decoders / "e2e_meg_dt.safetensors"
+    words = refusal(capsys, script, "--data", data, "--start", merging, *out)
+    assert f"--start={merging}: must be a MEG-DT model with the same --told_snr" in words
     wrong = tmp_path / "wrong"
     wrong.mkdir()
     content = {"latents": torch.zeros(3, 4, 8, 8).half(), "diffusion": torch.zeros(3, 3, 64, 64, dtype=torch.uint8)}
@@ -190,7 +192,7 @@ def test_mistakes_of_the_trainings(script, data, decoders, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_mistakes_of_merging_and_of_the_figure(data, decoders, prompts, tmp_path, capsys):
+def test_mistakes_of_merging_and_of_the_figure_are_told_in_one_line(data, decoders, prompts, tmp_path, capsys):
     merging = [train_JSCC_merging, "--data", data, "--start", decoders / "meg_dt.safetensors", *SHORT]
     for ratio in ("-0.1", "0.8", "nan", "half"):
         words = refusal(capsys, *merging, "--ratio", ratio, "--out", tmp_path / "run")

@@ -14,7 +14,7 @@ from meg.channel import Channel, Link, Received, equal_energy_snr_db, power
 from meg.merging import Tokens, matching, merged_away, side_information_bits
 from meg.models import MergingModel, Precoder, SplitModel, image_estimate
 from meg.schemes import Scheme
-from meg.training import PUBLISHED_MERGING, PUBLISHED_SPLIT, Stage, rate_at
+from meg.training import PUBLISHED_MERGING, PUBLISHED_SPLIT, Phase, rate_at
 from resd3_medium.vae import Decoder, LatentFormat, VAEConfig
 
 DB = 10 / math.log(10)
@@ -253,10 +253,10 @@ def test_precoding_beats_the_linear_estimate_of_the_latent_itself(snr_db):
 # --- schedule ---
 
 
-def test_stages_follow_each_other_with_a_warm_up_and_half_a_cosine():
-    assert [sum(s.steps for s in stages) for stages in (PUBLISHED_SPLIT, PUBLISHED_MERGING)] == [800 * 20, 1800 * 20]
-    stages = [Stage(100, 1.0), Stage(40, 0.1)]
-    rates = [rate_at(stages, number) for number in range(141)]
+def test_phases_follow_each_other_with_a_warm_up_and_half_a_cosine():
+    assert [sum(p.steps for p in phases) for phases in (PUBLISHED_SPLIT, PUBLISHED_MERGING)] == [800 * 20, 1800 * 20]
+    phases = [Phase(100, 1.0), Phase(40, 0.1)]
+    rates = [rate_at(phases, number) for number in range(141)]
     assert rates[0] == pytest.approx(0.2) and rates[50] == pytest.approx(0.5) and rates[99] < 0.001
     assert rates[120] == pytest.approx(0.05) and rates[140] == 0 and max(rates[100:]) <= 0.1
     assert dataclasses.astuple(PUBLISHED_SPLIT[1]) == (2000, 5e-5)

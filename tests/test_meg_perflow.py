@@ -12,7 +12,7 @@ from meg import make_dataset, train_split
 from meg.dataset import load_dataset
 from meg.decoders import load_model
 from meg.perflow import PeRFlowScheduler
-from resd3_medium.pipeline import TOKENIZERS
+from resd3_medium.folders import TOKENIZERS
 
 
 @pytest.mark.parametrize("steps", [4, 5, 12])

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, refusal, run_here, start_script
+from helpers import refusal, run_here, start_script
 from PIL import Image
+from scripts_by_path import load
 
-from resd3_medium import refine_sd3_infer
-from resd3_medium.refine_sd3_infer import POCKET
+from resd3_medium import infer_parameters, refine_sd3_infer
+from resd3_medium.folders import POCKET
 
 DATA = Path(__file__).resolve().parent / "data"
 NAMES = (DATA / "emoji.txt").read_text().split("\n")[:64]
@@ -59,7 +60,7 @@ def test_the_pixels_are_those_of_before(tmp_path):
 
 
 def test_it_stands_in_where_no_weights_are(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(refine_sd3_infer, "MODELS", tmp_path / "none")
+    monkeypatch.setattr(infer_parameters, "MODELS", tmp_path / "none")
     run_here(refine_sd3_infer, "--prompt", "apple", "--steps", "2", "--out", tmp_path / "images")
     assert capsys.readouterr().out.startswith("pocket model: 64 x 64 emoji, not SD3\n")
     assert len(list((tmp_path / "images").glob("*.png"))) == 1
@@ -89,8 +90,8 @@ def test_words_outside_its_vocabulary_are_named(tmp_path, capsys):
     assert warnings == ["warning: the model does not know: defenestrated"]
 
 
-def test_its_files_are_small_and_right():
-    process = start_script("scripts/check_models.py", "--models", POCKET, folder=ROOT)
-    stdout, _ = process.communicate()
-    assert process.returncode == 0 and stdout.count(" right: ") == 4, stdout
+def test_its_files_are_small_and_right(capsys):
+    run_here(load("check_models"), "--models", POCKET)  # else it exits with 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines] == ["right:", "right:", "missing", "right:", "right:"]
     assert sum(path.stat().st_size for path in POCKET.iterdir()) <= 30_000_000

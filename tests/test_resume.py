@@ -77,7 +77,7 @@ def test_an_interrupted_run_keeps_its_episodes_and_resumes_to_the_same_bytes(tmp
 
 @pytest.mark.parametrize("preset", ["tuned", "paper"])
 @pytest.mark.parametrize("module", [main_lad, main_sac, main_d2sac, main_dqn])
-def test_every_learner_goes_on_to_the_same_bytes(module, preset, tmp_path):
+def test_every_method_that_learns_goes_on_to_the_same_bytes(module, preset, tmp_path, no_plots):
     """With fast targets, so that a target network that is not stored shows."""
     fast = ["--target_every=7", "--epsilon=0.3"] if module is main_dqn else ["--target_rate=0.2"]
     run = [*RUN, *fast, "--seeds=2", "--preset", preset]

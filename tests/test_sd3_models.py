@@ -2,16 +2,16 @@
 
 import hashlib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from helpers import run_here
-from scripts_by_path import SCRIPTS, load
+from helpers import make, refusal, run_here
+from scripts_by_path import load
 
-check_models, download_models = load("check_models"), load("download_models")
+bench_sd3, check_models, download_models = map(load, ("bench_sd3", "check_models", "download_models"))
+SMALL = ("--device=cpu", "--steps=1", "--repeats=1")
 
 
 def test_check_says_what_is_right_missing_and_wrong(models, tmp_path, capsys):
@@ -72,12 +72,42 @@ def test_a_damaged_download_is_deleted(hub, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_the_benchmark_compares_equal_velocities(models):
-    flags = ["--models", str(models), "--device=cpu", "--sizes=32", "--levels=block", "--repeats=1"]
-    command = [sys.executable, str(SCRIPTS / "bench_sd3.py"), *flags]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    level = next(line for line in lines if line.startswith("| block | 32 |"))
-    assert all(float(cell) > 0 for cell in level.strip("| ").split(" | ")[2:])
-    here, there, ratio, difference = map(float, lines[-1].strip("| ").split(" | ")[1:])
-    assert ratio == pytest.approx(there / here, rel=0.2)
-    assert difference < 1e-5
+def cells(line: str) -> list[str]:
+    """The cells of a row in Markdown."""
+    return line.strip("| ").split(" | ")
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_each_level_in_a_process_of_its_own(models, capsys):
+    run_here(bench_sd3, "--models", models, *SMALL, "--sizes=32", "--levels=block", "--compare=False")
+    *_, header, _, row = capsys.readouterr().out.splitlines()
+    found = dict(zip(cells(header), cells(row), strict=True))
+    assert (found.pop("level"), found.pop("size")) == ("block", "32")
+    assert list(found) == ["load s", "text s", "s per step", "decode s", "peak GiB"]
+    assert all(0 <= float(value) < 60 for value in found.values()) and float(found["peak GiB"]) > 0.05
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_benchmark_compares_equal_velocities_and_shows_others(models, monkeypatch, wrong):
+    def changed(*arguments: Any) -> Any:
+        model = build(*arguments)
+        model.final_layer.linear.bias += 0.1
+        return model
+
+    build = bench_sd3.build
+    if wrong:
+        monkeypatch.setattr(bench_sd3, "build", changed)
+    here, there, difference = bench_sd3.compare_step(
+        make(bench_sd3.BenchConfig, models=str(models), device="cpu", repeats=1), 32
+    )
+    assert 0 < here < 10 and 0 < there < 10
+    assert 0.01 < difference < 1 if wrong else difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [("--sizes=100", "multiples of 16"), ("--sizes=big", "numbers"), ("--levels=block,all", "not all")],
+)
+def test_mistakes_of_the_benchmark_are_told(models, capsys, flag, told):
+    line = refusal(capsys, bench_sd3, "--models", models, *SMALL, flag)
+    assert line.startswith(f"error: {flag}: must be") and told in line

@@ -38,7 +38,7 @@ def test_tokens_are_those_of_transformers(models, prompt):
 
 @pytest.mark.parametrize("name", ["CLIP-L", "CLIP-G", "T5"])
 @torch.inference_mode()
-def test_text_encoders(models, name):
+def test_text_encoders_are_those_of_transformers(models, name):
     ids = torch.randint(0, 32000, (2, 77), generator=torch.Generator().manual_seed(0))
     ours = build(PARTS[name], models, CPU, EXACT)
     if name == "T5":
@@ -53,7 +53,7 @@ def test_text_encoders(models, name):
 
 @pytest.mark.parametrize(("height", "width", "rows"), [(12, 16, 154), (2, 2, 77), (384, 2, 77)])
 @torch.inference_mode()
-def test_mmdit(models, height, width, rows):
+def test_the_transformer_is_that_of_diffusers(models, height, width, rows):
     """Rectangular, smallest, and as high as the position table."""
     generator = torch.Generator().manual_seed(1)
     latent = torch.randn(2, 16, height, width, generator=generator)
@@ -65,7 +65,7 @@ def test_mmdit(models, height, width, rows):
 
 
 @torch.inference_mode()
-def test_vae_both_ways(models):
+def test_the_autoencoder_is_that_of_diffusers_both_ways(models):
     generator = torch.Generator().manual_seed(2)
     image, latent = (
         torch.rand(1, 3, 48, 80, generator=generator) * 2 - 1,
@@ -80,7 +80,7 @@ def test_vae_both_ways(models):
 
 
 @pytest.mark.parametrize("with_t5", [True, False])
-def test_a_whole_image(models, with_t5):
+def test_a_whole_image_is_that_of_diffusers(models, with_t5):
     theirs = reference.pipeline(models, with_t5)
     noise = torch.randn(1, 16, 12, 16, generator=torch.Generator().manual_seed(1))
     words = {"prompt": "a boat on a lake", "negative_prompt": "blurry"}

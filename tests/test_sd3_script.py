@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import struct
@@ -38,26 +39,14 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("t5", ["on", "off"])
-def test_the_image_is_that_of_diffusers(models, tmp_path, t5):
+def test_the_image_is_that_of_diffusers(models, tmp_path, capsys, t5):
     flags = "--dtype float32 --device cpu --negative_prompt blurry --width 128 --height 96 --steps 6 --cfg_scale 5"
-    more = [
-        *flags.split(),
-        "--shift",
-        "3",
-        "--seed",
-        "1",
-        "--prompt",
-        "a boat on a lake",
-        "--t5",
-        t5,
-        "--out",
-        "images",
-    ]
-    process = start_script("resd3_medium/refine_sd3_infer.py", "--models", models, *more, folder=tmp_path)
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0, stderr
-    *_, average, peak = stdout.splitlines()
-    assert average.startswith("average generation time ") and peak.startswith("peak memory ")
+    more = [*flags.split(), "--shift=3", "--seed=1", "--prompt", "a boat on a lake", "--t5", t5]
+    run_here(refine_sd3_infer, "--models", models, *more, "--out", tmp_path / "images")
+    *_, count, average, peak = capsys.readouterr().out.splitlines()
+    assert count == f"1 images and tasks.csv in {tmp_path / 'images'}"
+    assert re.fullmatch(r"average generation time [\d.]+ s \(text [\d.]+, denoise [\d.]+, decode [\d.]+\)", average)
+    assert re.fullmatch(r"peak memory \d+ MiB", peak)
 
     pipeline = reference.pipeline(models, with_t5=t5 == "on")
     if t5 == "off":  # diffusers' own rows of zeros for T5 would change the image: 77 rows are the published behaviour
@@ -135,7 +124,7 @@ def test_memory_levels_give_the_same_image(models, tmp_path, level):
     assert (resident[0] == other[0]).all()
 
 
-def test_prompts_may_be_odd(models, tmp_path):
+def test_odd_prompts_arrive_as_they_were_typed(models, tmp_path):
     """Too long for a parser of literals, with a leading dash, a line break, quotes; an empty negative prompt."""
     prompts = ["x " * 5000, "-dash first", "two\nlines", "'quoted', \"twice\"", "a,b", "2024_12", "None"]
     flags = [flag for prompt in prompts for flag in ("--prompt", prompt)]

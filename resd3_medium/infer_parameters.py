@@ -1,0 +1,170 @@
+"""The parameters that images are made by, and where those that are not given come from.
+
+A parameter that the command line leaves out comes from the image of --from_image (`with_stored`), then from the model's
+own file, then from the released model's defaults (`with_model`). Start reading at `InferConfig`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+from common.parameters import ParameterError, Parameters, convert, parameter
+from common.run_folder import RESULTS
+from resd3_medium.dtypes import DTYPES
+from resd3_medium.folders import MODELS, POCKET
+from resd3_medium.sd3_impls import SAMPLERS
+from resd3_medium.tasks import parse_steps, read_task
+from resd3_medium.weights import PARTS, WeightsFile
+
+# Parameters whose defaults a model's file may give, and what they are without.
+RELEASED = {"steps": "10-19", "width": 512, "height": 512, "cfg_scale": 5.0, "shift": 3.0}
+IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile")  # what else decides about the pixels
+
+
+@dataclasses.dataclass(kw_only=True)
+class PromptParameters(Parameters):
+    """What the images show, and how many there are."""
+
+    GROUP: ClassVar[str] = "prompt"
+
+    prompt: tuple[str, ...] = parameter((), "what the image shows")
+    prompts: str | None = parameter(None, "file with a prompt on each line")
+    num_tasks: int | None = parameter(
+        None, "images to make; default one for each prompt, or one caption of the dataset", low=1, high=1_000_000
+    )
+    negative_prompt: str = parameter("", "what the image must not show", empty=True)
+
+    def check(self) -> None:
+        """Raises ParameterError when both kinds of prompts are given."""
+        super().check()
+        if self.prompt and self.prompts:
+            raise ParameterError("prompts", self.prompts, "must not be combined with --prompt")
+
+
+@dataclasses.dataclass(kw_only=True)
+class ImageParameters(Parameters):
+    """How an image is drawn."""
+
+    GROUP: ClassVar[str] = "image"
+
+    steps: str | None = parameter(
+        None,
+        "denoising steps, or a range that each image draws from; default 10-19, pocket model 20",
+        unit="steps",
+    )
+    width: int | None = parameter(
+        None, "width of the image, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16
+    )
+    height: int | None = parameter(
+        None, "height of the image, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16
+    )
+    cfg_scale: float | None = parameter(
+        None, "scale of the classifier-free guidance, 1 is without; default 5, pocket model 3", low=0, high=100
+    )
+    shift: float | None = parameter(
+        None, "shift of the noise levels towards 1; default 3, pocket model 1", low=0.01, high=100
+    )
+    seed: int = parameter(0, "seed of the first image; image i has seed + i", low=0)
+    sampler: str = parameter("euler", "sampler; dpmpp_2m needs fewer steps", choices=tuple(SAMPLERS))
+    exact_end: bool = parameter(False, "do not shift the last noise level twice, as the published code does")
+    init_image: str | None = parameter(None, "image to start from")
+    denoise: float = parameter(0.6, "how much of an initial image is made anew", above=0, high=1)
+    from_image: str | None = parameter(None, "make the image of this PNG again, but for parameters given besides")
+
+    def check(self) -> None:
+        """Raises ParameterError for steps that are none, and sizes that are no multiple of 16."""
+        super().check()
+        if self.steps is not None:
+            parse_steps(self.steps)
+        for name in ("width", "height"):
+            if (getattr(self, name) or 0) % 16:
+                raise ParameterError(name, getattr(self, name), "must be a multiple of 16")
+
+
+@dataclasses.dataclass(kw_only=True)
+class ModelParameters(Parameters):
+    """Which models are used, and how they run."""
+
+    GROUP: ClassVar[str] = "model"
+
+    models: str | None = parameter(
+        None, "folder of the model files; default models, or models/pocket while no model file lies in models"
+    )
+    device: str = parameter("auto", "where the models run", choices=("auto", "cuda", "mps", "cpu"))
+    dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
+    offload: str = parameter(
+        "none",
+        "memory level. none: all models stay on the device; model: they take turns; block: so do layers",
+        choices=("none", "model", "block"),
+        more="With block, the layers of encoders and transformer come in one by one.",
+    )
+    t5: str = parameter("auto", "use the T5 encoder; auto: if its file is there", choices=("auto", "on", "off"))
+    t5_tokens: int = parameter(77, "tokens of a prompt that T5 reads", low=2, high=512)
+    zero_rows: int = parameter(
+        0, "rows of zeros that stand for T5 where it is left out; diffusers has 256", low=0, high=512
+    )
+    tile: int = parameter(
+        1536, "images with a longer side are decoded in tiles of this size, which is not exact; 0: never", low=0
+    )
+
+    def check(self) -> None:
+        """Raises ParameterError for tiles that are too small."""
+        super().check()
+        if self.tile and self.tile < 256:
+            raise ParameterError("tile", self.tile, "must be 0 or at least 256")
+
+
+@dataclasses.dataclass(kw_only=True)
+class OutputParameters(Parameters):
+    """How a run goes about its images."""
+
+    GROUP: ClassVar[str] = "run"
+
+    batch_size: int = parameter(1, "images that are denoised together, if they have as many steps", low=1, high=1024)
+    out: str = parameter(str(RESULTS / "images"), "folder of the images")
+
+
+@dataclasses.dataclass(kw_only=True)
+class InferConfig(OutputParameters, ModelParameters, ImageParameters, PromptParameters):
+    """Every parameter of refine_sd3_infer.py; the last base's come first."""
+
+
+def with_stored(config: InferConfig, given: dict[str, Any]) -> InferConfig:
+    """The parameters of the image --from_image, where the command line does not give others.
+
+    Raises ParameterError when it is no image of this project, or what it says is not allowed.
+    """
+    task, more = read_task(config.from_image)
+    stored = dataclasses.asdict(task.settings) | {name: more[name] for name in IMAGE_PARAMETERS if name in more}
+    stored |= {"prompt": [task.prompt], "negative_prompt": task.negative_prompt, "seed": task.seed}
+    stored["steps"] = str(task.settings.steps)
+    if task.settings.init_image is None:
+        del stored["denoise"]
+    if config.prompts:
+        del stored["prompt"]
+    checked = {name: convert(InferConfig, name, value) for name, value in stored.items()}
+    merged = dataclasses.replace(config, **{name: value for name, value in checked.items() if name not in given})
+    merged.check()
+    return merged
+
+
+def with_model(config: InferConfig) -> InferConfig:
+    """The parameters with the folder of the models, and with the defaults of the model that lies there.
+
+    A small model may say what suits it, and what it is, in the metadata of its transformer's file; the latter is
+    printed. Raises ParameterError when that file is damaged, or its defaults are not allowed.
+    """
+    names = [part.file for part in PARTS.values()]
+    models = Path(config.models or MODELS)
+    if config.models is None and not any((models / name).is_file() for name in names):
+        models = POCKET
+    own, file = dict(RELEASED), models / PARTS["MMDiT"].file
+    if file.is_file():
+        extras = WeightsFile(file).extras
+        if unknown := extras.defaults.keys() - own.keys():
+            raise ParameterError("models", models, f"{file.name} must not have a default for {min(unknown)}")
+        own |= {name: convert(InferConfig, name, value) for name, value in extras.defaults.items()}
+        if extras.note:
+            print(extras.note)
+    missing = {name: value for name, value in own.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, models=str(models), **missing)
