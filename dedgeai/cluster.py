@@ -6,74 +6,26 @@ the owner of the cluster, who sends them elsewhere. Each result counts once, who
 """
 
 import asyncio
-import dataclasses
-import math
-import os
 import time
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 import numpy as np
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers over the network
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
-from ray._private import ray_constants
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from common.parameters import ParameterError
-from dedgeai.edge_server import EdgeServer, Options
+from common.run_folder import describe
+from dedgeai.edge_server import ComputeOptions, EdgeServer
+from dedgeai.options import ClusterOptions
+from dedgeai.ray_start import RESOURCE
 from dedgeai.tasks import DENSITY, Result, State, Task, batch_of
 
-RESOURCE = "edge_server"  # a machine that offers it takes as many edge servers
 START_SECONDS = 600  # s until a server must have loaded its generator
-RESOURCE_SECONDS = 5  # s until what a cluster offers must be known
 POLL_SECONDS = 0.2  # s between questions whether a server is back
 
 
-@dataclasses.dataclass(frozen=True)
-class ClusterOptions:
-    """How edge servers are placed and watched."""
-
-    servers: int
-    address: str | None  # of a Ray cluster; None starts a local one
-    gpus: float  # fraction of a GPU for each server
-    batch_size: int
-    job_timeout: float  # s without a result after which a busy server is taken for hung
-    rebalance: bool
-
-
-def connect(options: ClusterOptions) -> None:
-    """Start a Ray of this machine alone, or join a cluster. Raises ParameterError when there is none, or too small."""
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if options.address is None:
-        # Ray listens on every address of the machine, but where it makes no clusters, as on macOS. The variable is
-        # for the processes that it starts; this one has read it already.
-        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        ray.init(address="local", include_dashboard=False, resources={RESOURCE: options.servers}, **quiet)
-    else:
-        try:
-            ray.init(address=options.address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = (str(error).splitlines() or ["no answer"])[0]
-            raise ParameterError("address", options.address, f"must be of a running Ray cluster ({reason})") from None
-    whole = math.ceil(options.servers / math.floor(1 / options.gpus)) if 0 < options.gpus < 1 else 0
-    gpus = whole or options.gpus * options.servers  # a fraction is one of a single GPU
-    for name, wanted, flag, value in (
-        (RESOURCE, options.servers, "num_servers", options.servers),
-        ("GPU", gpus, "gpus_per_server", options.gpus),
-    ):
-        deadline = time.monotonic() + RESOURCE_SECONDS
-        while (free := ray.available_resources().get(name, 0)) < wanted and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        if free < wanted:
-            ray.shutdown()
-            raise ParameterError(
-                flag, value, f"needs {wanted:g} of the resource {name}; the Ray cluster has {free:g} that are free"
-            )
-
-
-class Server:
+class RemoteServer:
     """What the driver knows of one edge server."""
 
     def __init__(self, number: int) -> None:
@@ -114,9 +66,9 @@ class Owner(Protocol):
 class Cluster:
     """All edge servers, and the tasks that each of them has."""
 
-    def __init__(self, options: ClusterOptions, generator: Options, owner: Owner) -> None:
-        self.options, self.generator, self.owner = options, generator, owner
-        self.servers = [Server(number) for number in range(options.servers)]
+    def __init__(self, options: ClusterOptions, compute: ComputeOptions, owner: Owner) -> None:
+        self.options, self.compute, self.owner = options, compute, owner
+        self.servers = [RemoteServer(number) for number in range(options.servers)]
         self.overhead = 0.0
         self.capacity = np.ones(options.servers)
         self.rates = np.zeros(options.servers)
@@ -130,13 +82,14 @@ class Cluster:
             self.create(server)
         results = await asyncio.gather(*(self.greet(server) for server in self.servers))
         if problems := [error for error in results if error is not None]:
-            raise ParameterError(None, None, f"an edge server could not start: {last_line(problems[0])}")
+            raise refusal(problems[0])
         for server in self.servers:
             server.up = True
             self.spawn(self.follow(server))
         self.spawn(self.watch())
 
-    def create(self, server: Server) -> None:
+    def create(self, server: RemoteServer) -> None:
+        """Have Ray start the server's process; `greet` tells when it is up."""
         actor = ray.remote(EdgeServer).options(
             num_cpus=0,
             num_gpus=self.options.gpus,
@@ -145,9 +98,9 @@ class Cluster:
             max_task_retries=0,  # a lost call is not repeated by Ray: tasks are sent again by the dispatcher
             max_concurrency=100,
         )
-        server.handle = actor.remote(server.number, self.generator, self.options.batch_size)
+        server.handle = actor.remote(server.number, self.compute, self.options.batch_size)
 
-    async def greet(self, server: Server) -> RayError | TimeoutError | None:
+    async def greet(self, server: RemoteServer) -> RayError | TimeoutError | None:
         """Wait for the server's answer, and take note of who it is now. Returns what kept it from answering."""
         rate = self.rates[server.number]
         try:
@@ -169,7 +122,7 @@ class Cluster:
             server.seconds_per_step = rates[server.number]
         await asyncio.gather(*(self.greet(server) for server in self.servers))
 
-    async def follow(self, server: Server) -> None:
+    async def follow(self, server: RemoteServer) -> None:
         """Fetch a server's results for ever; when it dies, hand back its tasks and wait until it is there again."""
         while True:
             try:
@@ -185,7 +138,7 @@ class Cluster:
             if not server.outstanding and self.options.rebalance:
                 self.spawn(self.help_out(server))
 
-    async def mourn(self, server: Server) -> None:
+    async def mourn(self, server: RemoteServer) -> None:
         """Hand back the tasks of a server that does not answer, and wait for its next start."""
         server.up, before = False, server.incarnation
         running = self.running(server)
@@ -202,15 +155,17 @@ class Cluster:
                 error = await self.emptied(server)
             if error is None:
                 break
-            if isinstance(error, ActorDiedError):  # Ray gave it up, as it does when its start fails
+            if isinstance(error, ActorDiedError):  # Ray gave it up
                 self.create(server)
+            if isinstance(error, ActorDiedError | RayTaskError):  # it fails to start, or to open its generator
                 pause = min(2 * pause, 30.0)
         server.up = True
         if self.options.rebalance:
             self.spawn(self.help_out(server))
         self.owner.joined(server.number)
 
-    async def emptied(self, server: Server) -> RayError | None:
+    async def emptied(self, server: RemoteServer) -> RayError | None:
+        """Take all queued tasks from a server, to forget them. Returns what kept it from answering."""
         try:
             await as_future(server.handle.withdraw.remote(2**31))
         except RayError as error:
@@ -241,7 +196,7 @@ class Cluster:
             server.delivering = True
             self.spawn(self.deliver(server))
 
-    async def deliver(self, server: Server) -> None:
+    async def deliver(self, server: RemoteServer) -> None:
         """Send what is in the outbox, one call after another, because a server may take up calls in any order."""
         while server.outbox:
             tasks, server.outbox = server.outbox, []
@@ -253,21 +208,21 @@ class Cluster:
                     self.owner.lost(server.number, [], lost)
         server.delivering = False
 
-    def running(self, server: Server) -> list[Task]:
+    def running(self, server: RemoteServer) -> list[Task]:
         """What a server works on, as far as its rule and what was delivered to it tell."""
         waiting = {task.number for task in server.outbox}
         return batch_of(
             (task for number, task in server.outstanding.items() if number not in waiting), self.options.batch_size
         )
 
-    def forget(self, server: Server, number: int) -> bool:
+    def forget(self, server: RemoteServer, number: int) -> bool:
         """Take a task off a server's list. False when it was not there."""
         task = server.outstanding.pop(number, None)
         if task is not None:
             server.steps -= task.steps + self.overhead
         return task is not None
 
-    async def help_out(self, idle: Server) -> None:
+    async def help_out(self, idle: RemoteServer) -> None:
         """Give a server without work the second half of the queue that would take longest."""
         seconds = self.backlog_seconds()
         busiest = self.servers[int(seconds.argmax())]
@@ -281,7 +236,7 @@ class Cluster:
             self.send(idle.number, tasks)
             self.owner.moved(idle.number, tasks)
 
-    async def withdraw(self, server: Server, count: int) -> list[Task]:
+    async def withdraw(self, server: RemoteServer, count: int) -> list[Task]:
         """Take tasks back from the end of a server's queue; from one that does not answer, what was not delivered."""
         kept = max(0, len(server.outbox) - count)
         taken, server.outbox = server.outbox[kept:], server.outbox[:kept]
@@ -293,7 +248,7 @@ class Cluster:
                 tasks = []
         return [task for task in (*tasks, *taken) if self.forget(server, task.number)]
 
-    async def withdraw_all(self, server: Server) -> None:
+    async def withdraw_all(self, server: RemoteServer) -> None:
         """Take back all that a server has not begun, until nothing more is on the way to it."""
         while True:
             busy = server.delivering
@@ -316,17 +271,20 @@ class Cluster:
         """Backlogs [B] in Gcycles of the profile's speeds: a server that has become slower has a longer one."""
         return self.backlog_seconds() * self.capacity
 
-    def spawn(self, work: Any) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine beside the others; `close` cancels it, and its mistakes go to the owner."""
         task = asyncio.create_task(work)
         self.background.add(task)
         task.add_done_callback(self.finished)
 
     def finished(self, task: asyncio.Task) -> None:
+        """Tell the owner of what a spawned coroutine raised."""
         self.background.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self.owner.broken(task.exception())
 
     async def close(self) -> None:
+        """Cancel what runs beside, and end the servers."""
         for task in list(self.background):
             task.cancel()
         await asyncio.gather(*self.background, return_exceptions=True)
@@ -335,13 +293,20 @@ class Cluster:
                 ray.kill(server.handle)
 
 
-def last_line(error: BaseException) -> str:
-    """The last line of an error's text, where Ray tells what was raised on the server, without that error's class."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return f"no answer within {START_SECONDS} s" if isinstance(error, TimeoutError) else type(error).__name__
-    return lines[-1].removeprefix("common.parameters.ParameterError: ")
+def refusal(error: RayError | TimeoutError) -> ParameterError:
+    """Why an edge server could not start, in one line; of the flag that it is about where the server says which."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, ParameterError):
+        return ParameterError(cause.flag, cause.value, f"{cause.reason} (on an edge server)")
+    if isinstance(cause, TimeoutError):
+        words = f"no answer within {START_SECONDS} s"
+    elif isinstance(cause, RayError):  # of a process that ended, whose reason stands last
+        words = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
+    else:
+        words = describe(cause)
+    return ParameterError(None, None, f"an edge server could not start: {words}")
 
 
 async def as_future(reference: Any) -> Any:
+    """What a Ray call returns, once it is there. Raises RayError where it failed."""
     return await reference

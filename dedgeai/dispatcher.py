@@ -1,7 +1,7 @@
 """The dispatcher: from the tasks at the base stations and the servers' backlogs to a server for every task.
 
-It builds the same `Slot` that the policies were trained on, and is the same for live and for simulated servers; it
-knows nothing of Ray or clocks. Start reading at `Dispatcher.decide`.
+It builds the same `Slot` that schedulers were trained on, and is the same for live and for simulated servers; it knows
+nothing of Ray or clocks. Start reading at `Dispatcher.decide`.
 """
 
 import dataclasses
@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from dedgeai.arrivals import place_of
 from dedgeai.server_profile import Profile
+from dedgeai.task_stream import place_of
 from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.episodes import check_action
-from lad_ts.scheduler import Learner, Scheduler
+from lad_ts.scheduler import Scheduler
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
-    """A scheduler that is ready to act, and the sizes that it was made for.
+class ClusterScheduler:
+    """A scheduler that is ready to act on a cluster, and the sizes that it was made for.
 
     `num_tasks` N is the most tasks of a base station in a round, `num_rounds` the rounds of an episode, after which the
     next one begins. `scenario` has a row for each seed that was trained together, of which the first decides. Its unit
-    of time is a slot of `slot_seconds`, so that policies see the same numbers whether an image takes 0.1 s or 10 s.
+    of time is a slot of `slot_seconds`, so that schedulers see the same numbers whether an image takes 0.1 s or 10 s.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Policy:
     num_tasks: int
     num_rounds: int
     slot_seconds: float
-    first_episode: int = 0  # of the run: a trained policy goes on where its training ended
-    checkpoint: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a learner: its method and parameters
+    first_episode: int = 0  # of the run: what was trained goes on where its training ended
+    checkpoint: dict[str, Any] = dataclasses.field(default_factory=dict)  # of one that learns: method and parameters
 
 
 class Backlog:
@@ -49,17 +49,19 @@ class Backlog:
         self.now = 0.0
 
     def at(self, now: float) -> np.ndarray:
+        """The backlogs [B] at a time in s, which is not before that of the last call."""
         self.gcycles = np.maximum(self.gcycles - self.capacity * max(0.0, now - self.now), 0)
         self.now = max(now, self.now)
         return self.gcycles
 
     def add(self, server: np.ndarray, work: np.ndarray) -> None:
+        """Take in tasks that are sent now: their servers [K] and w [K] in Gcycles."""
         self.gcycles = self.gcycles + np.bincount(server, work, self.gcycles.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decided:
-    """A round that the policy may still learn from: what it saw, did, and knew, and where its tasks stand."""
+    """A round that may still be learned from: what was seen, done, and known, and where its tasks stand."""
 
     slot: Slot
     action: torch.Tensor
@@ -70,17 +72,16 @@ class Decided:
 class Dispatcher:
     """The agents of all base stations. Each decides from its own tasks and the backlogs at the round's start.
 
-    With `learn` a policy of one seed goes on learning, in `learn_from`.
+    With `learn` a scheduler of one seed goes on learning, in `learn_from`.
     """
 
-    def __init__(self, policy: Policy, learn: bool = False) -> None:
-        self.policy, self.learn = policy, learn
+    def __init__(self, ready: ClusterScheduler, learn: bool = False) -> None:
+        self.ready, self.learn = ready, learn
         self.round = 0
         self.seconds: deque[tuple[float, int]] = deque(maxlen=1_000_000)  # what each decision took, for how many tasks
         self.decided: dict[int, Decided] = {}
         self.learned = 0  # rounds that were learned from
-        if isinstance(policy.scheduler, Learner):
-            policy.scheduler.training = learn
+        ready.scheduler.training = learn
 
     def decide(self, base_station: np.ndarray, work: np.ndarray, size: np.ndarray, backlog: np.ndarray) -> np.ndarray:
         """The server [K] of each of a round's tasks: their base station, w in Gcycles and d in Mbit, all [K].
@@ -88,17 +89,18 @@ class Dispatcher:
         No base station may have more than `num_tasks`; backlog is [B] in Gcycles.
         """
         began = time.perf_counter()
-        policy = self.policy
-        episode, t = divmod(self.round, policy.num_rounds)
+        ready = self.ready
+        episode, t = divmod(self.round, ready.num_rounds)
         if t == 0:
-            rows = [(seed, policy.first_episode + episode) for seed in policy.seeds]
-            policy.scheduler.begin(policy.scenario, rows)
+            rows = [(seed, ready.first_episode + episode) for seed in ready.seeds]
+            ready.scheduler.begin(ready.scenario, rows)
         slot = self.slot(t, base_station, work, size, backlog)
-        action = torch.as_tensor(policy.scheduler.act(slot))
-        if not isinstance(policy.scheduler, Learner):
-            check_action(action, slot, policy.name)
+        action = torch.as_tensor(ready.scheduler.act(slot))
+        if not ready.scheduler.learns:
+            check_action(action, slot, ready.name)
         if self.learn:
-            self.decided[self.round] = Decided(slot, action, policy.scheduler.decision, base_station)
+            decision = getattr(ready.scheduler, "decision", {})
+            self.decided[self.round] = Decided(slot, action, decision, base_station)
         self.round += 1
         server = action[0].numpy()[base_station, place_of(base_station)]
         self.seconds.append((time.perf_counter() - began, base_station.size))
@@ -111,15 +113,18 @@ class Dispatcher:
         """
         now = self.decided.pop(number)
         seconds = np.zeros(now.slot.mask.shape[1:])
-        seconds[now.base_station, place_of(now.base_station)] = delay / self.policy.slot_seconds
-        self.policy.scheduler.decision = now.decision
+        seconds[now.base_station, place_of(now.base_station)] = delay / self.ready.slot_seconds
+        scheduler = self.ready.scheduler
+        if now.decision:
+            scheduler.decision = now.decision
         following = self.decided[number + 1].slot
-        self.policy.scheduler.learn(now.slot, now.action, torch.from_numpy(seconds)[None], following)
+        scheduler.learn(now.slot, now.action, torch.from_numpy(seconds)[None], following)
         self.learned += 1
 
     def slot(self, t: int, base_station: np.ndarray, work: np.ndarray, size: np.ndarray, backlog: np.ndarray) -> Slot:
-        rows, servers = self.policy.scenario.capacity.shape
-        cells = (servers, self.policy.num_tasks)
+        """The round as slot `t` of an episode, with the same tasks and backlogs in every row."""
+        rows, servers = self.ready.scenario.capacity.shape
+        cells = (servers, self.ready.num_tasks)
         place = place_of(base_station)
 
         def tensor(values: np.ndarray) -> torch.Tensor:

@@ -26,10 +26,11 @@ class Compute(Protocol):
         """PNG files of tasks that have the same steps and size. `at_once`: they waited for the batch before to end."""
 
 
-class Options(Protocol):
+class ComputeOptions(Protocol):
     """What describes a `Compute` and can be sent to another machine."""
 
-    def open(self, server: int) -> Compute: ...
+    def open(self, server: int) -> Compute:
+        """The `Compute` of the server with this number. Raises ParameterError when it cannot be had."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class SimulatedOptions:
     seed: int
 
     def open(self, server: int) -> "SimulatedCompute":
+        """The waiting of the server with this number."""
         return SimulatedCompute(self, server)
 
 
@@ -55,6 +57,7 @@ class SimulatedCompute:
         self.free = 0.0  # when the last batch's time was over, so that late wake-ups do not add up
 
     async def run(self, tasks: list[Task], at_once: bool) -> list[bytes]:
+        """Wait for the tasks' time, then return an image for each."""
         factor = np.exp(self.spread * self.random.standard_normal() - self.spread**2 / 2)  # of mean 1
         now = time.monotonic()
         self.free = (self.free if at_once else now) + len(tasks) * (self.base + tasks[0].steps * self.step) * factor
@@ -71,7 +74,7 @@ GREY_PIXEL = bytes.fromhex(
 class EdgeServer:
     """The queue and the generator of one ES. A server that is started again is empty and has a new `incarnation`."""
 
-    def __init__(self, number: int, options: Options, batch_size: int) -> None:
+    def __init__(self, number: int, options: ComputeOptions, batch_size: int) -> None:
         self.number, self.batch_size = number, batch_size
         self.incarnation = uuid.uuid4().hex
         self.queue: deque[Task] = deque()
@@ -79,14 +82,18 @@ class EdgeServer:
         self.finished: list[Result] = []
         self.fetched = 0  # results before this one have been fetched and may be forgotten
         self.seconds_per_step, self.overhead = 0.0, 0.0
-        self.compute = options.open(number)
+        self.options = options
+        self.compute: Compute | None = None
         self.worker: asyncio.Task | None = None
 
     async def hello(self, seconds_per_step: float, overhead: float) -> tuple[str, int, str]:
         """Take up the profile, and start working. Returns incarnation, process and name of the machine.
 
-        `overhead` is what a task costs besides its denoising steps (encoding, decoding), counted in steps.
+        `overhead` is what a task costs besides its denoising steps (encoding, decoding), counted in steps. The first
+        call opens the generator, whose mistakes reach the caller as they are; raises ParameterError.
         """
+        if self.compute is None:
+            self.compute = self.options.open(self.number)
         self.seconds_per_step, self.overhead = seconds_per_step, overhead
         if self.worker is None:
             self.arrived, self.changed = asyncio.Event(), asyncio.Event()
@@ -94,6 +101,7 @@ class EdgeServer:
         return self.incarnation, os.getpid(), os.uname().nodename
 
     async def enqueue(self, tasks: list[Task]) -> None:
+        """Put tasks at the queue's end."""
         self.queue.extend(tasks)
         self.arrived.set()
 
@@ -111,6 +119,7 @@ class EdgeServer:
         return Report(self.fetched + len(self.finished), list(self.finished), self.state())
 
     def state(self) -> State:
+        """What the server says of itself now."""
         steps = sum(task.steps + self.overhead for task in (*self.running, *self.queue))
         seconds = steps * self.seconds_per_step
         return State(len(self.queue), len(self.running), seconds, DENSITY * steps, self.seconds_per_step)

@@ -20,13 +20,14 @@ from resd3_medium.weights import missing_files
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorOptions:
+class ImageOptions:
     """Parameters of refine_sd3_infer.py that an edge server takes, and its CPU threads."""
 
     config: InferConfig
     threads: int
 
     def open(self, server: int) -> "Generator":
+        """The generator of the server with this number. Raises ParameterError when its files or sizes do not fit."""
         return Generator(self)
 
 
@@ -45,12 +46,13 @@ def inference_config(**given: Any) -> InferConfig:
 class Generator:
     """One pipeline, loaded once. Tasks are computed in a thread, so that the server goes on answering."""
 
-    def __init__(self, options: GeneratorOptions) -> None:
+    def __init__(self, options: ImageOptions) -> None:
         torch.set_num_threads(options.threads)
         self.config = options.config
         self.pipeline = open_pipeline(self.config)
 
     async def run(self, tasks: list[Task], at_once: bool) -> list[bytes]:
+        """PNG files of tasks that have the same steps and size."""
         return await asyncio.to_thread(self.make, tasks)
 
     def make(self, tasks: list[Task]) -> list[bytes]:

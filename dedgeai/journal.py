@@ -14,7 +14,7 @@ from common.parameters import ParameterError
 from common.run_folder import describe
 
 
-class Batch:
+class Entries:
     """Entries that go to disk together, and what became of that."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.batch = Batch()
+        self.waiting = Entries()
         self.lock = asyncio.Lock()
         if path.is_file():  # a cut-off last line must not spoil the next one
             content = path.read_bytes()
@@ -38,17 +38,17 @@ class Journal:
 
     async def write(self, *entries: dict[str, Any]) -> None:
         """Returns when the entries are on disk, in the order in which they came. Raises OSError when they are not."""
-        batch = self.batch
-        batch.entries += entries
+        together = self.waiting
+        together.entries += entries
         async with self.lock:
-            if not batch.tried:
-                self.batch, batch.tried = Batch(), True
+            if not together.tried:
+                self.waiting, together.tried = Entries(), True
                 try:
-                    await asyncio.to_thread(self.append, batch.entries)
+                    await asyncio.to_thread(self.append, together.entries)
                 except OSError as error:
-                    batch.error = error
-        if batch.error is not None:
-            raise batch.error
+                    together.error = error
+        if together.error is not None:
+            raise together.error
 
     def append(self, entries: list[dict[str, Any]]) -> None:
         """Write the entries' lines; when that fails, the file is as it was before."""

@@ -21,7 +21,10 @@ WARM_UP = 1  # first images of each server, which are not counted
 
 
 class Measurement:
-    """Takes the place of the system as the cluster's owner, and gathers what the servers say."""
+    """Takes the place of the system as the cluster's owner, and gathers what the servers say.
+
+    `found` holds server and result of each task; `problem` says in words why measuring was given up.
+    """
 
     def __init__(self, cluster: Cluster, expected: int, quiet: bool) -> None:
         self.cluster, self.expected = cluster, expected
@@ -33,6 +36,7 @@ class Measurement:
         self.bar = tqdm(total=expected, unit="image", desc="profile", disable=quiet)
 
     def results(self, server: int, results: list[Result]) -> None:
+        """Take in results; the last one, or a failure, ends the measurement."""
         self.found += [(server, result) for result in results]
         self.bar.update(len(results))
         self.problem = self.problem or next((result.error for result in results if result.error), None)
@@ -48,19 +52,24 @@ class Measurement:
             self.done.set()
 
     def moved(self, server: int, tasks: list[Task]) -> None:
-        pass
+        """Nothing is moved while servers are measured."""
 
     def joined(self, server: int) -> None:
+        """A server that is back gets the tasks that it lost."""
         if tasks := self.waiting.pop(server, []):
             self.cluster.send(server, tasks)
 
     def broken(self, error: BaseException) -> None:
+        """A mistake of this program's own ends the measurement."""
         self.problem = f"{type(error).__name__}: {error}"
         self.done.set()
 
 
 async def measure(cluster: Cluster, orders: dict[int, list[Task]], quiet: bool = False) -> list[tuple[int, Result]]:
-    """Have servers work on tasks of their own, outside the system. Raises ParameterError when a task fails."""
+    """Have servers work on tasks of their own, outside the system. Returns server and result of each.
+
+    Raises ParameterError when a task fails.
+    """
     owner, options = cluster.owner, cluster.options
     measurement = Measurement(cluster, sum(map(len, orders.values())), quiet)
     cluster.owner = measurement
@@ -78,9 +87,18 @@ async def measure(cluster: Cluster, orders: dict[int, list[Task]], quiet: bool =
 
 
 async def measure_profile(
-    cluster: Cluster, prompts: Sequence[str], steps: tuple[int, int], size: tuple[int, int], repeats: int, source: Any
+    cluster: Cluster,
+    prompts: Sequence[str],
+    steps: tuple[int, int],
+    size: tuple[int, int],
+    repeats: int,
+    source: dict[str, Any],
 ) -> Profile:
-    """The profile of the cluster's servers, from `repeats` images of the fewest and of the most steps each."""
+    """The profile of the cluster's servers, from `repeats` images of the fewest and of the most steps each.
+
+    `size` is width and height in pixels, `source` what the profile says of its origin. Raises ParameterError when an
+    image fails.
+    """
     low, high = steps[0], max(steps[1], steps[0] + 1)
     demands = [low] * WARM_UP + [low, high] * repeats
     tasks = [

@@ -11,10 +11,10 @@ import numpy as np
 
 from common.figures import plt, save_figure
 from common.run_folder import write_csv
-from dedgeai.arrivals import Arrivals
+from dedgeai.records import DONE, Record
 from dedgeai.server_profile import Profile
 from dedgeai.simulation import Simulated, first_in_first_out
-from dedgeai.system import DONE, Record
+from dedgeai.task_stream import TaskStream
 
 COUNTS = (1, 100, 500, 1000)  # tasks, the columns of the published table
 # Total generation delay in s, and price in USD of 1,000 images (arXiv 2412.18212). The platforms' rows are N times the
@@ -35,7 +35,7 @@ TASK_HEADER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class FinishedRun:
     """Tasks that were run together, and how long that took: None where it was interrupted."""
 
     records: list[Record]
@@ -54,6 +54,7 @@ def table_rows(label: str, model: str, totals: dict[int, float]) -> list[list[st
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of which the first is the header."""
     header, *others = rows
     print(f"| {' | '.join(header)} |")
     print(f"|{'---|' * len(header)}")
@@ -65,7 +66,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 def predict(records: Sequence[Record], profile: Profile) -> np.ndarray:
     """What the simulator says of tasks' delays [K] in s: NaN for those that failed or were done by an earlier process.
 
-    It has the same arrivals, the servers on which the tasks ended up and the times at which they were sent there, and
+    It has the same tasks, the servers on which the tasks ended up and the times at which they were sent there, and
     mean service times of the profile. A task lost with a server is counted on the server that did it at last.
     """
     delay = np.full(len(records), np.nan)
@@ -84,6 +85,8 @@ def predict(records: Sequence[Record], profile: Profile) -> np.ndarray:
 
 
 def write_tasks(folder: Path, records: Sequence[Record], predicted: np.ndarray) -> None:
+    """tasks.csv of a live run, a row for each task; predicted [K] are the simulator's delays in s, or NaN."""
+
     def cell(value: float | None) -> str:
         return "" if value is None or np.isnan(value) else f"{value:.4f}"
 
@@ -147,8 +150,11 @@ def plot_queues(folder: Path, samples: Sequence[tuple[float, Sequence[int]]]) ->
     save_figure(figure, folder / "queues")
 
 
-def report_simulation(folder: Path, arrivals: Arrivals, found: Simulated, seconds: Sequence[tuple[float, int]]) -> None:
-    """Print and write decision times, queue lengths and delay percentiles, and plot queues and delays."""
+def report_simulation(folder: Path, stream: TaskStream, found: Simulated, seconds: Sequence[tuple[float, int]]) -> None:
+    """Print and write decision times, queue lengths and delay percentiles, and plot queues and delays.
+
+    `seconds` holds what each decision took in s, for how many tasks.
+    """
     took, tasks = np.array(seconds).T
     quantiles = {f"p{q:g}": np.percentile(found.delay, q) for q in (50, 95, 99, 99.9)}
     rows = [
@@ -176,7 +182,7 @@ def report_simulation(folder: Path, arrivals: Arrivals, found: Simulated, second
     delays = np.percentile(found.delay, at)
     write_csv(folder / "delays.csv", ("percent", "delay_s"), list(zip(at.tolist(), delays.tolist(), strict=True)))
     if found.delay.size <= LISTED:
-        columns = (arrivals.time, arrivals.base_station, arrivals.steps, found.server, found.start, found.finish)
+        columns = (stream.time, stream.base_station, stream.steps, found.server, found.start, found.finish)
         rows = zip(*(column.tolist() for column in (*columns, found.delay)), strict=True)
         header = ("task", "submitted_s", "base_station", "steps", "server", "start_s", "finished_s", "delay_s")
         write_csv(folder / "tasks.csv", header, [[k, *row] for k, row in enumerate(rows)])

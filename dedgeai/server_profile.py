@@ -47,6 +47,7 @@ class Profile:
 
     @property
     def servers(self) -> int:
+        """Edge servers B."""
         return self.seconds_per_step.size
 
     @property
@@ -72,6 +73,7 @@ class Profile:
         return float((1 / self.seconds(np.arange(self.servers), steps)).sum())
 
     def write(self, path: Path) -> None:
+        """The profile as JSON, from which `read` takes it."""
         content = dataclasses.asdict(self)
         content |= {name: content[name].tolist() for name in ("seconds_per_step", "seconds_base", "spread")}
         write_text(path, json.dumps(content, indent=2) + "\n")

@@ -4,17 +4,12 @@ Runs in the driver's event loop beside the edge system, so a request is accepted
 checked before anything is kept, and refused with a status that says which. Start reading at `create_app`.
 """
 
-import asyncio
-import dataclasses
 import itertools
 import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
@@ -22,26 +17,15 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, StringConstraints
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from common.parameters import LARGEST, ParameterError
-from dedgeai.configuration import LOOPBACK, DedgeParameters
-from dedgeai.system import DONE, FAILED, SENT, EdgeSystem, Record, Stored
+from common.parameters import LARGEST
+from dedgeai.http_server import BodyLimit, listen
+from dedgeai.options import ServiceOptions
+from dedgeai.records import DONE, FAILED, SENT, Record, Stored
+from dedgeai.system import EdgeSystem
 from dedgeai.tasks import Task
-from resd3_medium.tasks import parse_steps
 
 PAGE = Path(__file__).with_name("page.html")
 BODY_BYTES = 65_536  # a request with more is refused before it is read; a prompt may add to it
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a request may ask for. Images have one size, that of the run."""
-
-    prompt: int  # characters
-    steps: int
-    queued: int  # tasks that wait or run
-    default_steps: int
-    width: int
-    height: int
 
 
 class Status(BaseModel):
@@ -84,8 +68,8 @@ class ClusterStatus(BaseModel):
     failed: int
 
 
-def submission(limits: Limits) -> type[BaseModel]:
-    """The body of a request for an image, with these limits in its description."""
+def submission(options: ServiceOptions) -> type[BaseModel]:
+    """The body of a request for an image, with the options' limits in its description."""
 
     class Submission(BaseModel):
         """A task. Unknown fields are refused."""
@@ -93,68 +77,32 @@ def submission(limits: Limits) -> type[BaseModel]:
         model_config = ConfigDict(extra="forbid")
 
         prompt: Annotated[
-            StrictStr, StringConstraints(strip_whitespace=True, min_length=1, max_length=limits.prompt)
+            StrictStr, StringConstraints(strip_whitespace=True, min_length=1, max_length=options.prompt)
         ] = Field(description="what the image shows")
-        steps: StrictInt = Field(limits.default_steps, ge=1, le=limits.steps, description="denoising steps")
+        steps: StrictInt = Field(options.default_steps, ge=1, le=options.steps, description="denoising steps")
         seed: StrictInt | None = Field(None, ge=0, le=LARGEST, description="seed of the image; default one of its own")
         base_station: StrictInt | None = Field(None, ge=0, description="where the task arrives; default each in turn")
 
     return Submission
 
 
-class BodyLimit:
-    """Refuses bodies of more than `most` bytes, told or sent."""
-
-    def __init__(self, app: Any, most: int) -> None:
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        body, more = b"", True
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        too_much = not told.isdigit() or int(told[:12]) > self.most
-        while more and not too_much:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more, too_much = message.get("more_body", False), len(body) > self.most
-        if too_much:
-            refusal = JSONResponse({"detail": f"the body must have at most {self.most} bytes"}, 413)
-            await refusal(scope, receive, send)
-            return
-        whole = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> dict[str, Any]:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replay, send)
-
-
-def create_app(
-    system: EdgeSystem, limits: Limits, token: str | None, hosts: list[str], first: int, seed: int
-) -> FastAPI:
-    """The application. `hosts` are the names under which it answers, `first` is the first task's number.
-
-    A task that names no seed gets `seed` and its number.
-    """
+def create_app(system: EdgeSystem, options: ServiceOptions, size: tuple[int, int], first: int) -> FastAPI:
+    """The application. `size` is width and height of all images in pixels, `first` the first task's number."""
     app = FastAPIOffline(
         title="DEdgeAI",
-        description="Text-to-image tasks on edge servers, scheduled by a trained policy.",
+        description="Text-to-image tasks on edge servers, scheduled by trained agents.",
         version="1",
         redoc_url=None,
     )
     numbers = itertools.count(first)
     base_stations = len(system.cluster.servers)
-    accept = submission(limits)
-    app.add_middleware(BodyLimit, most=BODY_BYTES + 8 * limits.prompt)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)  # else other sites' pages could ask a browser to
+    accept = submission(options)
+    app.add_middleware(BodyLimit, most=BODY_BYTES + 8 * options.prompt)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=options.hosts)
 
     async def allowed(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if token and not secrets.compare_digest(given.encode(), token.encode()):
+        if options.token and not secrets.compare_digest(given.encode(), options.token.encode()):
             raise HTTPException(401, "a request needs the header 'Authorization: Bearer <token>'")
 
     guarded = [Depends(allowed)]
@@ -178,17 +126,16 @@ def create_app(
         """Accept a task. It is then in the journal, and will end in an image or a stated failure."""
         if order.base_station is not None and order.base_station >= base_stations:
             raise HTTPException(422, f"base_station: must be at most {base_stations - 1}")
-        if system.left >= limits.queued:
-            message = f"{system.left} tasks wait or run, and no more than {limits.queued} may; try again later"
+        if system.left >= options.queued:
+            message = f"{system.left} tasks wait or run, and no more than {options.queued} may; try again later"
             raise HTTPException(503, message, headers={"Retry-After": "5"})
         number = next(numbers)
         task = Task(
             number,
             order.prompt,
             order.steps,
-            (seed + number) % LARGEST if order.seed is None else order.seed,
-            limits.width,
-            limits.height,
+            (options.seed + number) % LARGEST if order.seed is None else order.seed,
+            *size,
             number % base_stations if order.base_station is None else order.base_station,
         )
         await system.submit([task], slot=system.now())
@@ -220,7 +167,7 @@ def create_app(
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:
-        filled = {"MAX_PROMPT": limits.prompt, "MAX_STEPS": limits.steps, "STEPS": limits.default_steps}
+        filled = {"MAX_PROMPT": options.prompt, "MAX_STEPS": options.steps, "STEPS": options.default_steps}
         text = PAGE.read_text(encoding="utf-8")
         for name, value in filled.items():
             text = text.replace(f"%{name}%", str(value))
@@ -254,6 +201,7 @@ def status_of(system: EdgeSystem, record: Record) -> Status:
 
 
 def cluster_status(system: EdgeSystem) -> ClusterStatus:
+    """All servers as the dispatcher sees them now, and the counts of tasks."""
     seconds, gcycles = system.cluster.backlog_seconds(), system.cluster.backlog()
     servers = [
         ServerStatus(
@@ -270,7 +218,7 @@ def cluster_status(system: EdgeSystem) -> ClusterStatus:
         for server in system.cluster.servers
     ]
     return ClusterStatus(
-        scheduler=system.dispatcher.policy.name,
+        scheduler=system.dispatcher.ready.name,
         servers=servers,
         unfinished=system.left,
         done=system.counts[DONE],
@@ -278,58 +226,20 @@ def cluster_status(system: EdgeSystem) -> ClusterStatus:
     )
 
 
-class Server(uvicorn.Server):
-    """uvicorn without its signal handlers: Ctrl-C is the run's."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises ParameterError when it cannot be had."""
-    try:
-        # The protocol is named, because asyncio sends small packets at once only where it is; else each answer
-        # waits 40 ms for an acknowledgement.
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ParameterError("port", port, f"must be free on --host={host} ({reason})") from None
-    return listener
-
-
-async def listen(app: FastAPI, listener: socket.socket) -> None:
-    """Answer until cancelled."""
-    server = Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=2))
-    task = asyncio.create_task(server.serve([listener]))
-    try:
-        await asyncio.shield(task)
-    finally:
-        server.should_exit = True
-        await task
-
-
 async def serve(
-    config: DedgeParameters, size: tuple[int, int], system: EdgeSystem, stored: Stored, listener: socket.socket
+    options: ServiceOptions, size: tuple[int, int], system: EdgeSystem, stored: Stored, listener: socket.socket
 ) -> None:
-    """Take up what an earlier process left, then answer requests at a bound socket until cancelled."""
+    """Take up what an earlier process left, then answer requests at a bound socket until cancelled.
+
+    `size` is width and height of all images in pixels.
+    """
     left = [task for number, task in stored.tasks.items() if number not in stored.finished]
     for number in stored.finished.keys() & stored.tasks.keys():
         system.recall(stored.tasks[number], stored.finished[number])
     if left:
         print(f"going on with {len(left)} tasks of an earlier start")
         await system.submit(left)
-    default = sum(parse_steps(config.steps)) // 2
-    limits = Limits(config.max_prompt, config.max_steps, config.max_queued, default, *size)
-    hosts = ["127.0.0.1", "localhost", "[::1]"] if config.host in LOOPBACK else ["*"]
-    first = max(stored.tasks, default=-1) + 1
-    app = create_app(system, limits, config.token, hosts, first, config.seed)
+    app = create_app(system, options, size, first=max(stored.tasks, default=-1) + 1)
     address, port = listener.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     print(f"listening on {url}; its API is at {url}/docs", flush=True)

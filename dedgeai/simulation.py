@@ -9,11 +9,10 @@ import dataclasses
 import numpy as np
 from tqdm import tqdm
 
-from dedgeai.arrivals import Arrivals, rounds
+from common.random_streams import Stream, random_generator
 from dedgeai.dispatcher import Backlog, Dispatcher
 from dedgeai.server_profile import Profile
-
-STREAM = 7  # apart from the streams of environment_lad and of the arrivals
+from dedgeai.task_stream import TaskStream, rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,41 +51,43 @@ def first_in_first_out(
 def simulate(
     dispatcher: Dispatcher,
     profile: Profile,
-    arrivals: Arrivals,
+    stream: TaskStream,
     link_rate: float,
     seed: int,
     by_profile: bool = False,
     progress: bool = True,
 ) -> Simulated:
-    """Schedule and serve all arrivals. Service times vary by the profile's spread, seeded.
+    """Schedule and serve all tasks of a stream. Service times vary by the profile's spread, seeded.
+
+    `link_rate` is v in Mbit/s, by which inputs and images travel. Raises ParameterError when a scheduler of the user's
+    own chooses a server that there is not.
 
     The dispatcher sees the simulated backlogs, or with `by_profile` those that the profile says, which a live run with
-    the same arrivals sees as well.
+    the same tasks sees as well.
     """
-    policy, count = dispatcher.policy, len(arrivals)
-    random = np.random.default_rng([STREAM, seed])
-    noise = random.standard_normal(count)
-    work, free = profile.workload(arrivals.steps), np.zeros(profile.servers)
+    ready, count = dispatcher.ready, len(stream)
+    noise = random_generator(Stream.EDGE_DURATIONS, seed).standard_normal(count)
+    work, free = profile.workload(stream.steps), np.zeros(profile.servers)
     server = np.empty(count, dtype=np.int64)
     start, finish = np.empty(count), np.empty(count)
     nominal, queues = Backlog(profile), QueueLengths(profile.servers)
-    with tqdm(total=count, unit="task", unit_scale=True, desc=policy.name, disable=not progress) as bar:
-        for now, tasks in arrivals.slots(policy.slot_seconds):
+    with tqdm(total=count, unit="task", unit_scale=True, desc=ready.name, disable=not progress) as bar:
+        for now, tasks in stream.slots(ready.slot_seconds):
             queues.record(now)
-            for part in rounds(arrivals.base_station[tasks], policy.num_tasks):
+            for part in rounds(stream.base_station[tasks], ready.num_tasks):
                 ids = tasks[part]
                 seen = nominal.at(now) if by_profile else np.maximum(free - now, 0) * profile.capacity
-                chosen = dispatcher.decide(arrivals.base_station[ids], work[ids], arrivals.size[ids], seen)
+                chosen = dispatcher.decide(stream.base_station[ids], work[ids], stream.size[ids], seen)
                 nominal.add(chosen, work[ids])
                 spread = profile.spread[chosen]
                 factor = np.exp(spread * noise[ids] - spread**2 / 2)  # of mean 1
-                seconds = profile.seconds(chosen, arrivals.steps[ids]) * factor
+                seconds = profile.seconds(chosen, stream.steps[ids]) * factor
                 server[ids] = chosen
                 start[ids], finish[ids] = first_in_first_out(chosen, now, seconds, free)
                 queues.add(chosen, finish[ids])
                 bar.update(ids.size)
-    upload = (server != arrivals.base_station) * arrivals.size
-    delay = finish - arrivals.time + (upload + profile.result_mbit) / link_rate
+    upload = (server != stream.base_station) * stream.size
+    delay = finish - stream.time + (upload + profile.result_mbit) / link_rate
     return Simulated(server, start, finish, delay, np.array(queues.time), np.array(queues.length).reshape(-1, 3))
 
 
@@ -100,11 +101,13 @@ class QueueLengths:
         self.length: list[tuple[float, float, float]] = []
 
     def add(self, server: np.ndarray, finish: np.ndarray) -> None:
+        """Take in tasks that are sent now: their servers [K] and when they are done [K] in s."""
         self.count += np.bincount(server, minlength=self.count.size)
         self.server = np.concatenate([self.server, server])
         self.finish = np.concatenate([self.finish, finish])
 
     def record(self, now: float) -> None:
+        """Note the lengths at a time in s, which must not go back."""
         done = self.finish <= now
         self.count -= np.bincount(self.server[done], minlength=self.count.size)
         self.server, self.finish = self.server[~done], self.finish[~done]

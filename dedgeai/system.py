@@ -16,84 +16,18 @@ from typing import Any
 import numpy as np
 
 from common.run_folder import replace_file
-from dedgeai.arrivals import rounds
-from dedgeai.cluster import Cluster, ClusterOptions
+from dedgeai.cluster import Cluster
 from dedgeai.dispatcher import Backlog, Dispatcher
-from dedgeai.edge_server import Options
-from dedgeai.journal import Journal, read_journal
+from dedgeai.edge_server import ComputeOptions
+from dedgeai.journal import Journal
+from dedgeai.options import ClusterOptions, SystemOptions
+from dedgeai.records import DONE, FAILED, OUTCOME, SENT, WAITING, Record
 from dedgeai.server_profile import Profile
+from dedgeai.task_stream import rounds
 from dedgeai.tasks import Result, Task
 
 QUEUE_SAMPLE_SECONDS = 0.2
 SAMPLES_KEPT = 100_000  # of dispatching times and queue lengths, the last ones
-WAITING, SENT, DONE, FAILED = "waiting", "sent", "done", "failed"
-
-
-# What the journal keeps of a finished task besides its number, and what its entries must have.
-OUTCOME = ("round", "decided", "server", "attempts", "moves", "error", "image", "submitted", "sent", "finished")
-FIELDS = {"submitted": {field.name for field in dataclasses.fields(Task)}}
-FIELDS |= {DONE: {"number", *OUTCOME}, FAILED: {"number", *OUTCOME}, "total": {"tasks", "seconds"}}
-
-
-@dataclasses.dataclass
-class Record:
-    """A task and what became of it. Times are in s since the system's start; None where it has not happened."""
-
-    task: Task
-    state: str = WAITING
-    submitted: float = 0.0
-    round: int | None = None  # number of the round in which it was decided first
-    decided: int | None = None  # the policy's server
-    sent: float | None = None  # when it was sent last, and where
-    server: int | None = None
-    finished: float | None = None
-    attempts: int = 0  # starts of servers that died while working on it
-    moves: int = 0  # times that an idle server took it over
-    recalled: bool = False  # finished by an earlier process, whose clock its times are of
-    error: str = ""
-    image: str = ""
-
-    @property
-    def delay(self) -> float | None:
-        return None if self.finished is None else self.finished - self.submitted
-
-    @property
-    def final(self) -> bool:
-        return self.state in (DONE, FAILED)
-
-
-@dataclasses.dataclass(frozen=True)
-class SystemOptions:
-    """How the system treats tasks."""
-
-    by_profile: bool  # show the policy the profile's backlogs instead of the reported ones
-    attempts: int  # deaths of servers after which the task that they worked on counts as failed
-    learn: bool  # let the policy go on learning from measured delays
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """What a run's journal says: accepted tasks and the entries of finished ones by number, and whole runs' seconds."""
-
-    tasks: dict[int, Task]
-    finished: dict[int, dict[str, Any]]
-    totals: dict[int, float]
-
-
-def read_stored(folder: Path, flag: str) -> Stored:
-    """What a run's folder holds. An image that is not there has to be made again. Raises ParameterError."""
-    path = folder / "journal.jsonl"
-    entries = read_journal(path, flag, FIELDS) if path.exists() else []
-    stored = Stored({}, {}, {})
-    for entry in entries:
-        event = entry["event"]
-        if event == "submitted":
-            stored.tasks[entry["number"]] = Task(**{name: entry[name] for name in FIELDS["submitted"]})
-        elif event == "total":
-            stored.totals[entry["tasks"]] = entry["seconds"]
-        elif event == FAILED or (folder / "images" / str(entry["image"])).is_file():
-            stored.finished[entry["number"]] = entry
-    return stored
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -111,9 +45,9 @@ def write_durably(path: Path, content: bytes) -> None:
 class EdgeSystem:
     """Everything of a run but its parameters and its tasks. `start` it, `submit` groups of tasks, `close` it."""
 
-    def __init__(self, cluster: ClusterOptions, generator: Options, options: SystemOptions, folder: Path) -> None:
+    def __init__(self, cluster: ClusterOptions, compute: ComputeOptions, options: SystemOptions, folder: Path) -> None:
         self.options, self.folder = options, folder
-        self.cluster = Cluster(cluster, generator, self)
+        self.cluster = Cluster(cluster, compute, self)
         self.journal = Journal(folder / "journal.jsonl")
         self.records: dict[int, Record] = {}
         self.left = 0  # tasks that are neither done nor failed
@@ -122,9 +56,8 @@ class EdgeSystem:
         self.stopping = False
         self.wake, self.progress = asyncio.Event(), asyncio.Event()
         self.origin = time.monotonic()
-        self.dispatch_seconds: deque[tuple[float, int]] = deque(
-            maxlen=SAMPLES_KEPT
-        )  # from taking a round up to sending it
+        # from taking a round up to sending it: seconds, and tasks
+        self.dispatch_seconds: deque[tuple[float, int]] = deque(maxlen=SAMPLES_KEPT)
         self.queues: deque[tuple[float, list[int]]] = deque(maxlen=SAMPLES_KEPT)
         self.moved_tasks = 0
         self.error: BaseException | None = None
@@ -135,6 +68,7 @@ class EdgeSystem:
         self.next_lesson = 0
 
     def now(self) -> float:
+        """Seconds since the clock was started."""
         return time.monotonic() - self.origin
 
     async def start(self) -> None:
@@ -156,6 +90,7 @@ class EdgeSystem:
         self.nominal = Backlog(self.profile)
 
     async def close(self) -> None:
+        """End the edge servers, whatever they are doing."""
         await self.cluster.close()
 
     # --- tasks come in ---
@@ -205,7 +140,7 @@ class EdgeSystem:
             self.wake.clear()
             while self.groups and any(server.up for server in self.cluster.servers):
                 slot, tasks = self.groups.popleft()
-                for part in rounds(np.array([task.base_station for task in tasks]), self.dispatcher.policy.num_tasks):
+                for part in rounds(np.array([task.base_station for task in tasks]), self.dispatcher.ready.num_tasks):
                     if self.stopping:
                         return
                     self.send_round(slot, [tasks[i] for i in part])
@@ -245,6 +180,7 @@ class EdgeSystem:
     # --- what the cluster tells ---
 
     def results(self, server: int, results: list[Result]) -> None:
+        """Have the results of tasks stored that have none yet."""
         now = self.now()
         for result in results:
             record = self.records.get(result.number)
@@ -269,6 +205,7 @@ class EdgeSystem:
             self.seen.discard(record.task.number)
 
     async def conclude(self, record: Record, state: str, error: str = "") -> None:
+        """Write how a task ended into the journal, then say so. Raises OSError when it cannot be written."""
         record.error = error
         outcome = {name: getattr(record, name) for name in OUTCOME}
         await self.journal.write({"event": state, "number": record.task.number, **outcome})
@@ -279,13 +216,14 @@ class EdgeSystem:
         self.progress.set()
 
     def learn(self) -> None:
-        """Let the policy learn from rounds whose tasks are all finished, in order."""
+        """Let the scheduler learn from rounds whose tasks are all finished, in order."""
         while self.next_lesson + 1 in self.open and all(record.final for record in self.open[self.next_lesson][1]):
             decided, records = self.open.pop(self.next_lesson)
             self.dispatcher.learn_from(self.next_lesson, np.array([record.finished - decided for record in records]))
             self.next_lesson += 1
 
     def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
+        """Have a dead server's tasks scheduled again, but for those that too many servers died on."""
         again = []
         for task in (*running, *queued):
             record = self.records[task.number]
@@ -302,6 +240,7 @@ class EdgeSystem:
             self.wake.set()
 
     def moved(self, server: int, tasks: list[Task]) -> None:
+        """Note which server has tasks that an idle one took over."""
         now = self.now()
         self.moved_tasks += len(tasks)
         for task in tasks:
@@ -309,9 +248,11 @@ class EdgeSystem:
             record.server, record.sent, record.moves = server, now, record.moves + 1
 
     def joined(self, server: int) -> None:
+        """Go on with tasks that waited for a server."""
         self.wake.set()
 
     def broken(self, error: BaseException) -> None:
+        """Stop waiting: `wait` raises this mistake of the program's own."""
         self.error = error
         self.progress.set()
         self.on_error()

@@ -10,6 +10,11 @@ from collections.abc import Iterable
 DENSITY = 0.2048  # Gcycles of a denoising step: the middle of the paper's range, since no server counts its cycles
 
 
+def input_mbit(prompt: str) -> float:
+    """d of a task with this prompt in Mbit: what a base station sends on to another one's server."""
+    return 8e-6 * len(prompt.encode())
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One image to make, as it arrived at a base station."""
@@ -24,8 +29,8 @@ class Task:
 
     @property
     def size(self) -> float:
-        """d, what a base station sends on to another one's server, in Mbit."""
-        return 8e-6 * len(self.prompt.encode())
+        """d in Mbit."""
+        return input_mbit(self.prompt)
 
 
 def batch_of(tasks: Iterable[Task], most: int) -> list[Task]:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,27 +12,31 @@ from helpers import make, refusal, run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baselines.heuristics import LocalOnly
+from baselines.methods import METHODS
 from common.parameters import ParameterError
 from common.run_folder import read_csv
+from coop_lad_ts import main_coop
 from dedgeai import main_dedgeai
-from dedgeai.arrivals import Arrivals, draw_arrivals, place_of, rounds
-from dedgeai.dispatcher import Dispatcher
+from dedgeai.dispatcher import ClusterScheduler, Dispatcher
 from dedgeai.edge_server import GREY_PIXEL, EdgeServer, SimulatedOptions
 from dedgeai.journal import Journal, read_journal
-from dedgeai.policies import PolicyOptions, check_learning, make_policy
+from dedgeai.schedulers import SchedulerOptions, check_learning, make_scheduler, method_of, scheduler_names
 from dedgeai.server_profile import Profile, equal_servers, fitted
 from dedgeai.simulation import first_in_first_out, simulate
+from dedgeai.task_stream import Demand, TaskStream, draw_stream, place_of, rounds
 from dedgeai.tasks import DENSITY, Task
-from lad_ts import main_coop
-from lad_ts.environment_lad import Arrivals as SlotArrivals
-from lad_ts.environment_lad import CollaborativeMEC, Scenario, draw_scenario
-from lad_ts.main_lad import LadConfig
-
-OPTIONS = PolicyOptions("lad_ts", None, 2, 4, (10, 19), 0.001, 450.0, 0)
+from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, draw_scenario
+from lad_ts.method import Method
+from lad_ts.model_lad import LadConfig
+from lad_ts.run_parameters import FixedParameters
 
 
-def options(**changes) -> PolicyOptions:
-    return PolicyOptions(**{**vars(OPTIONS), **changes})
+def ready(scheduler: str, profile: Profile, folder: Path, checkpoint: Path | None = None) -> ClusterScheduler:
+    """A scheduler for rounds of at most 4 tasks at each base station; one that learns is trained for 2 episodes."""
+    method = method_of(scheduler)
+    options = SchedulerOptions(scheduler, method, checkpoint, folder, 2, 4, (10, 19), 0.001, 450.0, 0)
+    return make_scheduler(options, profile)
 
 
 def task(number: int, steps: int = 10, base_station: int = 0) -> Task:
@@ -73,8 +78,8 @@ def test_servers_work_first_in_first_out(slots):
 
 
 def test_slots_hold_the_tasks_that_arrived_since_the_slot_before():
-    arrivals = Arrivals(np.array([0.0, 0.0, 0.1, 1.0, 1.01, 5.0]), *np.zeros((3, 6), dtype=int))
-    assert [(now, part.tolist()) for now, part in arrivals.slots(1.0)] == [
+    stream = TaskStream(np.array([0.0, 0.0, 0.1, 1.0, 1.01, 5.0]), *np.zeros((3, 6), dtype=int))
+    assert [(now, part.tolist()) for now, part in stream.slots(1.0)] == [
         (0.0, [0, 1]),
         (1.0, [2, 3]),
         (2.0, [4]),
@@ -111,9 +116,9 @@ def test_a_profile_is_recovered_from_measured_times_and_its_file(tmp_path):
 
 @pytest.mark.parametrize("scheduler", ["opt_ts", "water_filling", "lad_ts", "coop_lad_ts", "size_interval"])
 def test_the_simulator_gives_the_delays_of_the_environment(scheduler, tmp_path):
-    """Tasks of the paper's kind, one slot after another: the policies choose and the queues delay as in training."""
+    """Tasks of the paper's kind, one slot after another: schedulers choose and queues delay as in training."""
     profile = equal_servers(0.02, 0.0, 0.0, np.array([1.0, 0.5, 2.0]))
-    policy = make_policy(options(scheduler=scheduler), profile, tmp_path)
+    chosen = ready(scheduler, profile, tmp_path)
     rng = np.random.default_rng(1)
     count = rng.integers(0, 5, (9, 3)) + (np.arange(9) == 0)[:, None]
     count = np.minimum(count, 4)
@@ -122,22 +127,21 @@ def test_the_simulator_gives_the_delays_of_the_environment(scheduler, tmp_path):
     t, b, n = np.nonzero(np.arange(4) < count[..., None])
     order = np.lexsort((n, b, t))
     t, b, n = t[order], b[order], n[order]
-    arrivals = Arrivals(t * policy.slot_seconds, b, steps[n], size[t, b, n])
-    found = simulate(Dispatcher(policy), profile, arrivals, 450.0, 0, progress=False)
+    stream = TaskStream(t * chosen.slot_seconds, b, steps[n], size[t, b, n])
+    found = simulate(Dispatcher(chosen), profile, stream, 450.0, 0, progress=False)
 
-    seeds = policy.seeds
     scenario = Scenario(
-        policy.scenario.capacity,
-        policy.scenario.link_rate,
+        chosen.scenario.capacity,
+        chosen.scenario.link_rate,
         np.full((1, 4), DENSITY),
         steps[None],
-        policy.scenario.result_size,
+        chosen.scenario.result_size,
     )
-    other = make_policy(options(scheduler=scheduler), profile, tmp_path).scheduler
+    other = ready(scheduler, profile, tmp_path).scheduler
     env = CollaborativeMEC(scenario)
-    slot = env.reset(SlotArrivals(np.concatenate([count, count[:1]])[None], np.concatenate([size, size[:1]])[None]))
+    slot = env.reset(Arrivals(np.concatenate([count, count[:1]])[None], np.concatenate([size, size[:1]])[None]))
     other.training = False
-    other.begin(policy.scenario, [(seed, policy.first_episode) for seed in seeds])
+    other.begin(chosen.scenario, [(seed, chosen.first_episode) for seed in chosen.seeds])
     expected, servers = [], []
     for k in range(9):
         if not count[k].any():
@@ -149,20 +153,20 @@ def test_the_simulator_gives_the_delays_of_the_environment(scheduler, tmp_path):
         expected += delay[0].numpy()[b[here], n[here]].tolist()
         servers += action[0][b[here], n[here]].tolist()
     assert found.server.tolist() == servers
-    np.testing.assert_allclose(found.delay, np.array(expected) * policy.slot_seconds, rtol=1e-9)
+    np.testing.assert_allclose(found.delay, np.array(expected) * chosen.slot_seconds, rtol=1e-9)
 
 
-def test_learned_policies_see_what_they_were_trained_on(tmp_path):
+def test_agents_see_what_they_were_trained_on(tmp_path):
     """The state of a task at 3 servers, by hand: d and w over their maxima, and backlogs in slots."""
     profile = equal_servers(0.02, 0.04, 0.0, np.array([1.0, 0.5, 2.0]))
-    policy = make_policy(OPTIONS, profile, tmp_path)
-    dispatcher = Dispatcher(policy)
+    chosen = ready("lad_ts", profile, tmp_path)
+    dispatcher = Dispatcher(chosen)
     slot = dispatcher.slot(3, np.array([1]), profile.workload(np.array([12])), np.array([2e-4]), np.array([1.0, 2, 0]))
-    config = policy.scheduler.params
+    config = chosen.scheduler.params
     assert (config.quality_min, config.quality_max) == (12, 21) and profile.overhead == 2
-    policy.scheduler.begin(policy.scenario, [(0, 0)])
-    state = policy.scheduler.features(slot)[0, 1, 0].numpy()
-    busy = np.array([1.0, 2.0, 0.0]) / (DENSITY / 0.02 * np.array([1, 0.5, 2]) * policy.slot_seconds)
+    chosen.scheduler.begin(chosen.scenario, [(0, 0)])
+    state = chosen.scheduler.features(slot)[0, 1, 0].numpy()
+    busy = np.array([1.0, 2.0, 0.0]) / (DENSITY / 0.02 * np.array([1, 0.5, 2]) * chosen.slot_seconds)
     expected = [2e-4 / 0.001, (12 + 2) / 21, np.log1p(busy.mean()), *(busy - busy.mean())]
     np.testing.assert_allclose(state, expected, rtol=1e-5)
     drawn = draw_scenario(make(LadConfig, num_bs=3, capacities="5,6.5,7"), [0])
@@ -171,15 +175,85 @@ def test_learned_policies_see_what_they_were_trained_on(tmp_path):
 
 def test_service_times_vary_as_the_profile_says_and_load_is_what_was_asked_for(tmp_path):
     profile = equal_servers(0.02, 0.1, 0.2, np.ones(4))
-    policy = make_policy(options(scheduler="capacity_round_robin"), profile, tmp_path)
+    chosen = ready("capacity_round_robin", profile, tmp_path)
     rate = 0.8 * profile.task_rate(14.5)
-    arrivals = draw_arrivals(20_000, 4, (10, 19), np.array([1e-4]), rate, 3)
-    found = simulate(Dispatcher(policy), profile, arrivals, 450.0, 0, progress=False)
+    stream = draw_stream(20_000, 4, (10, 19), np.array([1e-4]), rate, 3)
+    found = simulate(Dispatcher(chosen), profile, stream, 450.0, 0, progress=False)
     took = found.finish - found.start
-    relative = took / profile.seconds(found.server, arrivals.steps)
+    relative = took / profile.seconds(found.server, stream.steps)
     assert relative.mean() == pytest.approx(1, abs=0.01) and relative.std() == pytest.approx(0.2, rel=0.05)
     assert took.sum() / (4 * found.finish.max()) == pytest.approx(0.8, rel=0.03)
-    assert (found.start >= arrivals.time - 1e-9).all() and (found.delay >= took).all()
+    assert (found.start >= stream.time - 1e-9).all() and (found.delay >= took).all()
+
+
+def test_runs_one_after_another_take_the_prompts_in_turn_and_repeat():
+    profile = equal_servers(0.02, 0.1, 0.0, np.ones(3))
+    demand = Demand([4, 2], ["a", "bb", "ccc", "dddd", "ä", "f"], (10, 19), 0.9, 3, seed=5)
+    found = list(demand.runs(profile))
+    assert [first for first, _ in found] == [0, 4]
+    assert [(1e6 / 8 * stream.size).round().tolist() for _, stream in found] == [[1, 2, 3, 4], [2, 1]]
+    for (_, stream), (_, again) in zip(found, demand.runs(profile), strict=True):
+        assert (stream.time == again.time).all() and (stream.steps == again.steps).all()
+    assert not any(stream.time.any() for _, stream in Demand([4], demand.prompts, (1, 1), None, 3, 5).runs(profile))
+
+
+# --- schedulers ---
+
+
+def test_every_method_schedules_but_the_bound():
+    assert set(METHODS) - set(scheduler_names()) == {"lower_bound"}
+    assert scheduler_names(learning=True) == [key for key, method in METHODS.items() if method.learns]
+    assert all(method_of(name) is METHODS[name] for name in scheduler_names())
+    for name in ("lower_bound", "lad_ts:paper", "nowhere.py:Mine", ""):
+        with pytest.raises(ParameterError, match="must be one of lad_ts") as refused:
+            method_of(name)
+        assert (refused.value.flag, refused.value.value) == ("scheduler", name)
+
+
+def test_a_method_that_is_added_to_the_registry_schedules(monkeypatch, tmp_path):
+    monkeypatch.setitem(METHODS, "stay", Method("stay", "Stay", FixedParameters, LocalOnly, "none.py"))
+    run_here(
+        main_dedgeai, "--simulate", "--scheduler=stay", "--num_tasks=40", "--num_servers=3", "--out", tmp_path / "a"
+    )
+    rows = read_csv(tmp_path / "a/tasks.csv")
+    assert len(rows) == 40 and all(row["server"] == row["base_station"] for row in rows)
+
+
+def test_a_scheduler_of_the_users_own_schedules(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "import numpy as np\nfrom lad_ts.scheduler import Scheduler\n"
+        "class Last(Scheduler):\n    def act(self, slot):\n        return np.full(slot.mask.shape, self.num_bs - 1)\n"
+    )
+    run_here(
+        main_dedgeai,
+        "--simulate",
+        f"--scheduler={own}:Last",
+        "--num_tasks=9",
+        "--num_servers=3",
+        "--out",
+        tmp_path / "a",
+    )
+    assert {row["server"] for row in read_csv(tmp_path / "a/tasks.csv")} == {"2"}
+
+
+@pytest.mark.parametrize("scheduler", ["lad_ts", "dqn_ts"])
+def test_agents_learn_from_rounds_whose_delays_come_late(scheduler, tmp_path):
+    """Each round is learned from after the next one was decided, as when tasks are on their way."""
+    profile = equal_servers(0.02, 0.0, 0.0, np.ones(2))
+    chosen = ready(scheduler, profile, tmp_path)
+    check_learning(chosen)
+    dispatcher, rng = Dispatcher(chosen, learn=True), np.random.default_rng(0)
+    before = {name: value.clone() for name, value in chosen.scheduler.state_dict().items() if name.startswith("theta")}
+    for number in range(30):
+        base_station = rng.permutation(np.repeat([0, 1], 4))
+        work = profile.workload(rng.integers(10, 20, 8))
+        dispatcher.decide(base_station, work, np.full(8, 2e-4), rng.uniform(0, 3, 2))
+        if number > 0:
+            dispatcher.learn_from(number - 1, rng.uniform(0.2, 2, 8))
+    after = chosen.scheduler.state_dict()
+    assert dispatcher.learned == 29 and list(dispatcher.decided) == [29] and chosen.scheduler.finite()
+    assert before and all(not (after[name] == value).all() for name, value in before.items() if "target" not in name)
 
 
 # --- edge server and journal ---
@@ -262,6 +336,8 @@ def test_simulations_from_the_command_line_repeat_and_report(tmp_path, capsys):
         p.name for p in (tmp_path / "a").iterdir()
     }
     assert "decision time per task" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "a/config.json").read_text())["parameters"]
+    assert (stored["num_tasks"], stored["steps"], stored["num_servers"]) == ("2000", "10-19", 50)  # texts as they came
 
 
 @pytest.mark.parametrize(
@@ -271,7 +347,7 @@ def test_simulations_from_the_command_line_repeat_and_report(tmp_path, capsys):
         (["--num_tasks", "5,x"], "--num_tasks=5,x"),
         (["--num_servers", "0"], "--num_servers=0"),
         (["--scheduler", "best"], "--scheduler=best: must be one of lad_ts"),
-        (["--scheduler", "lower_bound"], "must be a scheduler, which a bound is not"),
+        (["--scheduler", "lower_bound"], "--scheduler=lower_bound: a bound is no scheduler; must be one of lad_ts"),
         (
             ["--scheduler", "opt_ts", "--checkpoint", "x.pt"],
             "--checkpoint=x.pt: must come with a scheduler that learns",
@@ -299,7 +375,7 @@ def test_mistakes_end_in_one_line_before_anything_starts(flags, words, capsys, t
 
 def test_a_checkpoint_of_other_servers_is_refused(tmp_path, capsys):
     profile = equal_servers(0.01, 0.0, 0.0, np.ones(3))
-    make_policy(OPTIONS, profile, tmp_path)
+    ready("lad_ts", profile, tmp_path)
     checkpoint = next(tmp_path.glob("lad_ts_3servers_*/checkpoint.pt"))
     flags = ["--simulate", "--checkpoint", checkpoint, "--out", tmp_path / "out"]
     assert "must be of --num_servers=5 servers, but is of 3" in refusal(capsys, main_dedgeai, *flags)
@@ -316,11 +392,7 @@ def test_a_shared_cooperative_checkpoint_serves_any_number_of_servers(tmp_path):
         run_here(main_dedgeai, *flags, "--num_servers", servers, "--out", tmp_path / str(servers))
         assert len((tmp_path / str(servers) / "tasks.csv").read_text().splitlines()) == 41
     own, other = (
-        make_policy(
-            options(scheduler="coop_lad_ts", checkpoint=str(checkpoint)),
-            equal_servers(0.02, 0.0, 0.0, np.ones(servers)),
-            tmp_path,
-        )
+        ready("coop_lad_ts", equal_servers(0.02, 0.0, 0.0, np.ones(servers)), tmp_path, checkpoint)
         for servers in (3, 7)
     )
     check_learning(own)

@@ -1,19 +1,21 @@
 """The tasks of a run: when and where they arrive and what they ask for, drawn from the run's seed.
 
 A run on real servers and a simulated one draw the same tasks and cut them into the same slots and rounds. Start reading
-at `Arrivals`.
+at `Demand`.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-STREAM = 6  # apart from the streams of environment_lad
+from common.random_streams import Stream, random_generator
+from dedgeai.server_profile import Profile
+from dedgeai.tasks import input_mbit
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrivals:
+class TaskStream:
     """K tasks in order: time [K] in s, base station [K], denoising steps [K] and d, size [K] in Mbit."""
 
     time: np.ndarray
@@ -36,16 +38,16 @@ class Arrivals:
                 yield float(number[part[0]]) * slot_seconds, part
 
 
-def draw_arrivals(
+def draw_stream(
     count: int, servers: int, steps: tuple[int, int], sizes: np.ndarray, rate: float | None, seed: int
-) -> Arrivals:
+) -> TaskStream:
     """`count` tasks at random base stations with random steps. Task k has the size sizes[k % len(sizes)].
 
     With a `rate` in tasks/s they arrive as a Poisson process, otherwise all at time 0.
     """
-    random = np.random.default_rng([STREAM, seed, count])
+    random = random_generator(Stream.EDGE_ARRIVALS, seed, count)
     time = np.zeros(count) if rate is None else random.exponential(1 / rate, count).cumsum()
-    return Arrivals(
+    return TaskStream(
         time,
         random.integers(0, servers, count),
         random.integers(steps[0], steps[1], count, endpoint=True),
@@ -53,8 +55,41 @@ def draw_arrivals(
     )
 
 
+def sizes_of(prompts: Sequence[str]) -> np.ndarray:
+    """d [K] in Mbit of tasks with these prompts."""
+    return np.array([input_mbit(prompt) for prompt in prompts])
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+    """What the tasks of a run, or of several runs one after another, ask for.
+
+    `counts` are the runs' numbers of tasks, `prompts` has one for each task of all runs, `steps` are the fewest and the
+    most denoising steps. Without a `load` all tasks of a run arrive at once.
+    """
+
+    counts: list[int]
+    prompts: list[str]
+    steps: tuple[int, int]
+    load: float | None
+    servers: int  # base stations, each with an edge server
+    seed: int
+
+    def runs(self, profile: Profile) -> Iterator[tuple[int, TaskStream]]:
+        """The number of the first task, and the tasks, of each run on servers of this profile."""
+        rate = None if self.load is None else self.load * profile.task_rate(sum(self.steps) / 2)
+        first = 0
+        for count in self.counts:
+            sizes = sizes_of(self.prompts[first : first + count])
+            yield first, draw_stream(count, self.servers, self.steps, sizes, rate, self.seed)
+            first += count
+
+
 def rounds(base_station: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Cut tasks that are scheduled at one time into rounds with at most `most` at each base station, in order."""
+    """Cut tasks [K] that are scheduled at one time into rounds with at most `most` at each base station, in order.
+
+    Each round is an array of indices into `base_station`.
+    """
     place = place_of(base_station)
     number = place // most
     for k in range(int(number.max()) + 1 if number.size else 0):

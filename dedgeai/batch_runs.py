@@ -1,0 +1,138 @@
+"""Live runs of given numbers of tasks, one after another, on servers that are up; and their report.
+
+Start reading at `run_counts`.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from common.run_folder import peak_memory, save_checkpoint, write_csv
+from dedgeai.dispatcher import Dispatcher
+from dedgeai.measurement import measure
+from dedgeai.records import FAILED, Stored
+from dedgeai.report import FinishedRun, plot_queues, predict, print_table, sim_to_real, table_rows, write_tasks
+from dedgeai.run_options import RunOptions
+from dedgeai.schedulers import make_scheduler
+from dedgeai.system import EdgeSystem
+from dedgeai.task_stream import TaskStream
+from dedgeai.tasks import Task
+
+
+async def run_counts(
+    options: RunOptions, size: tuple[int, int], model: str, system: EdgeSystem, stored: Stored
+) -> None:
+    """One run for each number of tasks, what is left of them when resumed; then the report.
+
+    `size` is width and height of the images in pixels, `model` the name of what makes them.
+    """
+    demand, runs = options.demand, {}
+    alone = await one_task(system, demand.prompts[0], demand.steps, size)
+    for first, stream in demand.runs(system.profile):
+        if first and not options.system.learn:  # every run starts alike, as in a simulation
+            system.dispatcher = Dispatcher(make_scheduler(options.scheduler, system.profile))
+        tasks = [
+            Task(first + k, demand.prompts[first + k], int(steps), demand.seed + first + k, *size, int(base_station))
+            for k, (steps, base_station) in enumerate(zip(stream.steps, stream.base_station, strict=True))
+        ]
+        runs[len(tasks)] = await run_batch(system, tasks, stream, stored)
+    report(options, model, system, runs, alone)
+
+
+async def one_task(system: EdgeSystem, prompt: str, steps: tuple[int, int], size: tuple[int, int]) -> float:
+    """Seconds of a single task in an idle system, the published table's N = 1; its image is not kept."""
+    task = Task(-(2**30), prompt, round(sum(steps) / 2), 0, *size, base_station=0)
+    fastest = int(np.argmin(system.profile.seconds_per_step))
+    began = time.perf_counter()
+    await measure(system.cluster, {fastest: [task]}, quiet=True)
+    return time.perf_counter() - began
+
+
+async def run_batch(system: EdgeSystem, tasks: list[Task], stream: TaskStream, stored: Stored) -> FinishedRun:
+    """Submit a run's tasks slot by slot, and wait for all. Those that an earlier process has finished are not run."""
+    system.restart_clock()
+    for task in tasks:
+        if task.number in stored.finished:
+            system.recall(task, stored.finished[task.number])
+    done = {task.number for task in tasks if task.number in stored.finished}
+    start: float | None = None  # of the first slot that has something left
+    with tqdm(total=len(tasks), initial=len(done), unit="image", desc=f"{len(tasks)} tasks") as bar:
+        watcher = asyncio.create_task(watch(system, [task.number for task in tasks], bar))
+        try:
+            for slot, part in stream.slots(system.dispatcher.ready.slot_seconds):
+                left = [k for k in part if tasks[k].number not in done]
+                if not left:
+                    continue
+                start = slot if start is None and done else start or 0.0
+                await asyncio.sleep(max(0.0, slot - start - system.now()))
+                times = [float(stream.time[k]) - start for k in left]
+                await system.submit([tasks[k] for k in left], times, slot - start)
+            await system.wait()
+        finally:
+            watcher.cancel()
+            bar.n = sum(system.records[task.number].final for task in tasks if task.number in system.records)
+    records = [system.records[task.number] for task in tasks]
+    if done:
+        return FinishedRun(records, stored.totals.get(len(tasks)))
+    seconds = max(record.finished for record in records)
+    await system.journal.write({"event": "total", "tasks": len(tasks), "seconds": seconds})
+    return FinishedRun(records, seconds)
+
+
+async def watch(system: EdgeSystem, numbers: Sequence[int], bar: tqdm) -> None:
+    """Keep a progress bar up to date."""
+    while True:
+        bar.n = sum(number in system.records and system.records[number].final for number in numbers)
+        up = sum(server.up for server in system.cluster.servers)
+        bar.set_postfix_str(f"{up} of {len(system.cluster.servers)} servers up")
+        await asyncio.sleep(0.5)
+
+
+def report(options: RunOptions, model: str, system: EdgeSystem, runs: dict[int, FinishedRun], alone: float) -> None:
+    """Tables, CSV files and plots of the runs, by number of tasks; `alone` are the seconds of a single task."""
+    folder, waiting = system.folder, options.waiting is not None
+    records = [record for run in runs.values() for record in run.records]
+    predicted = np.concatenate([predict(run.records, system.profile) for run in runs.values()])
+    write_tasks(folder, records, predicted)
+    plot_queues(folder, system.queues)
+    errors = sim_to_real(folder, records, predicted)
+    totals = {1: alone} | {count: run.seconds for count, run in runs.items() if run.seconds is not None}
+    where = "GPU" if options.model.gpu and not waiting else "CPU"
+    label = f"this run: {options.cluster.servers} ES, {options.scheduler.name}, {where}"
+    rows = table_rows(label, model, totals)
+    write_csv(folder / "table.csv", rows[0], rows[1:])
+    print_table(rows)
+    took = np.repeat([seconds for seconds, _ in system.dispatch_seconds], [n for _, n in system.dispatch_seconds])
+    failed = sum(record.state == FAILED for record in records)
+    facts: dict[str, Any] = {
+        "tasks": len(records),
+        "failed": failed,
+        "taken over by idle servers": system.moved_tasks,
+        "restarts of servers": sum(server.starts - 1 for server in system.cluster.servers),
+        "dispatch of a task p50 ms": 1e3 * float(np.percentile(took, 50)) if took.size else 0.0,
+        "dispatch of a task p99 ms": 1e3 * float(np.percentile(took, 99)) if took.size else 0.0,
+        **errors,
+    }
+    for count, run in runs.items():
+        if run.seconds is not None and waiting:
+            steps = np.array([record.task.steps for record in run.records])
+            one = system.profile.seconds(np.argmin(system.profile.seconds_per_step), steps).sum()
+            facts[f"speed-up of {count} tasks over one of these servers"] = float(one / run.seconds)
+    if options.system.learn:
+        facts["rounds learned from"] = system.dispatcher.learned
+        save_agents(system.dispatcher, folder)
+    write_csv(folder / "summary.csv", ("quantity", "value"), list(facts.items()))
+    for name, value in facts.items():
+        print(f"{name}: {value:.4g}")
+    print(f"{len(records) - failed} images and tables in {folder}; peak memory of the driver {peak_memory()}")
+
+
+def save_agents(dispatcher: Dispatcher, folder: Path) -> None:
+    """The agents as they are now, in a checkpoint.pt that --checkpoint reads."""
+    state = dispatcher.ready.scheduler.state_dict()
+    save_checkpoint(folder / "checkpoint.pt", dispatcher.ready.checkpoint | {"learner": state, "history": []})

@@ -1,0 +1,48 @@
+"""Starting Ray, or joining its cluster. Start reading at `connect`."""
+
+import math
+import os
+import time
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers over the network
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+import ray
+from ray._private import ray_constants
+
+from common.parameters import ParameterError
+from dedgeai.options import ClusterOptions
+
+RESOURCE = "edge_server"  # a machine that offers it takes as many edge servers
+RESOURCE_SECONDS = 5  # s until what a cluster offers must be known
+POLL_SECONDS = 0.2  # s between questions what it offers
+
+
+def connect(options: ClusterOptions) -> None:
+    """Start a Ray of this machine alone, or join a cluster. Raises ParameterError when there is none, or too small."""
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if options.address is None:
+        # Ray listens on every address of the machine, but where it makes no clusters, as on macOS. The variable is
+        # for the processes that it starts; this one has read it already.
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        ray.init(address="local", include_dashboard=False, resources={RESOURCE: options.servers}, **quiet)
+    else:
+        try:
+            ray.init(address=options.address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = (str(error).splitlines() or ["no answer"])[0]
+            raise ParameterError("address", options.address, f"must be of a running Ray cluster ({reason})") from None
+    whole = math.ceil(options.servers / math.floor(1 / options.gpus)) if 0 < options.gpus < 1 else 0
+    gpus = whole or options.gpus * options.servers  # a fraction is one of a single GPU
+    for name, wanted, flag, value in (
+        (RESOURCE, options.servers, "num_servers", options.servers),
+        ("GPU", gpus, "gpus_per_server", options.gpus),
+    ):
+        deadline = time.monotonic() + RESOURCE_SECONDS
+        while (free := ray.available_resources().get(name, 0)) < wanted and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if free < wanted:
+            ray.shutdown()
+            raise ParameterError(
+                flag, value, f"needs {wanted:g} of the resource {name}; the Ray cluster has {free:g} that are free"
+            )
