@@ -1,7 +1,7 @@
 """Write docs/parameters.md: every parameter of every script, from the parameters' own declarations.
 
 A script is a Python file that ends with `command_line(Class, main, ..)`; they are found, not listed. The scripts of
-methods share one table, every other script has a section. Example: python scripts/parameter_table.py --check True
+methods share one table, every other script has a section. Example: python scripts/parameter_table.py --verify True
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class TableConfig(Parameters):
     """Every parameter of parameter_table.py."""
 
     out: str = parameter(str(PAGE), "file of the page")
-    check: bool = parameter(False, "write nothing, and end with exit code 1 when the file differs")
+    verify: bool = parameter(False, "write nothing, and end with exit code 1 when the file differs")
 
 
 def short(script: Script) -> str:
@@ -116,7 +116,7 @@ def page() -> str:
 
 def main(config: TableConfig, given: dict[str, Any]) -> None:
     out = Path(config.out)
-    if not config.check:
+    if not config.verify:
         write_text(out, page())
         print(f"parameters in {out}")
     elif not out.is_file() or out.read_text(encoding="utf-8") != page():

@@ -54,14 +54,14 @@ def test_rows_have_as_many_cells_as_the_header_and_signs_are_escaped():
     assert not [row for row in rows if re.search(r"(?<!\\)<", row)]
 
 
-def test_check_tells_by_its_exit_code_whether_a_page_differs(tmp_path, capsys):
+def test_verify_tells_by_its_exit_code_whether_a_page_differs(tmp_path, capsys):
     page = tmp_path / "page.md"
     run_here(table, "--out", page)
-    run_here(table, "--out", page, "--check", "True")
+    run_here(table, "--out", page, "--verify", "True")
     page.write_text(page.read_text().replace("`--seeds`", "`--sedes`"))
     for broken in (page, tmp_path / "none.md"):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run_here(table, "--out", broken, "--check", "True")
+            run_here(table, "--out", broken, "--verify", "True")
         assert ended.value.code == 1 and f"{broken} differs" in capsys.readouterr().err
-    assert "--check=perhaps" in refusal(capsys, table, "--check", "perhaps")
+    assert "--verify=perhaps" in refusal(capsys, table, "--verify", "perhaps")
