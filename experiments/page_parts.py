@@ -77,8 +77,8 @@ def table_html(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
 
 
-def csv_table(path: Path, start: Path) -> str:
-    """A CSV file: its first rows and columns, with a link to the file. Raises OSError, ValueError or csv.Error."""
+def csv_table(path: Path, start: Path, name: str) -> str:
+    """A CSV file: its first rows and columns, with a link to the file by its name. Raises OSError, ValueError or csv.Error."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = next(reader, [])
@@ -91,16 +91,16 @@ def csv_table(path: Path, start: Path) -> str:
         raise ValueError("it is empty")
     cut = [f"{min(count, ROWS)} of {count} rows"] if count > ROWS else [f"{count} row{'s' * (count != 1)}"]
     cut += [f"{COLUMNS} of {len(header)} columns"] if len(header) > COLUMNS else []
-    words = f"{link(path, start)}: {', '.join(cut)}"
+    words = f"{link(path, start, name)}: {', '.join(cut)}"
     table = table_html(header[:COLUMNS], rows)
     if count > ROWS:
         return f"<details><summary>{words}</summary>\n{table}</details>"
     return f'<p class="facts">{words}</p>\n{table}'
 
 
-def markdown(path: Path, start: Path) -> str:
+def markdown(path: Path, start: Path, name: str) -> str:
     """A text in the Markdown that this project's reports have: headings, tables, paragraphs, code. Raises OSError."""
-    parts = [f'<p class="facts">{link(path, start)}</p>']
+    parts = [f'<p class="facts">{link(path, start, name)}</p>']
     blocks = re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip())
     for block in blocks:
         lines = block.splitlines()

@@ -97,10 +97,10 @@ def gather(top: Path) -> Found:
                 continue
             if above or not names or (folder == top and not files):
                 continue
-        if files:
-            found.entries[folder] = Entry(folder, named(behind, folder, top), files)
-        else:
-            found.left_out[folder] = "no figure and no table"
+        found.entries[folder] = Entry(folder, named(behind, folder, top), files)
+    for folder in [folder for folder, entry in found.entries.items() if not entry.files]:
+        del found.entries[folder]
+        found.left_out[folder] = "no figure and no table"
     return found
 
 
@@ -169,7 +169,8 @@ def show(path: Path, folder: Path, start: Path) -> str:
     try:
         if path.suffix == ".png":
             return figure(path, folder, start)
-        return markdown(path, start) if path.suffix == ".md" else csv_table(path, start)
+        name = path.relative_to(folder).as_posix()
+        return markdown(path, start, name) if path.suffix == ".md" else csv_table(path, start, name)
     except Exception as error:  # whatever others have put into the folder
         return f'<p class="note">{link(path, start)} cannot be shown ({text(describe(error))})</p>'
 

@@ -158,6 +158,21 @@ def test_what_is_broken_unfinished_or_foreign_is_left_out_and_named(tmp_path):
     assert sorted(text.split()[0] for text in unread) == ["plot.png", "table.csv"]
 
 
+def test_files_in_folders_below_a_run_belong_to_it(tmp_path):
+    config = make(read_script("dedgeai/main_dedgeai.py").parameters, simulate=True, num_tasks="5,7")
+    for count in (5, 7):
+        (tmp_path / f"edge/{count}").mkdir(parents=True)
+        (tmp_path / f"edge/{count}/summary.csv").write_text(f"quantity,value\ntasks,{count}\n")
+    record = {"method": "dedgeai, simulated, lad_ts", "parameters": dataclasses.asdict(config)}
+    (tmp_path / "edge/config.json").write_text(json.dumps(record))
+    page = page_of(tmp_path)
+    page.check_links()
+    assert page.texts["h2"] == ["Edge system"] and page.texts["h3"] == ["dedgeai, simulated, lad_ts"]
+    assert page.texts["pre"] == ["python dedgeai/main_dedgeai.py --simulate True --num_tasks 5,7"]
+    assert page.texts["td"] == ["tasks", "5", "tasks", "7"]
+    assert [text for text in page.texts["p"] if "row" in text] == ["5/summary.csv: 1 row", "7/summary.csv: 1 row"]
+
+
 def test_texts_of_files_are_escaped(tmp_path):
     folder = tmp_path / "a&b <i> #1?%20"
     folder.mkdir()
