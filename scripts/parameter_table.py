@@ -19,7 +19,7 @@ INTRODUCTION = """# Parameters
 
 Every parameter of every script, as `python scripts/parameter_table.py` writes them from their declarations.
 `--help` of a script says the same in short.
-A parameter is given as `--name value` or `--name=value`.
+A parameter is given as `--seeds 2` or as `--seeds=2`.
 Ranges include their ends, unless they say *above*.
 Unknown parameters, wrong types and values out of range end with exit code 2 and one line.
 *By preset* stands before defaults that `--preset` fills in.
