@@ -78,7 +78,7 @@ def table_html(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def csv_table(path: Path, start: Path, name: str) -> str:
-    """A CSV file: its first rows and columns, with a named link to the file. Raises OSError, ValueError or csv.Error."""
+    """A CSV file: its first rows and columns, and a named link to it. Raises OSError, ValueError or csv.Error."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = next(reader, [])
