@@ -151,15 +151,15 @@ def draw_order(run: Run) -> tuple[bool, bool, str]:
 
 
 def main(config: CompareConfig, given: dict[str, Any]) -> None:
+    drawn = [name.strip() for name in config.draw.split(",")]
+    for name in drawn:
+        if name and name not in BUILT_IN:
+            raise ParameterError("draw", name, f"must be one of {', '.join(sorted(BUILT_IN))}")
     runs = sorted(read_runs(Path(config.runs)), key=draw_order)
     out = writable(Path(config.out))
     episodes = np.arange(1, len(runs[0].columns["delay_s"]) + 1)
     last = final_span(len(episodes), config.last)
 
-    drawn = [name.strip() for name in config.draw.split(",")]
-    for name in drawn:
-        if name and name not in BUILT_IN:
-            raise ParameterError("draw", name, f"must be one of {', '.join(sorted(BUILT_IN))}")
     references = [Curve("Opt-TS (greedy)", episodes, runs[0].columns["opt_delay_s"], reference=True)]
     for run in runs:
         curve = Curve(run.method, episodes, run.columns["delay_s"], reference=True)
