@@ -237,23 +237,28 @@ def test_a_scheduler_of_the_users_own_schedules(tmp_path):
     assert {row["server"] for row in read_csv(tmp_path / "a/tasks.csv")} == {"2"}
 
 
+def learn_late(dispatcher: Dispatcher, profile: Profile, number: int) -> None:
+    """Decide rounds of 4 tasks at each base station; learn from each after the next, as when tasks are on their way."""
+    rng, servers = np.random.default_rng(0), profile.servers
+    for k in range(number):
+        base_station = rng.permutation(np.repeat(np.arange(servers), 4))
+        work = profile.workload(rng.integers(10, 20, 4 * servers))
+        dispatcher.decide(base_station, work, np.full(4 * servers, 2e-4), rng.uniform(0, 3, servers))
+        if k > 0:
+            dispatcher.learn_from(k - 1, rng.uniform(0.2, 2, 4 * servers))
+    assert dispatcher.learned == number - 1 and list(dispatcher.decided) == [number - 1]
+
+
 @pytest.mark.parametrize("scheduler", ["lad_ts", "dqn_ts"])
-def test_agents_learn_from_rounds_whose_delays_come_late(scheduler, tmp_path):
-    """Each round is learned from after the next one was decided, as when tasks are on their way."""
+def test_agents_learn_from_rounds_whose_delays_come_late(scheduler, tmp_path, no_plots):
     profile = equal_servers(0.02, 0.0, 0.0, np.ones(2))
     chosen = ready(scheduler, profile, tmp_path)
     check_learning(chosen)
-    dispatcher, rng = Dispatcher(chosen, learn=True), np.random.default_rng(0)
     before = {name: value.clone() for name, value in chosen.scheduler.state_dict().items() if name.startswith("theta")}
-    for number in range(30):
-        base_station = rng.permutation(np.repeat([0, 1], 4))
-        work = profile.workload(rng.integers(10, 20, 8))
-        dispatcher.decide(base_station, work, np.full(8, 2e-4), rng.uniform(0, 3, 2))
-        if number > 0:
-            dispatcher.learn_from(number - 1, rng.uniform(0.2, 2, 8))
+    learn_late(Dispatcher(chosen, learn=True), profile, 30)
     after = chosen.scheduler.state_dict()
-    assert dispatcher.learned == 29 and list(dispatcher.decided) == [29] and chosen.scheduler.finite()
-    assert before and all(not (after[name] == value).all() for name, value in before.items() if "target" not in name)
+    assert before and chosen.scheduler.finite()
+    assert all(not (after[name] == value).all() for name, value in before.items() if "target" not in name)
 
 
 # --- edge server and journal ---
@@ -383,18 +388,19 @@ def test_a_checkpoint_of_other_servers_is_refused(tmp_path, capsys):
     run_here(main_dedgeai, *flags, "--num_servers", 3, "--num_tasks", 50)
 
 
-def test_a_shared_cooperative_checkpoint_serves_any_number_of_servers(tmp_path):
-    run_here(main_coop, "--num_bs=3", "--num_tasks=50", "--num_slots=6", "--episodes=1", "--fit_steps=3",
-             "--distil_updates=2", "--out", tmp_path / "coop")  # fmt: skip
+def test_a_shared_cooperative_checkpoint_serves_any_number_of_servers_and_learns_on_its_own(tmp_path, no_plots):
+    run_here(main_coop, "--num_bs=3", "--num_tasks=10", "--num_slots=6", "--episodes=1", "--fit_steps=3",
+             "--distil_updates=2", "--takeover=0", "--out", tmp_path / "coop")  # fmt: skip
     checkpoint = tmp_path / "coop" / "checkpoint.pt"
     flags = ["--simulate", "--scheduler=coop_lad_ts", "--checkpoint", checkpoint, "--num_tasks=40"]
     for servers in (3, 7):
         run_here(main_dedgeai, *flags, "--num_servers", servers, "--out", tmp_path / str(servers))
         assert len((tmp_path / str(servers) / "tasks.csv").read_text().splitlines()) == 41
-    own, other = (
-        ready("coop_lad_ts", equal_servers(0.02, 0.0, 0.0, np.ones(servers)), tmp_path, checkpoint)
-        for servers in (3, 7)
-    )
-    check_learning(own)
+    profile, other = (equal_servers(0.02, 0.0, 0.0, np.ones(servers)) for servers in (3, 7))
     with pytest.raises(ParameterError, match="--learn=True: must come with agents trained for 7 servers"):
-        check_learning(other)
+        check_learning(ready("coop_lad_ts", other, tmp_path, checkpoint))
+    own = ready("coop_lad_ts", profile, tmp_path, checkpoint)
+    check_learning(own)
+    before = own.scheduler.state_dict()["theta"].clone()
+    learn_late(Dispatcher(own, learn=True), profile, 8)  # 5 rounds are an episode, which is learned from as a whole
+    assert not (own.scheduler.state_dict()["theta"] == before).all() and own.scheduler.finite()
