@@ -62,7 +62,8 @@ def groups(cls: type[Parameters]) -> dict[str, list[dataclasses.Field]]:
     """The fields by the GROUP of the class that declares them first; groups in ORDER, then as bases add them."""
     found: dict[str, list[dataclasses.Field]] = {name: [] for name in ORDER}
     for field in dataclasses.fields(cls):
-        declared = [base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {})]
+        bases = [base for base in cls.__mro__ if issubclass(base, Parameters)]
+        declared = [base for base in bases if field.name in vars(base).get("__annotations__", {})]
         found.setdefault(declared[-1].GROUP, []).append(field)
     return {name: fields for name, fields in found.items() if fields}
 

@@ -1,5 +1,6 @@
 """Figures as files: drawn without a screen, PNG and PDF beside each other, the same bytes for the same numbers."""
 
+import functools
 from pathlib import Path
 
 import matplotlib
@@ -17,8 +18,6 @@ def save_figure(figure: plt.Figure, path: Path) -> None:
     for suffix in (".png", ".pdf"):
         # Without dates and versions, the same numbers give the same file.
         metadata = {"Software": None} if suffix == ".png" else {"CreationDate": None}
-        replace_file(
-            path.with_name(path.name + suffix),
-            lambda temporary, m=metadata: figure.savefig(temporary, dpi=150, bbox_inches="tight", metadata=m),
-        )
+        write = functools.partial(figure.savefig, dpi=150, bbox_inches="tight", metadata=metadata)
+        replace_file(path.with_name(path.name + suffix), write)
     plt.close(figure)

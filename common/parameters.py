@@ -55,7 +55,7 @@ def parameter(
     inclusive, `above` is exclusive, `empty` allows a text without characters. A default of None means "by preset" or
     "not given".
     """
-    metadata = {"text": text, "unit": unit, "low": low, "high": high, "above": above}
+    metadata: dict[str, Any] = {"text": text, "unit": unit, "low": low, "high": high, "above": above}
     metadata |= {"choices": choices, "empty": empty, "more": more}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -170,7 +170,7 @@ def resolve(cls: type[Parameters], given: dict[str, Any]) -> Parameters:
             hint = f"did you mean --{close[0]}? " if close else ""
             raise ParameterError(name, given[name], f"no such parameter; {hint}--help lists them all")
     values = {name: convert(cls, name, value) for name, value in given.items()}
-    preset = values.get("preset", getattr(cls, "preset", None))
+    preset = str(values.get("preset", getattr(cls, "preset", "")))
     for name, value in cls.PRESETS.get(preset, {}).items():
         if values.get(name) is None:
             values[name] = value

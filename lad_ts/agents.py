@@ -8,7 +8,7 @@ at `StackedAgents.learn`.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class SeededScheduler(LearningScheduler):
         self._capacity = torch.as_tensor(scenario.capacity, device=self.device)
         self.reseed(Stream.ACTIONS, rows)
 
-    def modules(self) -> dict[str, object]:
+    def modules(self) -> dict[str, Any]:
         """Parts with state: tensors, and objects with state_dict and load_state_dict."""
         return {}
 
@@ -118,7 +118,7 @@ class SeededScheduler(LearningScheduler):
         return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        state = {}
+        state: dict[str, torch.Tensor] = {}
         for name, part in self.modules().items():
             entries = {"": part} if isinstance(part, torch.Tensor) else part.state_dict()
             state |= {f"{name}.{key}".rstrip("."): value for key, value in entries.items()}

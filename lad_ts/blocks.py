@@ -37,7 +37,8 @@ class OptDelays:
 
     def __init__(self, config: EnvironmentParameters, scenario: Scenario, seeds: list[int], end: int) -> None:
         self.config, self.scenario, self.seeds, self.end = config, scenario, seeds, end
-        self.ahead, self.delays = range(0), np.empty(0)
+        self.ahead = range(0)
+        self.delays: np.ndarray = np.empty(0)  # [episodes ahead, S]
 
     def of(self, episode: int) -> np.ndarray:
         """Mean delay [S] in s of an episode before `end`."""

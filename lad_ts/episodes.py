@@ -62,11 +62,12 @@ def summarise(
     rows = [d[m] for d, m in zip(delay.cpu().numpy(), mask.cpu().numpy(), strict=True)]
     share = (delay / alone.view(len(rows), *[1] * (delay.dim() - 2), -1)).flatten(1).sum(1).cpu().numpy()
     columns = [(row.mean(), *np.percentile(row, PERCENTILES), row.max()) if row.size else (np.nan,) * 5 for row in rows]
-    table = np.array(columns).T
+    mean, p50, p95, p99, largest = np.array(columns).T
     tasks = np.array([row.size for row in rows])
     per_decision = np.full(len(rows), seconds / max(tasks.sum(), 1))
     slowdown = np.where(tasks > 0, share / np.maximum(tasks, 1), np.nan)
-    return EpisodeStatistics(*table, slowdown, utilisation.cpu().numpy(), tasks, per_decision)
+    used = utilisation.cpu().numpy()
+    return EpisodeStatistics(mean, p50, p95, p99, largest, slowdown, used, tasks, per_decision)
 
 
 def check_action(action: torch.Tensor, slot: Slot, name: str) -> None:

@@ -102,8 +102,9 @@ class LadAgents(SoftActorCritic):
         return self.draw("normal", self.params.denoising_steps - 1, self.num_bs, samples)
 
     def logits(
-        self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor, noise: torch.Tensor | None
+        self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor | None, noise: torch.Tensor | None
     ) -> torch.Tensor:
+        assert latent is not None, "LAD-TS starts from a latent action"
         return self.denoiser.forward_fast(theta, latent, state, noise)
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:

@@ -32,7 +32,7 @@ REFERENCE_DASHES = ("--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
 
 def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
     """Mean over seeds with its 95 % band for every curve; references in black without band."""
-    palette = plt.get_cmap("tab10").colors
+    palette = [plt.get_cmap("tab10")(k) for k in range(10)]
     drawn = [curve for curve in curves if not curve.reference]
     references = [curve for curve in curves if curve.reference]
     for curve in curves:
@@ -56,7 +56,7 @@ def draw_inset(axes: plt.Axes, curves: list[Curve], window: int) -> None:
     finals = finals[np.isfinite(finals)] if np.isfinite(finals).any() else np.ones(1)
     near = finals[np.abs(finals - np.median(finals)) <= 0.25 * np.median(finals)]
     margin = 0.15 * (near.max() - near.min()) + 0.2
-    zoom = axes.inset_axes([0.4, 0.52, 0.57, 0.45])
+    zoom = axes.inset_axes((0.4, 0.52, 0.57, 0.45))
     draw_curves(zoom, curves, window)
     zoom.set(xlim=(start, last), ylim=(near.min() - margin, near.max() + margin))
     zoom.tick_params(labelsize=7)

@@ -63,6 +63,8 @@ class SoftActorCritic(StackedAgents):
         self.theta_critic_target = self.theta_critic.clone()
         self.theta_actor_target = self.theta_actor.clone() if self.target_actor else self.theta_actor
         self.log_temperature = torch.full((self.agents, 1), math.log(params.temperature), device=self.device)
+        assert params.actor_lr is not None and params.critic_lr is not None, "presets fill them in"
+        self.actor_lr = params.actor_lr
         self.actor_adam = StackedAdam(self.theta_actor, params.actor_lr)
         self.critic_adam = StackedAdam(self.theta_critic, params.critic_lr)
         self.temperature_adam = StackedAdam(self.log_temperature, params.temperature_lr)
@@ -71,7 +73,7 @@ class SoftActorCritic(StackedAgents):
         super().begin(scenario, rows)
         if self.params.actor_lr_halving:
             episode = rows[0][1]
-            self.actor_adam.lr = self.params.actor_lr / (1 + episode / self.params.actor_lr_halving)
+            self.actor_adam.lr = self.actor_lr / (1 + episode / self.params.actor_lr_halving)
 
     def actor_layout(self) -> Layout:
         """The layout of the actor's parameters."""

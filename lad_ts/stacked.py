@@ -68,7 +68,8 @@ class StackedAdam:
             self._advance(self.theta, self.first, self.second, self.count, gradient)
             return
         parts = [tensor[agents] for tensor in (self.theta, self.first, self.second, self.count)]
-        self._advance(*parts, gradient[agents])
+        theta, first, second, count = parts
+        self._advance(theta, first, second, count, gradient[agents])
         for whole, part in zip((self.theta, self.first, self.second, self.count), parts, strict=True):
             whole[agents] = part
 

@@ -312,10 +312,10 @@ def test_the_example_scheduler_runs_and_is_short(tmp_path):
 
 def test_the_example_learner_trains_and_goes_on_to_the_same_numbers(tmp_path, no_plots):
     blocks = [body for _, _, body in FENCE.findall((ROOT / "docs" / "methods.md").read_text())]
-    (tmp_path / "model_bandit.py").write_text(next(block for block in blocks if "class BanditAgents" in block))
-    spec = importlib.util.spec_from_file_location("model_bandit", tmp_path / "model_bandit.py")
+    (tmp_path / "model_my_bandit.py").write_text(next(block for block in blocks if "class BanditAgents" in block))
+    spec = importlib.util.spec_from_file_location("model_my_bandit", tmp_path / "model_my_bandit.py")
     bandit = importlib.util.module_from_spec(spec)
-    sys.modules["model_bandit"] = bandit  # where dataclasses look their types up
+    sys.modules["model_my_bandit"] = bandit  # where dataclasses look their types up
     spec.loader.exec_module(bandit)
     small = {"num_bs": 3, "num_tasks": 4, "num_slots": 6, "learning_start": 10}
 
