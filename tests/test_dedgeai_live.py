@@ -213,15 +213,15 @@ def test_agents_go_on_learning_from_measured_delays(local_ray, no_plots, tmp_pat
 
     async def story() -> EdgeSystem:
         system = await system_of(profile, tmp_path, "lad_ts", learn=True)
-        learner = system.dispatcher.ready.scheduler
-        before = learner.theta_actor.clone()
-        held = int(learner.replay.written.sum())
+        agents = system.dispatcher.ready.scheduler
+        before = agents.theta_actor.clone()
+        held = int(agents.replay.written.sum())
         for burst in range(8):
             await system.submit([Task(20 * burst + k, "a", 10 + k % 10, k, 1, 1, k % 2) for k in range(20)])
             await system.wait()
         assert system.dispatcher.learned == 7  # all but the last, whose next state is not known
-        assert int(learner.replay.written.sum()) == held + 7 * 20
-        assert not (learner.theta_actor == before).all() and learner.finite()
+        assert int(agents.replay.written.sum()) == held + 7 * 20
+        assert not (agents.theta_actor == before).all() and agents.finite()
         await system.close()
         return system
 
