@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.run_folder import peak_memory, save_checkpoint, write_csv
 from dedgeai.dispatcher import Dispatcher
-from dedgeai.measurement import measure
+from dedgeai.measurement import measure_tasks
 from dedgeai.records import FAILED, Stored
 from dedgeai.report import FinishedRun, plot_queues, predict, print_table, sim_to_real, table_rows, write_tasks
 from dedgeai.run_options import RunOptions
@@ -41,7 +41,7 @@ async def run_counts(
             for k, (steps, base_station) in enumerate(zip(stream.steps, stream.base_station, strict=True))
         ]
         runs[len(tasks)] = await run_batch(system, tasks, stream, stored)
-    report(options, model, system, runs, alone)
+    report_runs(options, model, system, runs, alone)
 
 
 async def one_task(system: EdgeSystem, prompt: str, steps: tuple[int, int], size: tuple[int, int]) -> float:
@@ -49,7 +49,7 @@ async def one_task(system: EdgeSystem, prompt: str, steps: tuple[int, int], size
     task = Task(-(2**30), prompt, round(sum(steps) / 2), 0, *size, base_station=0)
     fastest = int(np.argmin(system.profile.seconds_per_step))
     began = time.perf_counter()
-    await measure(system.cluster, {fastest: [task]}, quiet=True)
+    await measure_tasks(system.cluster, {fastest: [task]}, quiet=True)
     return time.perf_counter() - began
 
 
@@ -93,7 +93,9 @@ async def watch(system: EdgeSystem, numbers: Sequence[int], bar: tqdm) -> None:
         await asyncio.sleep(0.5)
 
 
-def report(options: RunOptions, model: str, system: EdgeSystem, runs: dict[int, FinishedRun], alone: float) -> None:
+def report_runs(
+    options: RunOptions, model: str, system: EdgeSystem, runs: dict[int, FinishedRun], alone: float
+) -> None:
     """Tables, CSV files and plots of the runs, by number of tasks; `alone` are the seconds of a single task."""
     folder, waiting = system.folder, options.waiting is not None
     records = [record for run in runs.values() for record in run.records]

@@ -20,7 +20,7 @@ from resd3_medium.weights import missing_files
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageOptions:
+class RealOptions:
     """Parameters of refine_sd3_infer.py that an edge server takes, and its CPU threads."""
 
     config: InferConfig
@@ -46,7 +46,7 @@ def inference_config(**given: Any) -> InferConfig:
 class Generator:
     """One pipeline, loaded once. Tasks are computed in a thread, so that the server goes on answering."""
 
-    def __init__(self, options: ImageOptions) -> None:
+    def __init__(self, options: RealOptions) -> None:
         torch.set_num_threads(options.threads)
         self.config = options.config
         self.pipeline = open_pipeline(self.config)

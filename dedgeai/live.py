@@ -82,11 +82,11 @@ def choose_model(options: RunOptions) -> Model:
         p = options.waiting
         times = (tuple(x.tolist()) for x in (p.seconds_per_step, p.seconds_base, p.spread))
         return Model(SimulatedOptions(*times, options.demand.seed), (1, 1), "simulated compute")
-    from dedgeai.generator import ImageOptions, inference_config
+    from dedgeai.generator import RealOptions, inference_config
 
     infer = inference_config(**options.model.inference)
     name = f"{'pocket model' if options.model.pocket else 'SD3 Medium'}, {infer.width} x {infer.height}"
-    return Model(ImageOptions(infer, options.model.threads), (infer.width, infer.height), name)
+    return Model(RealOptions(infer, options.model.threads), (infer.width, infer.height), name)
 
 
 async def get_ready(options: RunOptions, model: Model, system: EdgeSystem) -> None:

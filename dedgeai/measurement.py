@@ -65,7 +65,9 @@ class Measurement:
         self.done.set()
 
 
-async def measure(cluster: Cluster, orders: dict[int, list[Task]], quiet: bool = False) -> list[tuple[int, Result]]:
+async def measure_tasks(
+    cluster: Cluster, orders: dict[int, list[Task]], quiet: bool = False
+) -> list[tuple[int, Result]]:
     """Have servers work on tasks of their own, outside the system. Returns server and result of each.
 
     Raises ParameterError when a task fails.
@@ -111,7 +113,7 @@ async def measure_profile(
         for s in servers
     }
     demand = {task.number: task.steps for tasks in orders.values() for task in tasks}
-    found = await measure(cluster, orders)
+    found = await measure_tasks(cluster, orders)
     rows = []
     for server in servers:
         counted = [result for s, result in found if s == server][WARM_UP:]

@@ -137,8 +137,8 @@ def make_scheduler(options: SchedulerOptions, profile: Profile) -> ClusterSchedu
         return on_cluster(options, scheduler, config, profile)
     place = trained(options, profile) if options.checkpoint is None else options.checkpoint
     config, content = read_checkpoint(place, options, profile.servers)
-    learner = restore(config, content, method, "checkpoint", place)
-    ready = on_cluster(options, learner, config, profile)
+    agents = restore(config, content, method, "checkpoint", place)
+    ready = on_cluster(options, agents, config, profile)
     kept = {"method": method.name, "config": dataclasses.asdict(config)}
     return dataclasses.replace(ready, first_episode=config.episodes, checkpoint=kept)
 

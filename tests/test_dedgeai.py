@@ -3,40 +3,25 @@
 import asyncio
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import make, refusal, run_here
+from edge_helpers import ready
+from helpers import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.heuristics import LocalOnly
-from baselines.methods import METHODS
 from common.parameters import ParameterError
-from common.run_folder import read_csv
-from coop_lad_ts import main_coop
-from dedgeai import main_dedgeai
-from dedgeai.dispatcher import ClusterScheduler, Dispatcher
+from dedgeai.dispatcher import Dispatcher
 from dedgeai.edge_server import GREY_PIXEL, EdgeServer, SimulatedOptions
 from dedgeai.journal import Journal, read_journal
-from dedgeai.schedulers import SchedulerOptions, check_learning, make_scheduler, method_of, scheduler_names
 from dedgeai.server_profile import Profile, equal_servers, fitted
 from dedgeai.simulation import first_in_first_out, simulate
 from dedgeai.task_stream import Demand, TaskStream, draw_stream, place_of, rounds
 from dedgeai.tasks import DENSITY, Task
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, draw_scenario
-from lad_ts.method import Method
 from lad_ts.model_lad import LadConfig
-from lad_ts.run_parameters import FixedParameters
-
-
-def ready(scheduler: str, profile: Profile, folder: Path, checkpoint: Path | None = None) -> ClusterScheduler:
-    """A scheduler for rounds of at most 4 tasks at each base station; one that learns is trained for 2 episodes."""
-    method = method_of(scheduler)
-    options = SchedulerOptions(scheduler, method, checkpoint, folder, 2, 4, (10, 19), 0.001, 450.0, 0)
-    return make_scheduler(options, profile)
 
 
 def task(number: int, steps: int = 10, base_station: int = 0) -> Task:
@@ -197,65 +182,6 @@ def test_runs_one_after_another_take_the_prompts_in_turn_and_repeat():
     assert not any(stream.time.any() for _, stream in Demand([4], demand.prompts, (1, 1), None, 3, 5).runs(profile))
 
 
-# --- schedulers ---
-
-
-def test_every_method_schedules_but_the_bound():
-    assert set(METHODS) - set(scheduler_names()) == {"lower_bound"}
-    assert scheduler_names(learning=True) == [key for key, method in METHODS.items() if method.learns]
-    assert all(method_of(name) is METHODS[name] for name in scheduler_names())
-    for name in ("lower_bound", "lad_ts:paper", "nowhere.py:Mine", ""):
-        with pytest.raises(ParameterError, match="must be one of lad_ts") as refused:
-            method_of(name)
-        assert (refused.value.flag, refused.value.value) == ("scheduler", name)
-
-
-def test_a_method_that_is_added_to_the_registry_schedules(monkeypatch, tmp_path):
-    monkeypatch.setitem(METHODS, "stay", Method("stay", "Stay", FixedParameters, LocalOnly, "none.py"))
-    run_here(
-        main_dedgeai, "--simulate", "--scheduler=stay", "--num_tasks=40", "--num_servers=3", "--out", tmp_path / "a"
-    )
-    rows = read_csv(tmp_path / "a/tasks.csv")
-    assert len(rows) == 40 and all(row["server"] == row["base_station"] for row in rows)
-
-
-def test_a_scheduler_of_the_users_own_schedules(tmp_path):
-    own = tmp_path / "mine.py"
-    own.write_text(
-        "import numpy as np\nfrom lad_ts.scheduler import Scheduler\n"
-        "class Last(Scheduler):\n    def act(self, slot):\n        return np.full(slot.mask.shape, self.num_bs - 1)\n"
-    )
-    run_here(
-        main_dedgeai,
-        "--simulate",
-        f"--scheduler={own}:Last",
-        "--num_tasks=9",
-        "--num_servers=3",
-        "--out",
-        tmp_path / "a",
-    )
-    assert {row["server"] for row in read_csv(tmp_path / "a/tasks.csv")} == {"2"}
-
-
-@pytest.mark.parametrize("scheduler", ["lad_ts", "dqn_ts"])
-def test_agents_learn_from_rounds_whose_delays_come_late(scheduler, tmp_path):
-    """Each round is learned from after the next one was decided, as when tasks are on their way."""
-    profile = equal_servers(0.02, 0.0, 0.0, np.ones(2))
-    chosen = ready(scheduler, profile, tmp_path)
-    check_learning(chosen)
-    dispatcher, rng = Dispatcher(chosen, learn=True), np.random.default_rng(0)
-    before = {name: value.clone() for name, value in chosen.scheduler.state_dict().items() if name.startswith("theta")}
-    for number in range(30):
-        base_station = rng.permutation(np.repeat([0, 1], 4))
-        work = profile.workload(rng.integers(10, 20, 8))
-        dispatcher.decide(base_station, work, np.full(8, 2e-4), rng.uniform(0, 3, 2))
-        if number > 0:
-            dispatcher.learn_from(number - 1, rng.uniform(0.2, 2, 8))
-    after = chosen.scheduler.state_dict()
-    assert dispatcher.learned == 29 and list(dispatcher.decided) == [29] and chosen.scheduler.finite()
-    assert before and all(not (after[name] == value).all() for name, value in before.items() if "target" not in name)
-
-
 # --- edge server and journal ---
 
 
@@ -320,81 +246,3 @@ def test_a_journal_survives_a_line_that_was_cut_off(tmp_path):
     path.write_text("no journal\n")
     with pytest.raises(ParameterError, match="must hold a run's journal"):
         read_journal(path, "resume")
-
-
-# --- command line ---
-
-
-def test_simulations_from_the_command_line_repeat_and_report(tmp_path, capsys):
-    flags = ["--simulate", "--num_tasks", "2000", "--num_servers", "50", "--scheduler", "water_filling"]
-    for out in ("a", "b"):
-        run_here(main_dedgeai, *flags, "--load", "0.9", "--spread", "0.3", "--out", tmp_path / out)
-    assert (tmp_path / "a/delays.csv").read_bytes() == (tmp_path / "b/delays.csv").read_bytes()
-    summary = {row["quantity"]: float(row["value"]) for row in read_csv(tmp_path / "a/summary.csv")}
-    assert summary["tasks"] == 2000 and 0.16 < summary["delay p50"] < summary["delay p99"] <= summary["delay maximum"]
-    assert {"simulation.png", "simulation.pdf", "queues.csv", "config.json"} <= {
-        p.name for p in (tmp_path / "a").iterdir()
-    }
-    assert "decision time per task" in capsys.readouterr().out
-    stored = json.loads((tmp_path / "a/config.json").read_text())["parameters"]
-    assert (stored["num_tasks"], stored["steps"], stored["num_servers"]) == ("2000", "10-19", 50)  # texts as they came
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--num_tasks", "0"], "--num_tasks=0: must be an integer from 1"),
-        (["--num_tasks", "5,x"], "--num_tasks=5,x"),
-        (["--num_servers", "0"], "--num_servers=0"),
-        (["--scheduler", "best"], "--scheduler=best: must be one of lad_ts"),
-        (["--scheduler", "lower_bound"], "--scheduler=lower_bound: a bound is no scheduler; must be one of lad_ts"),
-        (
-            ["--scheduler", "opt_ts", "--checkpoint", "x.pt"],
-            "--checkpoint=x.pt: must come with a scheduler that learns",
-        ),
-        (["--checkpoint", "none.pt", "--simulate"], "--checkpoint=none.pt: must be a checkpoint"),
-        (["--simulate", "--num_servers", "500"], "--num_servers=500: must be at most 200"),
-        (["--speeds", "1,2", "--simulate"], "--speeds=1,2: must be --num_servers=5"),
-        (["--speeds", "1,1,1,1,1"], "must come with --compute simulated"),
-        (["--steps", "0"], "--steps=0"),
-        (["--load", "nan"], "--load=nan"),
-        (["--serve", "--simulate"], "must not be combined with --simulate"),
-        (["--serve", "--host", "0.0.0.0"], "--host=0.0.0.0: must be 127.0.0.1, or come with a --token"),
-        (["--learn", "--scheduler", "opt_ts"], "--learn=True: must come with a scheduler that learns"),
-        (["--resume", "nowhere"], "--resume=nowhere: must hold a run's config.json"),
-        (["--models", "nowhere"], "--models=nowhere: clip_g.safetensors"),
-        (["--width", "65"], "--width=65: must be a multiple of 16"),
-        (["--prompts", "nowhere.txt", "--simulate"], "--prompts=nowhere.txt: must be a text file"),
-    ],
-)
-def test_mistakes_end_in_one_line_before_anything_starts(flags, words, capsys, tmp_path):
-    out = [] if "--resume" in flags else ["--out", tmp_path / "run"]
-    assert words in refusal(capsys, main_dedgeai, *flags, *out)
-    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
-
-
-def test_a_checkpoint_of_other_servers_is_refused(tmp_path, capsys):
-    profile = equal_servers(0.01, 0.0, 0.0, np.ones(3))
-    ready("lad_ts", profile, tmp_path)
-    checkpoint = next(tmp_path.glob("lad_ts_3servers_*/checkpoint.pt"))
-    flags = ["--simulate", "--checkpoint", checkpoint, "--out", tmp_path / "out"]
-    assert "must be of --num_servers=5 servers, but is of 3" in refusal(capsys, main_dedgeai, *flags)
-    assert "holds a run of LAD-TS" in refusal(capsys, main_dedgeai, *flags, "--scheduler", "sac_ts")
-    run_here(main_dedgeai, *flags, "--num_servers", 3, "--num_tasks", 50)
-
-
-def test_a_shared_cooperative_checkpoint_serves_any_number_of_servers(tmp_path):
-    run_here(main_coop, "--num_bs=3", "--num_tasks=50", "--num_slots=6", "--episodes=1", "--fit_steps=3",
-             "--distil_updates=2", "--out", tmp_path / "coop")  # fmt: skip
-    checkpoint = tmp_path / "coop" / "checkpoint.pt"
-    flags = ["--simulate", "--scheduler=coop_lad_ts", "--checkpoint", checkpoint, "--num_tasks=40"]
-    for servers in (3, 7):
-        run_here(main_dedgeai, *flags, "--num_servers", servers, "--out", tmp_path / str(servers))
-        assert len((tmp_path / str(servers) / "tasks.csv").read_text().splitlines()) == 41
-    own, other = (
-        ready("coop_lad_ts", equal_servers(0.02, 0.0, 0.0, np.ones(servers)), tmp_path, checkpoint)
-        for servers in (3, 7)
-    )
-    check_learning(own)
-    with pytest.raises(ParameterError, match="--learn=True: must come with agents trained for 7 servers"):
-        check_learning(other)
