@@ -25,7 +25,8 @@ class CoopAgents(SeededScheduler):
     """The agents of all BSs, for S training seeds. A row of an episode is a training seed."""
 
     needs = (
-        "q at the slot's start, t, the BS's own tasks, a common random seed; from training f, v, w, distribution of N"
+        "q at the slot's start, t, the BS's own tasks, f, w, distribution of the task counts, a common random seed; "
+        "v in training and where virtual Opt takes over"
     )
     params: CoopParameters
 

@@ -138,7 +138,7 @@ class SeededScheduler(LearningScheduler):
 class StackedAgents(SeededScheduler):
     """Agents of all BSs and seeds, stacked, that learn from replayed transitions."""
 
-    needs = "q at the slot's start and the BS's own tasks"
+    needs = "q at the slot's start, the BS's own tasks; f, but for raw state features"
 
     def __init__(self, params: AgentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         super().__init__(params, seeds, device)

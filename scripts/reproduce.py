@@ -37,7 +37,7 @@ def main(config: ReproduceConfig, given: dict[str, Any]) -> None:
     start = time.perf_counter()
     out = Path(config.out)
     flags = {"episodes": config.episodes, "seeds": config.seeds}
-    print(f"{config.episodes} episodes, {config.seeds} seeds; the full run of the README takes --episodes 500")
+    print(f"{config.episodes} episodes, seeds: {config.seeds}; the tables of docs/scheduling.md take --episodes 500")
     names = default_methods() if config.methods is None else parse_methods(config.methods)
     jobs = [Job(name, out / "runs" / folder_name(name), flags) for name in names]
     run_jobs(jobs, config.jobs)
