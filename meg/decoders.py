@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from common.parameters import ParameterError
-from common.run_folder import describe, replace_file
+from common.run_folder import RESULTS, describe, replace_file
 from meg.merging import LARGEST, Tokens
 from meg.models import MergingModel, SplitModel
 from resd3_medium.folders import MODELS
@@ -85,7 +85,8 @@ def model_of(description: Description, decoder: nn.Module, post: nn.Conv2d | Non
 def save_model(path: Path, model: nn.Module, description: Description) -> None:
     """Write the model in float16, with its description. Raises OSError when the file cannot be written."""
     tensors = {n: t.detach().cpu().half().contiguous() for n, t in model.state_dict().items()}
-    metadata = {KEY: json.dumps(dataclasses.asdict(description))}
+    content = json.dumps(dataclasses.asdict(description))
+    metadata = {KEY: content.replace(f"{RESULTS.parent}/", "")}  # a file tells nothing of the machine that wrote it
     replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
