@@ -140,7 +140,7 @@ class CoopTraining:
     def prepare(self, scenario: Scenario) -> None:
         """Fit the tables of the scenario, where that is not done yet."""
         prices = self.params.teacher == "prices"
-        capacity = torch.as_tensor(scenario.capacity, device=self.device)
+        capacity = torch.tensor(scenario.capacity, device=self.device)
         if self.fitted.any() if prices else torch.equal(self.fitted, capacity.float()):
             return
         if prices:

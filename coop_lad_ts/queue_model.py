@@ -52,7 +52,7 @@ class QueueModel:
         device: torch.device | str = "cpu",
     ) -> None:
         def tensor(values: np.ndarray) -> torch.Tensor:
-            return torch.as_tensor(values, dtype=dtype, device=device)
+            return torch.tensor(values, dtype=dtype, device=device)
 
         self.capacity, self.link_rate = tensor(scenario.capacity), tensor(scenario.link_rate)
         self.workload, self.result_size = tensor(scenario.workload), tensor(scenario.result_size)

@@ -37,7 +37,7 @@ class View:
 
     def __init__(self, params: EnvironmentParameters, scenario: Scenario, device: torch.device | str = "cpu") -> None:
         def tensor(values: np.ndarray) -> torch.Tensor:
-            return torch.as_tensor(values, dtype=torch.float32, device=device)
+            return torch.tensor(values, dtype=torch.float32, device=device)
 
         self.place_frequency = math.pi * torch.arange(1, PLACE_WAVES + 1, device=device)
         self.time_frequency = math.pi / params.num_slots * torch.arange(1, TIME_WAVES + 1, device=device)

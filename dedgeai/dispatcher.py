@@ -95,7 +95,7 @@ class Dispatcher:
             rows = [(seed, ready.first_episode + episode) for seed in ready.seeds]
             ready.scheduler.begin(ready.scenario, rows)
         slot = self.slot(t, base_station, work, size, backlog)
-        action = torch.as_tensor(ready.scheduler.act(slot))
+        action = torch.as_tensor(ready.scheduler.act(slot.copy()))
         if not ready.scheduler.learns:
             check_action(action, slot, ready.name)
         if self.learn:

@@ -106,7 +106,7 @@ class SeededScheduler(LearningScheduler):
         if [seed for seed, _ in rows] != self.seeds:
             raise ValueError(f"rows of seeds {rows}: these agents were made for seeds {self.seeds}")
         self.scenario = scenario
-        self._capacity = torch.as_tensor(scenario.capacity, device=self.device)
+        self._capacity = torch.tensor(scenario.capacity, device=self.device)
         self.reseed(Stream.ACTIONS, rows)
 
     def modules(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class EnvironmentParameters(Parameters):
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """What stays fixed over episodes, for S independent rows (seeds); arrays are float64.
+    """What stays fixed over episodes, for S independent rows (seeds); arrays are float64 copies that refuse writing.
 
     capacity [S, B] in Gcycles/s, link_rate [S, B] in Mbit/s, and for the n-th task of a slot density [S, N] in
     Gcycles/step, steps [S, N] (denoising steps) and result_size [S, N] in Mbit. Raises ValueError for arrays whose
@@ -95,12 +95,13 @@ class Scenario:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            values = np.asarray(getattr(self, field.name), dtype=np.float64)
+            values = np.array(getattr(self, field.name), dtype=np.float64)
             if values.ndim != 2 or values.size == 0:
                 raise ValueError(f"{field.name}: shape {values.shape}, must be [seeds, values]")
             lowest = 0.0 if field.name == "result_size" else np.nextafter(0.0, 1.0)
             if not (np.isfinite(values).all() and (values >= lowest).all()):
                 raise ValueError(f"{field.name}: values must be finite and positive")
+            values.setflags(write=False)  # schedulers see it, and what they see must stay what the simulator has
             object.__setattr__(self, field.name, values)
         if self.capacity.shape != self.link_rate.shape:
             raise ValueError(f"capacity {self.capacity.shape} and link_rate {self.link_rate.shape} must agree")
@@ -206,6 +207,12 @@ class Slot:
     workload: torch.Tensor
     backlog: torch.Tensor
 
+    def copy(self) -> "Slot":
+        """The same numbers in tensors of their own, to be shown to whoever might write into them."""
+        same = self.workload.stride(1) == 0  # the same tasks at every BS take the memory of one
+        workload = self.workload[:, :1].clone().expand_as(self.workload) if same else self.workload.clone()
+        return Slot(self.t, self.mask.clone(), self.size.clone(), workload, self.backlog.clone())
+
 
 def work_ahead(workload: torch.Tensor, action: torch.Tensor, num_es: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Work sent to a task's ES earlier in the slot, and the slot's total per ES.
@@ -226,7 +233,7 @@ class CollaborativeMEC:
 
     def __init__(self, scenario: Scenario, device: str | torch.device = "cpu", slot_length: float = 1.0) -> None:
         def tensor(values: np.ndarray) -> torch.Tensor:
-            return torch.as_tensor(values, dtype=torch.float64, device=device)
+            return torch.tensor(values, dtype=torch.float64, device=device)
 
         self.scenario, self.device, self.slot_length = scenario, torch.device(device), slot_length
         self.capacity, self.link_rate = tensor(scenario.capacity), tensor(scenario.link_rate)

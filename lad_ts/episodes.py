@@ -92,9 +92,11 @@ def play(
     scheduler.begin(env.scenario, rows)
     for _ in range(env.num_slots - 1):
         began = time.perf_counter()
-        action = torch.as_tensor(scheduler.act(slot), device=env.device)
+        # What a scheduler is shown is its own to change; and what it returns may be its own to use again.
+        action = torch.as_tensor(scheduler.act(slot.copy()), device=env.device)
         if not scheduler.learns:
             check_action(action, slot, type(scheduler).__name__)
+            action = action.to(torch.int64, copy=True)
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # the clock must see the decision's end
         seconds = time.perf_counter() - began

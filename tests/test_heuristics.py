@@ -167,3 +167,35 @@ def test_actions_of_cells_without_a_task_change_nothing(method):
 
     for one, other in zip(run(0), run(4), strict=True):
         assert (one == other).all()
+
+
+class Rewrites(Scheduler):
+    """Sends task n to server n, and writes into everything that it is shown."""
+
+    def __init__(self, honest: bool, kind: type = np.int64) -> None:
+        self.honest, self.kind, self.buffer = honest, kind, None
+
+    def act(self, slot: Slot) -> np.ndarray:
+        number = np.broadcast_to(np.arange(slot.mask.shape[2]) % self.num_bs, slot.mask.shape)
+        if self.honest:
+            return number.copy()
+        for shown in (slot.backlog, slot.size, slot.workload[:, 0], slot.mask):
+            shown.numpy()[...] = 0
+        with pytest.raises(ValueError, match="read-only"):
+            self.scenario.capacity *= 2
+        self.buffer = np.zeros(slot.mask.shape, self.kind) if self.buffer is None else self.buffer
+        self.buffer[...] = number
+        return self.buffer
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int16])
+def test_what_a_scheduler_is_shown_is_not_what_the_simulator_keeps(kind):
+    config = make(HeuristicConfig, num_bs=4, num_tasks=6, num_slots=9)
+    scenario, rows = draw_scenario(config, [0, 1]), [(0, 0), (1, 0)]
+    arrivals = draw_arrivals(config, rows)
+    honest, rewriting = (
+        run_episode(CollaborativeMEC(scenario), scheduler, arrivals, rows)
+        for scheduler in (Rewrites(honest=True), Rewrites(honest=False, kind=kind))
+    )
+    for name in ("mean", "max", "slowdown", "utilisation", "tasks"):
+        np.testing.assert_array_equal(getattr(rewriting, name), getattr(honest, name))
