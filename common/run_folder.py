@@ -2,14 +2,14 @@
 
 A run's folder holds config.json, its CSV files and plots, checkpoint.pt of methods that learn, and at last
 summary.json, which says that the run is whole. Every file is written under a temporary name and then renamed. Start
-reading at `create_folder`.
+reading at `new_folder`.
 """
 
 import csv
 import dataclasses
 import errno
-import fcntl
 import io
+import itertools
 import json
 import os
 import platform
@@ -17,65 +17,96 @@ import resource
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from common.locks import LOCK, BusyError, lock
 from common.parameters import ParameterError, resolve
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PARTIAL = ".partial"  # in the names of files that are being written
+PROGRESS = ".progress"  # how many episodes are done, in the folder of a run that is going on
 
 
-def create_folder(out: str | None, default: Path) -> Path:
-    """A new folder: `out`, which must be empty or absent, or `default`, numbered when it is taken.
+@contextmanager
+def new_folder(out: str | None, default: Path) -> Iterator[Path]:
+    """A folder of its own for a run, kept for this process: `out`, or `default`, numbered when it is taken.
 
-    Raises ParameterError when `out` already holds files or cannot be written.
+    Raises ParameterError when `out` holds files, is another process's, or cannot be written.
     """
-    if out is None:
-        folder, number = default, 2
-        while folder.exists() and any(folder.iterdir()):
-            folder, number = default.with_name(f"{default.name}_{number}"), number + 1
-    else:
-        folder = Path(out)
-    writable(folder)
-    if any(folder.iterdir()):
-        raise ParameterError("out", folder, "must be a new or empty folder, to overwrite nothing")
-    return folder
+    if out is not None:
+        with claimed(Path(out)) as folder:
+            if not unused(folder):
+                raise ParameterError("out", folder, "must be a new or empty folder, to overwrite nothing")
+            yield folder
+        return
+    for number in itertools.count(1):
+        folder = default if number == 1 else default.with_name(f"{default.name}_{number}")
+        if folder.exists() and not unused(folder):
+            continue
+        made(folder)
+        try:
+            release = lock(folder)
+        except BusyError:  # of a run that has just begun
+            continue
+        try:
+            if unused(folder):
+                sweep(folder)
+                yield folder
+                return
+        finally:
+            release()
 
 
-def writable(folder: Path) -> Path:
-    """The folder, made if need be, without the half-written files that a killed run may have left.
+def run_place(resume: str | None, out: str | None, default: Path) -> AbstractContextManager[Path]:
+    """The folder of a run that goes on in `resume`, or of a new one, kept for this process. Raises ParameterError."""
+    return claimed(Path(resume), "resume") if resume else new_folder(out, default)
 
-    Raises ParameterError when it cannot be made or written.
+
+@contextmanager
+def claimed(folder: Path, flag: str = "out") -> Iterator[Path]:
+    """Keep a folder for this process, made if need be, and without half-written files that a killed run has left.
+
+    Nothing in it is touched before it is this process's. Raises ParameterError of `flag` when another one works in it,
+    or it cannot be made or written.
     """
+    made(folder, flag)
+    try:
+        release = lock(folder)
+    except BusyError:
+        raise ParameterError(flag, folder, "must be free, but another process is working in it") from None
+    try:
+        sweep(folder)
+        yield folder
+    finally:
+        release()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run has left half written. For folders that are this process's."""
+    for leftover in folder.glob(f".*{PARTIAL}*"):
+        leftover.unlink()
+
+
+def unused(folder: Path) -> bool:
+    """Whether no run has left anything in a folder."""
+    return all(path.name in (LOCK, PROGRESS) or PARTIAL in path.name for path in folder.iterdir())
+
+
+def made(folder: Path, flag: str = "out") -> Path:
+    """The folder, made if need be. Raises ParameterError of `flag` when it cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError("no write permission")
-        for leftover in folder.glob(f".*{PARTIAL}*"):
-            leftover.unlink()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ParameterError("out", folder, f"must be a folder that can be written ({reason})") from None
+        raise ParameterError(flag, folder, f"must be a folder that can be written ({reason})") from None
     return folder
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep a run's folder for this process. Raises ParameterError when another one works in it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ParameterError("out", folder, "must be free, but another process is working in it") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -193,9 +224,6 @@ def peak_memory(device: torch.device | str = "cpu") -> str:
     if torch.device(device).type == "cuda":
         words += f" + {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB on the GPU"
     return words
-
-
-PROGRESS = ".progress"  # how many episodes are done, in the folder of a run that is going on
 
 
 @contextmanager

@@ -10,13 +10,12 @@ python dedgeai/main_dedgeai.py --simulate --num_servers 10000 --num_tasks 100000
 
 import asyncio
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.command_line import command_line
-from common.run_folder import claimed, create_folder, resumed
+from common.run_folder import resumed, run_place
 from dedgeai.configuration import FOLDER, DedgeParameters
 from dedgeai.run_options import run_options
 from dedgeai.simulated_run import run_simulation
@@ -31,8 +30,7 @@ class DedgeConfig(DedgeParameters):
 
 def main(config: DedgeConfig, given: dict[str, Any]) -> None:
     """Simulate, run or serve, as the parameters say. Raises ParameterError before anything starts."""
-    stored = Path(config.resume) if config.resume else None
-    if stored:
+    if config.resume:
         config = resumed(config, given, FREE)
         config.check()
     torch.set_num_threads(1)
@@ -43,9 +41,9 @@ def main(config: DedgeConfig, given: dict[str, Any]) -> None:
         return
     from dedgeai.live import run_live  # it starts with Ray, which takes seconds to import
 
-    folder = stored or create_folder(config.out, FOLDER / options.folder_name("serve" if config.serve else "run"))
-    with claimed(folder):
-        asyncio.run(run_live(options, folder, resume=stored is not None))
+    default = FOLDER / options.folder_name("serve" if config.serve else "run")
+    with run_place(config.resume, config.out, default) as folder:
+        asyncio.run(run_live(options, folder, resume=bool(config.resume)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from baselines.methods import METHODS
 from baselines.rules import rule
 from common.parameters import LARGEST, ParameterError, resolve
-from common.run_folder import claimed, load_checkpoint, writable
+from common.run_folder import claimed, load_checkpoint
 from dedgeai.dispatcher import ClusterScheduler
 from dedgeai.server_profile import Profile
 from dedgeai.tasks import DENSITY
@@ -205,7 +205,7 @@ def trained(options: SchedulerOptions, profile: Profile) -> Path:
     if episodes_done(out) < options.episodes:
         print(f"training {options.name} on the profile's {profile.servers} servers, once; kept in {out}")
         try:
-            with claimed(writable(out)):
+            with claimed(out):
                 if not (out / "checkpoint.pt").is_file():  # of a training that was killed before its first checkpoint
                     (out / "config.json").unlink(missing_ok=True)
             again = {"resume": str(out), "episodes": options.episodes} if (out / "checkpoint.pt").is_file() else None

@@ -1,6 +1,6 @@
 """A run on simulated servers and a virtual clock: every number of tasks, its tables and its plots."""
 
-from common.run_folder import claimed, create_folder, peak_memory, write_config
+from common.run_folder import new_folder, peak_memory, write_config
 from dedgeai.configuration import FOLDER
 from dedgeai.dispatcher import Dispatcher
 from dedgeai.report import report_simulation
@@ -17,8 +17,7 @@ def run_simulation(options: RunOptions, profile: Profile, out: str | None) -> No
     """
     demand, name = options.demand, options.scheduler.name
     schedulers = [make_scheduler(options.scheduler, profile) for _ in demand.counts]
-    folder = create_folder(out, FOLDER / options.folder_name("simulate"))
-    with claimed(folder):
+    with new_folder(out, FOLDER / options.folder_name("simulate")) as folder:
         write_config(folder, options.title, options.stored)
         for ready, (_, stream) in zip(schedulers, demand.runs(profile), strict=True):
             dispatcher, count = Dispatcher(ready), len(stream)

@@ -3,6 +3,7 @@
 A job whose folder is complete is not run again, and one that was interrupted is resumed. Start reading at `run_jobs`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from baselines.methods import choose, full_name
 from common.command_line import fail
 from common.parameters import ParameterError, resolve
-from common.run_folder import PROGRESS, progress, read_config, read_csv, writable
+from common.run_folder import PROGRESS, claimed, progress, read_config, read_csv, unused
 from lad_ts.method import Method
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,10 +66,18 @@ class Job:
         resolve(method.parameters, flags)
 
     def check_folder(self) -> None:
-        """Refuse a folder that cannot be written or holds another run. Raises ParameterError."""
-        writable(self.folder)
-        if {path.name for path in self.folder.iterdir()} <= {PROGRESS}:
+        """Refuse a folder that another process works in, or that holds another run. Raises ParameterError."""
+        if not self.folder.is_dir():
             return
+        if self.complete():
+            self.check_run()
+            return
+        with claimed(self.folder):
+            if not unused(self.folder):
+                self.check_run()
+
+    def check_run(self) -> None:
+        """Refuse a folder that holds another run. Raises ParameterError."""
         _, stored = read_config(self.folder)
         for name, value in self.chosen[1].items():
             longer = name == "episodes" and isinstance(stored.get(name), int) and stored[name] < value
@@ -86,8 +95,9 @@ class Job:
         if method.learns and (self.folder / "checkpoint.pt").is_file():
             flags = {"resume": self.folder, "episodes": self.flags["episodes"]}
         else:
-            for name in (*RUN_FILES, PROGRESS):
-                (self.folder / name).unlink(missing_ok=True)
+            with claimed(self.folder):
+                for name in (*RUN_FILES, PROGRESS):
+                    (self.folder / name).unlink(missing_ok=True)
             flags = flags | {"out": self.folder}
         return [sys.executable, str(ROOT / method.script), *(f"--{name}={value}" for name, value in flags.items())]
 
@@ -164,8 +174,16 @@ def run_jobs(jobs: list[Job], parallel: int) -> None:
         if folders.count(job.folder) > 1:
             raise ParameterError("methods", job.method, "must differ from the others in file or class name")
         job.check_flags()
-    for job in jobs:
-        job.check_folder()
+    with contextlib.ExitStack() as kept:
+        for place in sorted({folder.parent for folder in folders}):
+            kept.enter_context(claimed(place))  # two of these would start the same runs
+        for job in jobs:
+            job.check_folder()
+        work_off(jobs, parallel)
+
+
+def work_off(jobs: list[Job], parallel: int) -> None:
+    """Run what is not complete, in folders that are this process's to give."""
     waiting = [job for job in jobs if not job.complete()]
     running: dict[Job, subprocess.Popen] = {}
     forecast = Forecast(list(waiting), parallel)

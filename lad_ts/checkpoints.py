@@ -6,7 +6,7 @@ from typing import Any
 
 from common.device import choose_device
 from common.parameters import ParameterError, resolve
-from common.run_folder import load_checkpoint, save_checkpoint
+from common.run_folder import load_checkpoint, read_config, save_checkpoint
 from lad_ts.history import History
 from lad_ts.method import Method
 from lad_ts.run_parameters import DEVICES, training_seeds
@@ -51,8 +51,7 @@ def stored_config(config: Any, given: dict[str, Any], content: dict[str, Any], m
 
 def restore(config: Any, content: dict[str, Any], method: Method, flag: str, place: Path | str) -> LearningScheduler:
     """A scheduler with a checkpoint's state. Raises ParameterError of `flag` and its value when they do not fit."""
-    scheduler = method.build(config, training_seeds(config), choose_device(config.device, DEVICES))
-    assert isinstance(scheduler, LearningScheduler)
+    scheduler = built(config, method)
     try:
         scheduler.load_state_dict(content["learner"])
     except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
@@ -62,11 +61,30 @@ def restore(config: Any, content: dict[str, Any], method: Method, flag: str, pla
     return scheduler
 
 
+def built(config: Any, method: Method) -> LearningScheduler:
+    """The scheduler of a method that learns, as it is before its first episode."""
+    scheduler = method.build(config, training_seeds(config), choose_device(config.device, DEVICES))
+    assert isinstance(scheduler, LearningScheduler)
+    return scheduler
+
+
+def begun(folder: Path) -> dict[str, Any]:
+    """What a checkpoint of no episode would hold, of a run that has written its config.json. Raises ParameterError."""
+    label, parameters = read_config(folder, "resume")
+    name = label.rpartition(" (")[0] if label.endswith(")") else label  # the label of a run ends with its variant
+    return {"method": name, "config": parameters, "learner": None, "history": []}
+
+
 def resume_run(config: Any, given: dict[str, Any], method: Method) -> tuple[Any, LearningScheduler, History]:
-    """Take up the run in `--resume`'s folder at its last checkpoint; one that is at its end is only drawn again."""
-    place = config.resume
-    content = load_checkpoint(Path(place) / "checkpoint.pt", "resume")
+    """Take up the run in `--resume`'s folder at its last checkpoint; one that is at its end is only drawn again.
+
+    A run that was killed before its first checkpoint begins anew, with the parameters of its config.json.
+    """
+    place, path = config.resume, Path(config.resume) / "checkpoint.pt"
+    content = load_checkpoint(path, "resume") if path.exists() else begun(Path(place))
     config = stored_config(config, given, content, method, "resume")  # describes the run, interrupted or not
+    if content["learner"] is None:
+        return config, built(config, method), History()
     scheduler = restore(config, content, method, "resume", place)
     try:
         history = History.stored(content["history"], training_seeds(config))

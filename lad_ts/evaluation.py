@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.interruption import Interruption
-from common.run_folder import create_folder, load_checkpoint, write_config
+from common.run_folder import load_checkpoint, new_folder, write_config
 from lad_ts.blocks import run_block
 from lad_ts.checkpoints import restore, stored_config
 from lad_ts.environment_lad import draw_arrivals
@@ -31,25 +31,25 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
     out = config.out
     config = stored_config(config, given, content, method, "evaluate")
     scheduler = restore(config, content, method, "evaluate", place)
-    folder = create_folder(out, place.parent / f"evaluation_{config.evaluation_action}")
     scheduler.training = False
     setting, label = Setting.of(config), method.label(config)
     seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
-    history, results = History(), []
-    with Interruption() as interruption:
-        for episode in tqdm(range(config.evaluation_episodes), unit="episode", desc=f"{label}, held out"):
-            rows = [(seed, episode) for seed in seeds]
-            began = time.perf_counter()
-            results.append(scheduler.run(env, draw_arrivals(config, rows, held_out=True), rows))
-            seconds = time.perf_counter() - began
-            opt = run_block(config, scenario, OptTS(), seeds, range(episode, episode + 1), held_out=True).mean
-            history.add(seeds, episode, results[-1], opt, seconds)
-            if interruption.asked:
-                break
-    write_config(folder, f"{label}, evaluation", dataclasses.asdict(config))
-    history.write(folder)
-    report_servers(folder, seeds, results)
-    report(config, setting, method, folder, history, history.episodes, time.perf_counter() - start)
+    with new_folder(out, place.parent / f"evaluation_{config.evaluation_action}") as folder:
+        history, results = History(), []
+        with Interruption() as interruption:
+            for episode in tqdm(range(config.evaluation_episodes), unit="episode", desc=f"{label}, held out"):
+                rows = [(seed, episode) for seed in seeds]
+                began = time.perf_counter()
+                results.append(scheduler.run(env, draw_arrivals(config, rows, held_out=True), rows))
+                seconds = time.perf_counter() - began
+                opt = run_block(config, scenario, OptTS(), seeds, range(episode, episode + 1), held_out=True).mean
+                history.add(seeds, episode, results[-1], opt, seconds)
+                if interruption.asked:
+                    break
+        write_config(folder, f"{label}, evaluation", dataclasses.asdict(config))
+        history.write(folder)
+        report_servers(folder, seeds, results)
+        report(config, setting, method, folder, history, history.episodes, time.perf_counter() - start)
     if interruption.asked:
         print(f"interrupted after episode {history.episodes}")
         sys.exit(130)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common.command_line import fail
 from common.interruption import Interruption
 from common.parameters import ParameterError
-from common.run_folder import RESULTS, claimed, create_folder, progress_file, writable, write_config
+from common.run_folder import RESULTS, claimed, new_folder, progress_file, write_config
 from common.statistics_seeds import final_span
 from lad_ts.blocks import OptDelays, block_length, run_block
 from lad_ts.checkpoints import resume_run, write_checkpoint
@@ -41,10 +41,9 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
             raise ParameterError("evaluate", config.evaluate, "must not be combined with --resume")
         evaluate_checkpoint(config, given, method)
     elif method.learns and config.resume:
-        folder = Path(config.resume)
-        if not (folder / "checkpoint.pt").is_file():
-            raise ParameterError("resume", folder, "must be a run's folder that holds a checkpoint.pt")
-        with claimed(writable(folder)):
+        if not any(Path(config.resume, name).is_file() for name in ("checkpoint.pt", "config.json")):
+            raise ParameterError("resume", config.resume, "must be a run's folder, with a checkpoint.pt or config.json")
+        with claimed(Path(config.resume), "resume") as folder:
             config, scheduler, history = resume_run(config, given, method)
             finish_run(config, Setting.of(config), method, folder, scheduler, history, start)
     else:
@@ -53,8 +52,7 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
         setting, kind = Setting.of(config), config.variant if method.learns else "fixed"
         runnable = method.build(config, setting.seeds, setting.device)
         name = f"{kind}_e{config.episodes}_s{setting.seeds[0]}-{setting.seeds[-1]}"
-        folder = create_folder(config.out, RESULTS / method.key / name)
-        with claimed(folder):
+        with new_folder(config.out, RESULTS / method.key / name) as folder:
             finish_run(config, setting, method, folder, runnable, History(), start)
 
 

@@ -17,11 +17,9 @@ from common.command_line import command_line
 from common.parameters import LARGEST, ParameterError, parameter
 from common.run_folder import (
     RESULTS,
-    claimed,
-    create_folder,
     peak_memory,
     resumed,
-    writable,
+    run_place,
     write_config,
     write_text,
 )
@@ -62,15 +60,14 @@ def main(config: DatasetConfig, given: dict[str, Any]) -> None:
         raise ParameterError("seed", config.seed, f"must be at most {LARGEST} for the last of the {count} images")
     generator = open_generator(config.image_options())
     prompts = [captions[i % len(captions)] for i in range(count)]
-    if config.resume:
-        folder = writable(Path(config.resume))
-        if read_lines(folder / "captions.txt", "resume") != prompts:
-            raise ParameterError("captions", config.captions, "must be the captions that the data were begun with")
-    else:
-        folder = create_folder(config.out, RESULTS / "meg" / f"data_{config.generator}")
-        write_text(folder / "captions.txt", "\n".join(prompts) + "\n")
-        write_config(folder, "meg data", dataclasses.asdict(config))
-    with claimed(folder), tqdm(total=count, unit="image", desc="images") as bar:
+    place = run_place(config.resume, config.out, RESULTS / "meg" / f"data_{config.generator}")
+    with place as folder, tqdm(total=count, unit="image", desc="images") as bar:
+        if config.resume:
+            if read_lines(folder / "captions.txt", "resume") != prompts:
+                raise ParameterError("captions", config.captions, "must be the captions that the data were begun with")
+        else:
+            write_text(folder / "captions.txt", "\n".join(prompts) + "\n")
+            write_config(folder, "meg data", dataclasses.asdict(config))
         for part, start in enumerate(range(0, count, PART)):
             end = min(start + PART, count)
             if not part_path(folder, part).exists():

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.command_line import command_line
 from common.parameters import LARGEST, ParameterError, Parameters, parameter
 from common.pictures import save_sheet
-from common.run_folder import RESULTS, claimed, create_folder, peak_memory, write_config, write_csv, write_text
+from common.run_folder import RESULTS, new_folder, peak_memory, write_config, write_csv, write_text
 from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
 from meg.decoders import TRAINED
 from meg.generators import open_generator
@@ -187,8 +187,7 @@ def main(config: TestConfig, given: dict[str, Any]) -> None:
     if not Path(config.decoders).is_dir():
         raise ParameterError("decoders", config.decoders, "must be a folder of models by meg's training")
     experiment = Experiment(config)
-    folder = create_folder(config.out, RESULTS / "meg" / "test")
-    with claimed(folder):
+    with new_folder(config.out, RESULTS / "meg" / "test") as folder:
         write_config(folder, "meg test", dataclasses.asdict(config))
         experiment.prepare()
         experiment.run(folder)

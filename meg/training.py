@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from common.device import choose_device
 from common.parameters import ParameterError
-from common.run_folder import RESULTS, claimed, create_folder, describe, peak_memory, writable, write_config, write_text
+from common.run_folder import RESULTS, describe, peak_memory, run_place, write_config, write_text
 from common.stages import AveragedStage, run_stage
 from meg.channel import Channel
 from meg.dataset import Pairs, load_dataset
@@ -168,8 +168,7 @@ def train(
     name = description.name
     fixed = {n: v for n, v in dataclasses.asdict(config).items() if n not in FREE}
     stage = MEGStage(name, model, pairs, phases, config, accelerator)
-    folder = writable(Path(config.resume)) if config.resume else create_folder(config.out, RESULTS / "meg" / name)
-    with claimed(folder):
+    with run_place(config.resume, config.out, RESULTS / "meg" / name) as folder:
         if not config.resume:
             write_config(folder, name, dataclasses.asdict(config))
         seconds = run_stage(stage, fixed, folder, config.every)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from common.run_folder import replace_file, writable
+from common.run_folder import made, replace_file
 from pocket.emoji import SIDE
 from pocket.flow_training import CFG_SCALE, SHIFT, STEPS, TextToLatent
 from resd3_medium.vae import VAE, LatentFormat
@@ -44,7 +44,7 @@ def write_models(folder: Path, model: TextToLatent, vae: VAE, latents: LatentFor
         "clip_g.safetensors": (tensors(model.clip_g), words),
         "sd3_medium.safetensors": (image, more),
     }
-    writable(folder)
+    made(folder)
     for name, (content, extras) in files.items():
         replace_file(folder / name, lambda path, c=content, e=extras: save_file(c, path, e.to_metadata()))
     return sum((folder / name).stat().st_size for name in files)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import LARGEST, ParameterError
-from common.run_folder import claimed, peak_mebibytes, peak_memory, writable
+from common.run_folder import claimed, peak_mebibytes, peak_memory
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model, with_stored
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Pipeline, Settings, batches, load_image
@@ -110,9 +110,8 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
     tasks = draw_tasks(prompts, config.negative_prompt, config.seed, parse_steps(config.steps), settings)
     check_table(Path(config.out))
     pipeline = open_pipeline(config)
-    out = writable(Path(config.out))
     start = time.perf_counter()
-    with claimed(out):
+    with claimed(Path(config.out)) as out:
         took = run(pipeline, tasks, config, out)
     average = (time.perf_counter() - start) / len(took)
     text, denoise, decode = (sum(getattr(t, name) for t in took) / len(took) for name in ("text", "denoise", "decode"))

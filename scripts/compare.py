@@ -14,7 +14,7 @@ import numpy as np
 from baselines.rules import RULES
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
-from common.run_folder import RESULTS, describe, read_config, read_csv, writable, write_csv, write_text
+from common.run_folder import RESULTS, claimed, describe, read_config, read_csv, write_csv, write_text
 from common.statistics_seeds import episode_mean, final_span, with_interval
 from lad_ts.environment_lad import EnvironmentParameters
 from lad_ts.history import HEADER as DELAY_COLUMNS
@@ -156,7 +156,12 @@ def main(config: CompareConfig, given: dict[str, Any]) -> None:
         if name and name not in BUILT_IN:
             raise ParameterError("draw", name, f"must be one of {', '.join(sorted(BUILT_IN))}")
     runs = sorted(read_runs(Path(config.runs)), key=draw_order)
-    out = writable(Path(config.out))
+    with claimed(Path(config.out)) as out:
+        compare(config, runs, drawn, out)
+
+
+def compare(config: CompareConfig, runs: list[Run], drawn: list[str], out: Path) -> None:
+    """Draw the runs and write their table, into a folder of this process."""
     episodes = np.arange(1, len(runs[0].columns["delay_s"]) + 1)
     last = final_span(len(episodes), config.last)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter, resolve
-from common.run_folder import RESULTS, load_checkpoint, read_config, writable, write_config, write_text
+from common.run_folder import RESULTS, claimed, load_checkpoint, read_config, write_config, write_text
 from coop_lad_ts.model_coop import METHOD, VARIANTS, CoopAgents
 from experiments.fairness import study_fairness
 from experiments.jobs import Job, folder_name, run_jobs
@@ -75,32 +75,37 @@ def keep_parameters(config: StudyConfig, out: Path) -> None:
 
 
 def main(config: StudyConfig, given: dict[str, Any]) -> None:
-    out = writable(Path(config.out))
-    keep_parameters(config, out)
+    with claimed(Path(config.out)) as out:
+        keep_parameters(config, out)
+        study(config, out)
+
+
+def study(config: StudyConfig, out: Path) -> None:
+    """Train, try, draw and sum up, in a folder of this process."""
     agents = train(config, out)
     first = next(iter(agents.values()))
     many, few = config.evaluation_episodes, config.trial_episodes
     who = contestants(agents)
     trials = study_trials(first.params, first.seeds, who, many, few, config.quick)
 
-    study = StudyResults()
-    study.load(out / "trials.csv")
+    results = StudyResults()
+    results.load(out / "trials.csv")
     order = [(tried.experiment, tried.setting, name) for tried in trials for name in tried.methods]
     for tried in tqdm(trials, unit="trial", desc="trials"):
-        if study.run(tried):
-            study.save(out / "trials.csv", order)
+        if results.run(tried):
+            results.save(out / "trials.csv", order)
 
     seeds = len(first.seeds)
-    draw_loads(out / "loads", study, seeds)
-    draw_shapes(out / "shapes", study, seeds)
-    draw_robustness(out / "robustness", study, seeds)
+    draw_loads(out / "loads", results, seeds)
+    draw_shapes(out / "shapes", results, seeds)
+    draw_robustness(out / "robustness", results, seeds)
     left_out = ("virtual Opt", "Coop per_bs", *(name for name in who.coop if "practised" in name))
     opt: dict[str, Make] = {"Opt-TS": lambda _: OptTS()}
     sized = opt | {name: make for name, make in who.own.items() if name not in left_out}
     study_fairness(out, trials[0].trial, sized, many)
     for experiment in ("defaults", "robustness", "load", *PANELS):
-        write_text(out / f"{experiment}.md", study.table(experiment) + "\n")
-    print(study.table("defaults"))
+        write_text(out / f"{experiment}.md", results.table(experiment) + "\n")
+    print(results.table("defaults"))
     print(f"ratios to Opt-TS, 95 % intervals over {seeds} training seeds; tables and figures in {out}")
 
 

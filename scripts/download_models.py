@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
-from common.run_folder import describe, writable
+from common.run_folder import describe, made
 from resd3_medium.folders import MODELS
 from resd3_medium.weights import PARTS, WeightsFile, structure
 
@@ -77,7 +77,7 @@ def fetch(name: str, folder: Path) -> None:
 
 def main(config: DownloadConfig, given: dict[str, Any]) -> None:
     """Fetch what is missing, if there is room for it. Raises ParameterError."""
-    folder = writable(Path(config.out))
+    folder = made(Path(config.out))
     names = [name for name in FILES if name != "t5xxl.safetensors" or config.t5]
     gigabytes = sum(FILES[name][1] for name in names if not (folder / name).is_file())
     free = shutil.disk_usage(folder).free / 1e9

@@ -21,7 +21,7 @@ from common.command_line import command_line
 from common.device import choose_device
 from common.parameters import ParameterError, Parameters, parameter
 from common.pictures import save_sheet
-from common.run_folder import RESULTS, create_folder, write_config, write_csv
+from common.run_folder import RESULTS, new_folder, write_config, write_csv
 from pocket.captions import caption
 from pocket.compositions import ATTRIBUTES, BACKGROUNDS, COLOURS, LAYOUTS, Compositions, Renderer, held_out
 from pocket.emoji import ARCHIVE, EmojiSet, load_emoji
@@ -239,13 +239,13 @@ class Evaluation:
 def main(config: EvaluationConfig, given: dict[str, Any]) -> None:
     """Measure names, then attributes, and write the tables. Raises ParameterError."""
     emoji = load_emoji(Path(config.emoji))
-    folder = create_folder(config.out, RESULTS / "pocket" / "evaluation")
-    evaluation = Evaluation(config, emoji, folder)
-    write_config(folder, "pocket evaluation", dataclasses.asdict(config))
-    evaluation.names()
-    evaluation.attributes()
-    header = ("measure", "value", "low", "high", "images", "reconstructions", "true_pictures")
-    write_csv(folder / "metrics.csv", header, evaluation.rows)
+    with new_folder(config.out, RESULTS / "pocket" / "evaluation") as folder:
+        evaluation = Evaluation(config, emoji, folder)
+        write_config(folder, "pocket evaluation", dataclasses.asdict(config))
+        evaluation.names()
+        evaluation.attributes()
+        header = ("measure", "value", "low", "high", "images", "reconstructions", "true_pictures")
+        write_csv(folder / "metrics.csv", header, evaluation.rows)
     print(f"metrics.csv, tables of names and contact sheets in {folder}")
 
 

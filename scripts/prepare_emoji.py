@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
-from common.run_folder import describe, replace_file, writable
+from common.run_folder import describe, made, replace_file
 from pocket.emoji import ARCHIVE, matched, save_emoji
 
 REGISTRY = "https://registry.npmjs.org"
@@ -87,8 +87,8 @@ def members(tarball: bytes, ending: str) -> dict[str, bytes]:
 
 def main(config: PrepareConfig, given: dict[str, Any]) -> None:
     """Fetch the three packages and write the archive. Raises ParameterError."""
-    folder, out = writable(Path(config.downloads)), Path(config.out)
-    writable(out.parent)
+    folder, out = made(Path(config.downloads)), Path(config.out)
+    made(out.parent)
     tarballs = {kind: fetch(kind, config.registry, folder) for kind in PACKAGES}
     assets = {name.removesuffix(".webp"): file for name, file in members(tarballs["pictures"], ".webp").items()}
     entries = json.loads(members(tarballs["names"], "package/emoji.json")["emoji.json"])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
-from common.run_folder import PARTIAL, RESULTS, describe, writable, write_text
+from common.run_folder import PARTIAL, RESULTS, describe, made, write_text
 from experiments.commands import (
     COMPARISON,
     KINDS,
@@ -239,7 +239,7 @@ def main(config: ReportConfig, given: dict[str, Any]) -> None:
     out = Path(config.out) if config.out else top / "index.html"
     if out.is_dir():
         raise ParameterError("out", out, "must be a file, not a folder")
-    start = writable(out.parent)
+    start = made(out.parent)
     found = gather(top)
     write_text(out, page(found, top, start))
     print(f"{len(found.entries)} folders of results on one page, {len(found.left_out)} left out: open {out}")

@@ -21,11 +21,9 @@ from common.device import choose_device
 from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import (
     RESULTS,
-    claimed,
-    create_folder,
     peak_memory,
     resumed,
-    writable,
+    run_place,
     write_config,
     write_text,
 )
@@ -89,11 +87,8 @@ def main(config: TrainConfig, given: dict[str, Any]) -> None:
     """The emoji, the run's folder, and the training in it. Raises ParameterError."""
     if config.resume:
         config = resumed(config, given, FREE)
-        folder = writable(Path(config.resume))
     emoji = load_emoji(Path(config.emoji))
-    if not config.resume:
-        folder = create_folder(config.out, RESULTS / "pocket" / "run")
-    with claimed(folder):
+    with run_place(config.resume, config.out, RESULTS / "pocket" / "run") as folder:
         if not config.resume:
             write_config(folder, "pocket", dataclasses.asdict(config))
         train(config, folder, emoji)

@@ -14,7 +14,7 @@ from baselines import main_d2sac, main_heuristics, main_opt, main_sac
 from baselines.methods import METHODS
 from common.command_line import help_text
 from common.parameters import ParameterError
-from common.run_folder import create_folder
+from common.run_folder import new_folder
 from lad_ts import main_lad
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
@@ -279,9 +279,9 @@ def test_no_folder_is_overwritten_and_unusable_ones_are_refused(tmp_path, capsys
         assert f"--out={out}" in refusal(capsys, main_sac, *LEARN, "--out", out)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     for name in ("run", "run_2", "run_3"):  # without --out, runs are numbered
-        folder = create_folder(None, tmp_path / "run")
-        assert folder.name == name
-        (folder / "delay.csv").touch()
+        with new_folder(None, tmp_path / "run") as folder:
+            assert folder.name == name
+            (folder / "delay.csv").touch()
 
 
 @pytest.mark.parametrize(

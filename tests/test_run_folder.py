@@ -1,0 +1,117 @@
+"""Folders of runs: whose they are, and that nobody touches what another process is writing."""
+
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import refusal, run_here
+from scripts_by_path import load
+
+from baselines import main_dqn
+from common import locks
+from common.parameters import ParameterError
+from common.run_folder import claimed, new_folder
+
+reproduce, sweep = load("reproduce"), load("sweep")
+RUN = ["--num_bs=2", "--num_tasks=3", "--num_slots=4", "--learning_start=10", "--episodes=4"]
+
+
+@pytest.fixture(params=["flock", "file"])
+def kind(request, monkeypatch) -> str:
+    """With the system's locks, and on a file system that does not know them."""
+    if request.param == "file":
+
+        def unknown(*_: int) -> None:
+            raise OSError(errno.ENOSYS, "no such locks")
+
+        monkeypatch.setattr(fcntl, "flock", unknown)
+    return request.param
+
+
+def live_run(folder: Path) -> dict[str, bytes]:
+    """What a run that is going on has left so far, half-written files included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "delay.csv", ".delay.partial.csv", ".progress"):
+        (folder / name).write_text("7")
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != locks.LOCK}
+
+
+def test_default_folders_of_runs_that_begin_together_are_numbered(tmp_path, kind):
+    with new_folder(None, tmp_path / "run") as first, new_folder(None, tmp_path / "run") as second:
+        assert (first.name, second.name) == ("run", "run_2")
+    with new_folder(None, tmp_path / "run") as third:  # the first one has left nothing
+        assert third.name == "run"
+
+
+def test_a_folder_is_swept_only_by_whose_it_is(tmp_path, kind):
+    before = live_run(tmp_path)
+    with claimed(tmp_path):
+        (tmp_path / ".delay.partial.csv").write_text("7")
+        with pytest.raises(ParameterError, match="another process"), claimed(tmp_path, "resume"):
+            pass
+        assert contents(tmp_path) == before
+    with claimed(tmp_path):
+        assert set(contents(tmp_path)) == {"config.json", "delay.csv", ".progress"}
+    assert not (tmp_path / locks.LOCK).exists()
+
+
+@pytest.mark.parametrize("flag", ["--out", "--resume"])
+def test_a_refused_training_leaves_a_live_run_alone(tmp_path, capsys, flag):
+    before = live_run(tmp_path)
+    release = locks.lock(tmp_path)
+    line = refusal(capsys, main_dqn, *([] if flag == "--resume" else RUN), flag, tmp_path)
+    release()
+    assert f"{flag}={tmp_path}: must be free" in line
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("script", "place"), [(reproduce, "runs"), (reproduce, "runs/dqn_ts_tuned"), (sweep, "runs")])
+def test_a_second_command_over_many_runs_touches_nothing(tmp_path, capsys, script, place):
+    run = tmp_path / "runs" / "dqn_ts_tuned"
+    before = live_run(run)
+    release = locks.lock(tmp_path / place)
+    line = refusal(capsys, script, "--methods=dqn_ts", "--episodes=2", "--seeds=1", "--out", tmp_path)
+    release()
+    assert f"--out={tmp_path / place}: must be free, but another process" in line
+    assert contents(run) == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, no_plots):
+    run_here(main_dqn, *RUN, "--out", tmp_path / "whole")
+    run_here(main_dqn, *RUN, "--out", tmp_path / "killed")
+    for path in (tmp_path / "killed").iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    run_here(main_dqn, "--resume", tmp_path / "killed")
+    assert (tmp_path / "killed" / "delay.csv").read_bytes() == (tmp_path / "whole" / "delay.csv").read_bytes()
+
+
+def test_only_a_run_of_the_same_method_is_resumed_without_a_checkpoint(tmp_path, capsys, no_plots):
+    run_here(main_dqn, *RUN, "--out", tmp_path)
+    run_here(main_dqn, "--evaluate", tmp_path / "checkpoint.pt", "--evaluation_episodes=1")
+    line = refusal(capsys, main_dqn, "--resume", tmp_path / "evaluation_sample")
+    assert line.endswith("holds a run of DQN-TS (tuned), evaluation; must be one of DQN-TS")
+
+
+@pytest.mark.parametrize("kind", ["file"], indirect=True)
+def test_lock_files_of_dead_processes_count_nothing_and_those_of_other_machines_do(tmp_path, kind):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path = tmp_path / locks.LOCK
+    path.write_text(f"{socket.gethostname()} {dead.pid}")
+    locks.lock(tmp_path)()
+    assert not path.exists()
+    for owner in (f"elsewhere {os.getpid()}", f"{socket.gethostname()} {os.getpid()}", ""):
+        path.write_text(owner)
+        with pytest.raises(locks.BusyError):
+            locks.lock(tmp_path)
+        assert path.read_text() == owner
