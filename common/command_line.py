@@ -16,6 +16,7 @@ from typing import Any
 
 import fire
 
+from common.interruption import Terminated, exit_code, terminable
 from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,18 +30,20 @@ def command_line(
 ) -> None:
     """Run `main(config, given)` on parsed and checked parameters; `given` holds the explicit ones.
 
-    Any ParameterError ends the process with exit code 2 and one line on standard error, Ctrl-C with 130.
+    Any ParameterError ends the process with exit code 2 and one line on standard error, Ctrl-C with 130, SIGTERM with
+    143.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign is no reason to fail
     try:
         script = Path(sys.argv[0]).name
         given = parse(cls, sys.argv[1:] if arguments is None else arguments, description or "", script)
-        main(resolve(cls, given), given)
+        with terminable():
+            main(resolve(cls, given), given)
     except ParameterError as error:
         fail(str(error), 2)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        fail("terminated" if isinstance(error, Terminated) else "interrupted", exit_code(error))
     except OSError as error:
         fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
     except (MemoryError, RuntimeError) as error:  # numpy raises the first, torch the second

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -144,7 +145,10 @@ async def until_interrupted(job: Coroutine[Any, Any, None], system: EdgeSystem, 
             raise
         if system.error is not None:
             traceback.print_exception(system.error)
-            fail(f"the edge system stopped ({describe(system.error)}); go on with --resume {system.folder}", 1)
+            fail(
+                f"the edge system stopped ({describe(system.error)}); go on with --resume
+                {shlex.quote(str(system.folder))}", 1,
+            )
         print("\nstopping: running tasks are finished, queued ones are left; Ctrl-C again stops at once")
         await system.cancel_queued()
         if system.options.learn:
@@ -152,7 +156,10 @@ async def until_interrupted(job: Coroutine[Any, Any, None], system: EdgeSystem, 
         if serving and not system.left:
             print("stopped; no task is left")
         else:
-            print(f"interrupted with {system.left} accepted tasks left; go on with --resume {system.folder}")
+            print(
+                f"interrupted with {system.left} accepted tasks left; go on with --resume
+                {shlex.quote(str(system.folder))}"
+            )
         sys.exit(130)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):

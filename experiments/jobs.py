@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from baselines.methods import choose, full_name
 from common.command_line import fail
+from common.interruption import exit_code
 from common.parameters import ParameterError, resolve
 from common.run_folder import PROGRESS, claimed, progress, read_config, read_csv, unused
 from lad_ts.method import Method
@@ -167,7 +168,7 @@ def run_jobs(jobs: list[Job], parallel: int) -> None:
 
     Raises ParameterError before anything runs when a job is refused. When one fails, the others that run are
     interrupted, which makes those that learn write a checkpoint, and the process ends with exit code 1 and one line; at
-    Ctrl-C and SIGTERM with 130.
+    Ctrl-C with 130, at SIGTERM with 143.
     """
     folders = [job.folder for job in jobs]
     for job in jobs:
@@ -187,7 +188,6 @@ def work_off(jobs: list[Job], parallel: int) -> None:
     waiting = [job for job in jobs if not job.complete()]
     running: dict[Job, subprocess.Popen] = {}
     forecast = Forecast(list(waiting), parallel)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         total = sum(job.flags["episodes"] for job in jobs)
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt} episodes [{elapsed}{postfix}]"
@@ -206,11 +206,10 @@ def work_off(jobs: list[Job], parallel: int) -> None:
                 words = f"{len(jobs) - len(waiting) - len(running)} of {len(jobs)} runs done"
                 bar.set_postfix_str(words + ("" if left is None else f", about {left / 60:.1f} min left"))
                 time.sleep(0.2)
-    except KeyboardInterrupt:
-        fail("interrupted; the same command goes on", 130)
+    except KeyboardInterrupt as error:
+        fail("interrupted; the same command goes on", exit_code(error))
     finally:
         for process in running.values():
             process.send_signal(signal.SIGINT)
         for process in running.values():
             process.wait()
-        signal.signal(signal.SIGTERM, before)

@@ -52,4 +52,4 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
         report(config, setting, method, folder, history, history.episodes, time.perf_counter() - start)
     if interruption.asked:
         print(f"interrupted after episode {history.episodes}")
-        sys.exit(130)
+        sys.exit(interruption.code)

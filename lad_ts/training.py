@@ -5,6 +5,7 @@ of the others are independent and run many at once. Start reading at `run_method
 """
 
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -59,14 +60,14 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
 def finish_run(
     config: Any, setting: Setting, method: Method, folder: Path, runnable: Runnable, history: History, start: float
 ) -> None:
-    """Run from the history's end to the last episode, and report. Exits with 130 when Ctrl-C ended it."""
+    """Run from the history's end to the last episode, and report. Exits with 130 or 143 when a signal ended it."""
     write_config(folder, method.label(config), dataclasses.asdict(config))
     try:
         with progress_file(folder) as tell:
             if isinstance(runnable, LearningScheduler):
-                complete = train(config, setting, method, folder, runnable, history, tell)
+                code = train(config, setting, method, folder, runnable, history, tell)
             else:
-                complete = run_fixed(config, setting, method, folder, runnable, history, tell)
+                code = run_fixed(config, setting, method, folder, runnable, history, tell)
     except BaseException:
         if [path.name for path in folder.iterdir()] == ["config.json"]:  # nothing came of it
             (folder / "config.json").unlink()
@@ -74,10 +75,10 @@ def finish_run(
     history.write(folder)
     final = final_span(history.episodes) if runnable.learns else history.episodes
     report(config, setting, method, folder, history, final, time.perf_counter() - start)
-    if not complete:
-        ways = f"go on with --resume {folder}" if runnable.learns else f"{folder} holds what was done"
+    if code:
+        ways = f"go on with --resume {shlex.quote(str(folder))}" if runnable.learns else f"{folder} holds what was done"
         print(f"interrupted after episode {history.episodes}; {ways}")
-        sys.exit(130)
+        sys.exit(code)
 
 
 def train(
@@ -88,8 +89,9 @@ def train(
     scheduler: LearningScheduler,
     history: History,
     tell: Callable[[int], None],
-) -> bool:
-    """The training loop. Returns False when Ctrl-C ended it; the checkpoint then holds all whole episodes."""
+) -> int:
+    """The training loop. Returns the exit code: not 0 when a signal ended it; the checkpoint holds all whole "
+    "episodes."""
     seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
     opt_delays = OptDelays(config, scenario, seeds, config.episodes)
     label, first = method.label(config), history.episodes
@@ -115,8 +117,8 @@ def train(
                 history.write(folder)
                 write_checkpoint(folder, config, method, scheduler, history)
             if interruption.asked:
-                return episode + 1 == config.episodes
-    return True
+                return 0 if episode + 1 == config.episodes else interruption.code
+    return 0
 
 
 def run_fixed(
@@ -127,8 +129,9 @@ def run_fixed(
     runnable: Runnable,
     history: History,
     tell: Callable[[int], None],
-) -> bool:
-    """Episodes of a method that does not learn, many at a time. Returns False when Ctrl-C ended them."""
+) -> int:
+    """Episodes of a method that does not learn, many at a time. Returns the exit code: not 0 when a signal ended "
+    "them."""
     seeds, scenario = setting.seeds, setting.scenario
     block = block_length(config, len(seeds))
     results = []
@@ -152,4 +155,4 @@ def run_fixed(
                 break
     print(f"must know: {runnable.needs}")
     report_servers(folder, seeds, results)
-    return history.episodes == config.episodes
+    return 0 if history.episodes == config.episodes else interruption.code

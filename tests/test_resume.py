@@ -60,12 +60,13 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, uninterrupted, capsys)
     assert not list(folder.glob("*partial*")) and not list(folder.glob(".*"))
 
 
-def test_an_interrupted_run_keeps_its_episodes_and_resumes_to_the_same_bytes(tmp_path, uninterrupted):
+@pytest.mark.parametrize("end", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_an_interrupted_run_keeps_its_episodes_and_resumes_to_the_same_bytes(tmp_path, uninterrupted, end):
     process = start_and_wait_for_checkpoint(tmp_path)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(end)
     stdout, stderr = process.communicate(timeout=60)
     folder = tmp_path / "run"
-    assert process.returncode == 130 and "Traceback" not in stderr
+    assert process.returncode == 128 + end and "Traceback" not in stderr
     assert "--resume run" in stdout.splitlines()[-1]
     done = stored_episodes(folder)
     assert 2 <= done < EPISODES

@@ -3,9 +3,11 @@
 import errno
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,30 @@ def test_only_a_run_of_the_same_method_is_resumed_without_a_checkpoint(tmp_path,
     run_here(main_dqn, "--evaluate", tmp_path / "checkpoint.pt", "--evaluation_episodes=1")
     line = refusal(capsys, main_dqn, "--resume", tmp_path / "evaluation_sample")
     assert line.endswith("holds a run of DQN-TS (tuned), evaluation; must be one of DQN-TS")
+
+
+def test_a_run_needs_no_main_thread(tmp_path, no_plots):
+    """Signals reach the main thread alone; a training from Python may be anywhere."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run_here, main_dqn, *RUN, "--out", tmp_path).result()
+    assert (tmp_path / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_the_loop_is_one_line_and_its_own_exit_code(tmp_path, end):
+    """As while a scheduler is made, or tables are fitted."""
+    code = f"""
+import os, signal, time
+from common.command_line import command_line
+from common.parameters import Parameters
+def main(config, given):
+    os.kill(os.getpid(), {int(end)})
+    time.sleep(60)
+command_line(Parameters, main, "", [])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    words = "interrupted" if end == signal.SIGINT else "terminated"
+    assert (done.returncode, done.stderr) == (128 + end, f"error: {words}\n")
 
 
 @pytest.mark.parametrize("kind", ["file"], indirect=True)
