@@ -127,6 +127,7 @@ async def find_profile(options: RunOptions, model: Model, system: EdgeSystem) ->
 
 async def until_interrupted(job: Coroutine[Any, Any, None], system: EdgeSystem, serving: bool) -> None:
     """Run the tasks or serve. The first Ctrl-C ends it cleanly, a second one at once."""
+    again = f"--resume {shlex.quote(str(system.folder))}"
     task = asyncio.ensure_future(job)
     system.on_error = task.cancel
     loop = asyncio.get_running_loop()
@@ -145,10 +146,7 @@ async def until_interrupted(job: Coroutine[Any, Any, None], system: EdgeSystem, 
             raise
         if system.error is not None:
             traceback.print_exception(system.error)
-            fail(
-                f"the edge system stopped ({describe(system.error)}); go on with --resume
-                {shlex.quote(str(system.folder))}", 1,
-            )
+            fail(f"the edge system stopped ({describe(system.error)}); go on with {again}", 1)
         print("\nstopping: running tasks are finished, queued ones are left; Ctrl-C again stops at once")
         await system.cancel_queued()
         if system.options.learn:
@@ -156,10 +154,7 @@ async def until_interrupted(job: Coroutine[Any, Any, None], system: EdgeSystem, 
         if serving and not system.left:
             print("stopped; no task is left")
         else:
-            print(
-                f"interrupted with {system.left} accepted tasks left; go on with --resume
-                {shlex.quote(str(system.folder))}"
-            )
+            print(f"interrupted with {system.left} accepted tasks left; go on with {again}")
         sys.exit(130)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):

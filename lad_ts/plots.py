@@ -20,11 +20,26 @@ class Curve:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over the last `window` episodes (fewer at the start) of values [E, S]."""
-    total = np.cumsum(np.concatenate([np.zeros_like(values[:1]), values]), 0)
+    """Mean over the last `window` episodes (fewer at the start) of values [E, S].
+
+    Episodes without a task (NaN) do not count; where there are no others, the mean is NaN.
+    """
+    counted = ~np.isnan(values)
+
+    def summed(x: np.ndarray) -> np.ndarray:
+        total = np.cumsum(np.concatenate([np.zeros_like(x[:1]), x]), 0)
+        return total[end] - total[start]
+
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - window, 0)
-    return (total[end] - total[start]) / (end - start)[:, None]
+    count = summed(counted.astype(float))
+    return np.where(count > 0, summed(np.where(counted, values, 0.0)) / np.maximum(count, 1), np.nan)
+
+
+def overall(values: np.ndarray) -> float:
+    """The mean of all values that are no NaN; NaN where there are none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else np.nan
 
 
 REFERENCE_DASHES = ("--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
@@ -52,7 +67,7 @@ def draw_inset(axes: plt.Axes, curves: list[Curve], window: int) -> None:
     window = max(window, len(curves[0].episodes) // 25)
     last = curves[0].episodes[-1]
     start = 0.8 * last
-    finals = np.array([curve.values[curve.episodes >= start].mean() for curve in curves])
+    finals = np.array([overall(curve.values[curve.episodes >= start]) for curve in curves])
     finals = finals[np.isfinite(finals)] if np.isfinite(finals).any() else np.ones(1)
     near = finals[np.abs(finals - np.median(finals)) <= 0.25 * np.median(finals)]
     margin = 0.15 * (near.max() - near.min()) + 0.2
@@ -71,9 +86,10 @@ def plot_delays(path: Path, panels: dict[str, list[Curve]], window: int = 5, ins
     """
     every = [curve for curves in panels.values() for curve in curves]
     means = [smooth(curve.values.mean(1, keepdims=True), window) for curve in every]
-    middle = np.median([mean[-1] for mean in means])
-    top = np.clip(1.05 * max(mean.max() for mean in means), 2.4 * middle if inset else 0, 4 * middle)
-    top = top if np.isfinite(top) else 1.0  # an episode without any task has no delay
+    known = [mean[np.isfinite(mean)] for mean in means]  # an episode without any task has no delay
+    known = [mean for mean in known if mean.size] or [np.ones(1)]
+    middle = np.median([mean[-1] for mean in known])
+    top = np.clip(1.05 * max(mean.max() for mean in known), 2.4 * middle if inset else 0, 4 * middle)
     figure, row = draw_panels(panels, "Mean service delay (s)", window)
     for axes, curves in zip(row, panels.values(), strict=True):
         axes.set_ylim(0, top)

@@ -18,7 +18,7 @@ from common.run_folder import RESULTS, claimed, describe, read_config, read_csv,
 from common.statistics_seeds import episode_mean, final_span, with_interval
 from lad_ts.environment_lad import EnvironmentParameters
 from lad_ts.history import HEADER as DELAY_COLUMNS
-from lad_ts.plots import Curve, plot_delays, plot_gaps, smooth
+from lad_ts.plots import Curve, overall, plot_delays, plot_gaps, smooth
 from lad_ts.run_parameters import FixedParameters
 
 # Steady delays in s that are read off the published figure (arXiv 2412.18212).
@@ -33,6 +33,7 @@ PUBLISHED = {
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(FixedParameters)}
 ENVIRONMENT = {field.name for field in dataclasses.fields(EnvironmentParameters)} - {"tied_sizes"}
 COLUMNS = tuple(name for name in DELAY_COLUMNS if name.endswith("_s"))
+EVALUATION = ", evaluation"  # how the label of an evaluation ends
 BUILT_IN = {name.replace("_", " ") for name in RULES} - {"lower bound"}
 HEADER = (
     *("method", "delay s", "above Opt-TS %", "p50 s", "p95 s", "p99 s", "episodes to 5 % of Opt-TS"),
@@ -64,7 +65,7 @@ class Run:
 
     @property
     def learns(self) -> bool:
-        return "checkpoint_every" in self.parameters
+        return "checkpoint_every" in self.parameters and not self.method.endswith(EVALUATION)
 
     def final(self, name: str, last: int) -> np.ndarray:
         """Mean of a column over the last episodes, for every seed."""
@@ -74,6 +75,8 @@ class Run:
 def read_run(folder: Path) -> Run:
     """A run from its folder. Raises ParameterError when its files are not whole."""
     method, parameters = read_config(folder, "runs")
+    if method.endswith(EVALUATION):
+        parameters["held_out"] = True  # which tells it from a training
     seeds = parameters["seeds"]
     try:
         rows, times = read_csv(folder / "delay.csv"), read_csv(folder / "seconds.csv")
@@ -123,7 +126,7 @@ def first_within(ratio: np.ndarray, limit: np.ndarray) -> str:
 def table_row(run: Run, last: int, window: int) -> list[str]:
     """A run's cells under HEADER: means of the last episodes, and when the windowed mean came within 5 %."""
     ratio = run.columns["delay_s"] / run.columns["opt_delay_s"]
-    final = ratio[-last:].mean(0)
+    final = episode_mean(ratio[-last:])
     reach_opt = reach_own = "-"
     if run.learns:
         smoothed = smooth(ratio, window)
@@ -181,11 +184,12 @@ def compare(config: CompareConfig, runs: list[Run], drawn: list[str], out: Path)
     plot_delays(out / "comparison", panels or {"no learning": references}, config.window, inset=True)
 
     gap = {run.method: 100 * (run.columns["delay_s"] / run.columns["opt_delay_s"] - 1) for run in runs}
-    above = {method for method, values in gap.items() if values.mean() > 0}  # a logarithm needs what is positive
+    above = {method for method, values in gap.items() if overall(values) > 0}  # a logarithm needs what is positive
     gaps = {
         title: [dataclasses.replace(c, values=gap[c.label]) for c in curves if c.label in above]
         for title, curves in panels.items()
     }
+    gaps = {title: curves for title, curves in gaps.items() if curves}
     if gaps:
         plot_gaps(out / "gap", gaps, config.window)
 

@@ -14,6 +14,7 @@ import torch
 from helpers import refusal, run_here
 from scripts_by_path import load
 
+from baselines import main_dqn, main_heuristics, main_opt
 from common.parameters import resolve
 from common.run_folder import progress_file
 from coop_lad_ts.coop_parameters import CoopConfig
@@ -36,6 +37,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+SMALL = ["--num_bs=3", "--num_tasks=4", "--num_slots=5", "--episodes=8"]
 METHODS = "--methods=sac_ts,dqn_ts,opt_ts,lower_bound"
 
 
@@ -155,6 +157,35 @@ def test_compare_refuses_damaged_runs(comparison, tmp_path, capsys, name, conten
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and "opt_ts" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_held_out_results_and_trainings_are_not_compared(tmp_path, capsys, no_plots):
+    run_here(main_dqn, *SMALL, "--learning_start=5", "--out", tmp_path / "training")
+    checkpoint = tmp_path / "training" / "checkpoint.pt"
+    held_out = tmp_path / "runs" / "held_out"
+    run_here(main_dqn, "--evaluate", checkpoint, "--evaluation_episodes=8", "--out", held_out)
+    run_here(main_opt, *SMALL, "--out", tmp_path / "runs" / "opt")
+    line = refusal(capsys, compare, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+    assert "held_out=" in line and "must be the same" in line
+    shutil.rmtree(tmp_path / "runs" / "opt")
+    run_here(main_opt, *SMALL, "--held_out=True", "--out", tmp_path / "runs" / "opt")
+    run_here(compare, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+    assert {row["method"] for row in rows(tmp_path / "out" / "table.csv")} == {"DQN-TS (tuned), evaluation", "Opt-TS"}
+
+
+def test_episodes_without_tasks_and_methods_below_opt_are_drawn(tmp_path, capsys):
+    """Two thirds of such episodes have no task at all; and nothing that is shown lies above Opt-TS."""
+    rare = ["--num_bs=1", "--num_tasks=1", "--min_tasks=0", "--num_slots=2", "--episodes=12"]
+    run_here(main_opt, *rare, "--out", tmp_path / "runs" / "opt")
+    run_here(main_heuristics, "--method=lower_bound", *rare, "--out", tmp_path / "runs" / "bound")
+    run_here(main_dqn, *rare, "--learning_start=5", "--out", tmp_path / "runs" / "dqn")  # one server: as Opt-TS
+    delays = [row["delay_s"] for row in rows(tmp_path / "runs" / "opt" / "delay.csv")]
+    assert 0 < delays.count("nan") < 12
+    capsys.readouterr()
+    run_here(compare, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+    table = {row["method"]: row["above Opt-TS %"] for row in rows(tmp_path / "out" / "table.csv")}
+    assert table["DQN-TS (tuned)"] == table["Opt-TS"] == "0.00"
+    assert (tmp_path / "out" / "comparison.png").is_file()
 
 
 def test_compare_refuses_to_draw_what_it_does_not_know(comparison, capsys):

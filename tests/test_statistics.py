@@ -31,6 +31,9 @@ def test_final_values_leave_the_start_and_empty_episodes_out():
 def test_smoothing_is_the_mean_of_the_last_episodes():
     values = np.array([[6.0], [2.0], [1.0], [3.0]])
     assert smooth(values, 3)[:, 0].tolist() == [6, 4, 3, 2]
+    empty = np.array([[np.nan], [2.0], [np.nan], [np.nan], [5.0]])  # episodes without a task
+    assert np.isnan(smooth(empty, 2)[[0, 3], 0]).all()
+    assert smooth(empty, 2)[[1, 2, 4], 0].tolist() == [2, 2, 5]
 
 
 def test_reaching_counts_episodes_from_one():
