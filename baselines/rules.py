@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 from pathlib import Path
 from typing import ClassVar
@@ -67,7 +68,8 @@ def rule(name: str, flag: str = "method") -> Method:
     build = RULES[name] if name in RULES else own_class(name, flag)
     key = name.rpartition(":")[2]
     label, compared = key.replace("_", " "), name in RULES and name not in OF_THE_STUDY
-    return Method(key, label, HeuristicConfig, build, SCRIPT, flags={"method": name}, compared=compared)
+    source = "" if name in RULES else hashlib.sha256(Path(name.rpartition(":")[0]).read_bytes()).hexdigest()
+    return Method(key, label, HeuristicConfig, build, SCRIPT, {"method": name}, compared=compared, source=source)
 
 
 def own_class(place: str, flag: str) -> type[Scheduler]:

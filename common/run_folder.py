@@ -143,12 +143,16 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_config(folder: Path, method: str, config: dict[str, Any]) -> None:
-    """config.json: the method, every resolved parameter, and the versions that computed the run."""
+def write_config(folder: Path, method: str, config: dict[str, Any], source: str = "") -> None:
+    """config.json: the method, every resolved parameter, and the versions that computed the run.
+
+    `source` is the SHA-256 of a user's own file that took part.
+    """
     versions = {name: version(name) for name in ("torch", "numpy", "matplotlib", "fire")}
     content = {
         "method": method,
         "parameters": config,
+        **({"source": source} if source else {}),
         "versions": {"python": platform.python_version(), **versions},
         "machine": {"processor": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
     }

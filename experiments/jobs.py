@@ -80,6 +80,10 @@ class Job:
     def check_run(self) -> None:
         """Refuse a folder that holds another run. Raises ParameterError."""
         _, stored = read_config(self.folder)
+        source = json.loads((self.folder / "config.json").read_text()).get("source", "")
+        if source and source != self.chosen[0].source:
+            reason = "holds a run of another state of this file; give another folder, or delete that run"
+            raise ParameterError("methods", self.method, f"{self.folder} {reason}")
         for name, value in self.chosen[1].items():
             longer = name == "episodes" and isinstance(stored.get(name), int) and stored[name] < value
             if stored.get(name) != value and not longer:

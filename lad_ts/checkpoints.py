@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.device import choose_device
-from common.parameters import ParameterError, resolve
+from common.parameters import ParameterError, Parameters, resolve
 from common.run_folder import load_checkpoint, read_config, save_checkpoint
 from lad_ts.history import History
 from lad_ts.method import Method
@@ -28,16 +28,15 @@ def write_checkpoint(folder: Path, config: Any, method: Method, scheduler: Learn
 def stored_config(config: Any, given: dict[str, Any], content: dict[str, Any], method: Method, flag: str) -> Any:
     """The parameters of a checkpoint with those of `FREE[flag]` taken from the command line.
 
+    Parameters that were added since it was written take their defaults, and a line tells so.
+
     Raises ParameterError when the checkpoint is another method's or version's, or when the command line contradicts a
     stored parameter that is not free.
     """
     place, free, stored = getattr(config, flag), FREE[flag], content["config"]
     if content["method"] != method.name:
         raise ParameterError(flag, place, f"holds a run of {content['method']}; must be one of {method.name}")
-    known = {field.name for field in dataclasses.fields(config)}
-    if known != stored.keys():
-        names = ", ".join(sorted(known ^ stored.keys())[:3])
-        raise ParameterError(flag, place, f"must hold the parameters of this version; they differ in {names}")
+    stored = with_defaults(type(config), stored, flag, place)
     for name in given.keys() - free - {flag}:
         if getattr(config, name) != stored[name]:
             words = f"must be {stored[name]}, as stored in --{flag}={place}"
@@ -59,6 +58,28 @@ def restore(config: Any, content: dict[str, Any], method: Method, flag: str, pla
     if not scheduler.finite():
         raise ParameterError(flag, place, "must hold finite weights, but has NaN or infinity")
     return scheduler
+
+
+def with_defaults(cls: type[Parameters], stored: dict[str, Any], flag: str, place: Any) -> dict[str, Any]:
+    """All parameters of `cls`: stored ones, and defaults of those that an older version did not have, which are told.
+
+    Raises ParameterError for stored ones that this version does not have.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(stored.keys() - set(known)):
+        raise ParameterError(flag, place, f"must hold parameters of this version, which lacks {', '.join(unknown[:3])}")
+    missing = [name for name in known if name not in stored]
+    if not missing:
+        return stored
+    preset = {"preset": stored["preset"]} if "preset" in stored and "preset" in known else {}
+    try:
+        defaults = resolve(cls, preset)
+    except ParameterError as error:
+        raise ParameterError(flag, place, f"holds a parameter that is not allowed ({error})") from None
+    added = {name: getattr(defaults, name) for name in missing}
+    words = ", ".join(f"{name}={value}" for name, value in added.items())
+    print(f"{place} is of an older version; parameters added since take their defaults: {words}")
+    return stored | added
 
 
 def built(config: Any, method: Method) -> LearningScheduler:

@@ -51,6 +51,7 @@ class Method:
     flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     variants: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
     compared: bool = True
+    source: str = ""  # SHA-256 of the file of a user's own class
     note: Callable[[Any], str] = lambda config: ""  # what the user of a training should know in advance
 
     @property

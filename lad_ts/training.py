@@ -61,7 +61,7 @@ def finish_run(
     config: Any, setting: Setting, method: Method, folder: Path, runnable: Runnable, history: History, start: float
 ) -> None:
     """Run from the history's end to the last episode, and report. Exits with 130 or 143 when a signal ended it."""
-    write_config(folder, method.label(config), dataclasses.asdict(config))
+    write_config(folder, method.label(config), dataclasses.asdict(config), method.source)
     try:
         with progress_file(folder) as tell:
             if isinstance(runnable, LearningScheduler):

@@ -191,7 +191,7 @@ def altered(checkpoint: Path, path: Path, change) -> Path:
         (lambda c: c.update(learner=None), "other content"),
         (lambda c: c.update(history=None), "other content"),
         (lambda c: c["config"].update(num_bs="x"), "--num_bs=x"),
-        (lambda c: c["config"].pop("memory"), "memory"),
+        (lambda c: c["config"].update(warmth=1), "lacks warmth"),
         (lambda c: c["learner"].pop("theta_actor"), "theta_actor"),
         (lambda c: c["learner"].update(theta_actor=torch.zeros(1)), "theta_actor has shape [1]"),
         (lambda c: c["learner"]["theta_actor"].fill_(float("nan")), "NaN"),
@@ -203,6 +203,25 @@ def test_altered_checkpoints_are_refused(checkpoint, tmp_path, capsys, change, t
     assert f"--evaluate={path}" in line and told in line
     path.rename(tmp_path / "checkpoint.pt")
     assert told in refusal(capsys, main_lad, "--resume", tmp_path, "--episodes", "9")
+
+
+def test_parameters_added_since_a_checkpoint_take_their_defaults(checkpoint, tmp_path, capsys):
+    """As older ones, which know no --capacities; and a default may be the preset's."""
+
+    def older(content: dict) -> None:
+        del content["config"]["capacities"], content["config"]["memory"]
+
+    path = altered(checkpoint, tmp_path / "older.pt", older)
+    found = []
+    for place in (checkpoint, path):
+        capsys.readouterr()
+        run_here(main_lad, "--evaluate", place, "--evaluation_episodes=2", "--out", tmp_path / f"of_{place.stem}")
+        found.append(capsys.readouterr().out)
+    assert "older version" not in found[0]
+    assert f"{path} is of an older version" in found[1] and "capacities=None, memory=probabilities" in found[1]
+    delays = [(tmp_path / f"of_{place.stem}" / "delay.csv").read_bytes() for place in (checkpoint, path)]
+    assert delays[0] == delays[1]
+    assert "--num_bs=5" in refusal(capsys, main_lad, "--evaluate", path, "--num_bs", 5)
 
 
 @pytest.mark.parametrize("rows", [[[0, 0]], [[0.0] * 9], [["x"] * 9] * 2, [[5.0] * 9] * 2])

@@ -71,6 +71,18 @@ def test_reproduce_refuses_other_runs_and_unknown_methods(comparison, capsys):
     assert "--runs" in refusal(capsys, compare, f"--runs={comparison / 'nowhere'}")
 
 
+def test_results_of_an_edited_scheduler_are_not_used_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "from baselines.heuristics import LocalOnly\n\nclass Mine(LocalOnly):\n    pass\n"
+    (tmp_path / "mine.py").write_text(code)
+    flags = ["--methods=mine.py:Mine,opt_ts", "--episodes=2", "--seeds=1", "--jobs=2", f"--out={tmp_path / 'out'}"]
+    run_here(reproduce, *flags)
+    run_here(reproduce, *flags)
+    (tmp_path / "mine.py").write_text(code.replace("LocalOnly", "UniformRandom"))
+    line = refusal(capsys, reproduce, *flags)
+    assert "--methods=mine.py:Mine" in line and "another state of this file" in line
+
+
 def test_reproduce_mends_what_kills_left_and_runs_nothing_twice(comparison, tmp_path):
     """A killed run lacks the files that come last; half-written ones have .partial in their names."""
     copy = tmp_path / "copy"
