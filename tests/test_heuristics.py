@@ -92,7 +92,7 @@ def test_shortest_queue_takes_a_server_with_the_least_backlog_in_seconds():
     scheduler = SCHEDULERS["shortest_queue"](config, [0], "cpu")
     scenario = draw_scenario(config, [0])
     scheduler.begin(scenario, [(0, 0)])
-    backlog = torch.as_tensor(scenario.capacity) * torch.tensor([2.0, 1.0, 1.0])  # 2 s, 1 s and 1 s
+    backlog = torch.tensor(scenario.capacity) * torch.tensor([2.0, 1.0, 1.0])  # 2 s, 1 s and 1 s
     cells = torch.ones(1, 3, 200, dtype=torch.bool)
     action = scheduler.act(Slot(0, cells, cells.double(), torch.as_tensor(scenario.workload), backlog))
     counts = np.bincount(action.ravel(), minlength=3)

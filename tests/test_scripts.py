@@ -71,15 +71,17 @@ def test_reproduce_refuses_other_runs_and_unknown_methods(comparison, capsys):
     assert "--runs" in refusal(capsys, compare, f"--runs={comparison / 'nowhere'}")
 
 
-def test_results_of_an_edited_scheduler_are_not_used_again(tmp_path, capsys, monkeypatch):
+def test_results_of_an_edited_scheduler_are_not_used_again(tmp_path, capsys, monkeypatch, no_plots):
     monkeypatch.chdir(tmp_path)
     code = "from baselines.heuristics import LocalOnly\n\nclass Mine(LocalOnly):\n    pass\n"
     (tmp_path / "mine.py").write_text(code)
-    flags = ["--methods=mine.py:Mine,opt_ts", "--episodes=2", "--seeds=1", "--jobs=2", f"--out={tmp_path / 'out'}"]
-    run_here(reproduce, *flags)
-    run_here(reproduce, *flags)
+    folder = tmp_path / "out" / "runs" / "mine.py_Mine"
+    run_here(main_heuristics, "--method=mine.py:Mine", "--episodes=2", "--num_slots=4", "--out", folder)
+    jobs.Job("mine.py:Mine", folder, {"episodes": 2, "seeds": 1}).check_folder()
     (tmp_path / "mine.py").write_text(code.replace("LocalOnly", "UniformRandom"))
-    line = refusal(capsys, reproduce, *flags)
+    line = refusal(
+        capsys, reproduce, "--methods=mine.py:Mine", "--episodes=2", "--seeds=1", f"--out={tmp_path / 'out'}"
+    )
     assert "--methods=mine.py:Mine" in line and "another state of this file" in line
 
 
