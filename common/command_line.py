@@ -7,6 +7,7 @@
 import dataclasses
 import inspect
 import io
+import os
 import re
 import sys
 import typing
@@ -19,6 +20,9 @@ import fire
 from common.interruption import Terminated, exit_code, terminable
 from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
 
+os.environ["MPLBACKEND"] = (
+    "Agg"  # scripts draw into files; a notebook's backend would end them as they import matplotlib
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 

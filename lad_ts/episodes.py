@@ -81,6 +81,17 @@ def check_action(action: torch.Tensor, slot: Slot, name: str) -> None:
         raise ParameterError(None, None, f"{name}.act returned {found}; must be within 0..{servers - 1}")
 
 
+def chosen(scheduler: Decides, slot: Slot) -> np.ndarray | torch.Tensor:
+    """What the scheduler chooses. Raises ParameterError when its `begin` has left out that of its base."""
+    try:
+        return scheduler.act(slot)
+    except AttributeError as error:
+        if error.obj is scheduler and error.name in ("scenario", "num_bs", "random"):
+            words = f"{type(scheduler).__name__}.begin must call super().begin(scenario, rows), which sets {error.name}"
+            raise ParameterError(None, None, words) from None
+        raise
+
+
 def play(
     env: CollaborativeMEC, scheduler: Decides, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[Slot, torch.Tensor, torch.Tensor, Slot, float]]:
@@ -93,7 +104,7 @@ def play(
     for _ in range(env.num_slots - 1):
         began = time.perf_counter()
         # What a scheduler is shown is its own to change; and what it returns may be its own to use again.
-        action = torch.as_tensor(scheduler.act(slot.copy()), device=env.device)
+        action = torch.as_tensor(chosen(scheduler, slot.copy()), device=env.device)
         if not scheduler.learns:
             check_action(action, slot, type(scheduler).__name__)
             action = action.to(torch.int64, copy=True)

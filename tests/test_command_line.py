@@ -76,6 +76,13 @@ class Misses(FirstServer):
     def act(self, slot):
         return np.full(slot.mask.shape, 3)
 
+class Forgets(FirstServer):
+    def begin(self, scenario, rows):
+        pass
+
+    def act(self, slot):
+        return np.full(slot.mask.shape, self.num_bs - 1)
+
 class Floats(FirstServer):
     def act(self, slot):
         return np.zeros(slot.mask.shape)
@@ -332,6 +339,23 @@ def test_help_tells_every_parameter_in_one_line_of_its_group(method):
         (line,) = (line for line in shown if line.startswith(f"  --{field.name} "))
         assert field.metadata["text"] in line and "an integer" not in line
         assert len(line) <= 170, line
+
+
+def test_a_begin_that_leaves_out_its_bases_is_told_so(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN_SCHEDULER)
+    with pytest.raises(SystemExit) as ended:
+        run_here(main_heuristics, *SMALL, "--method", f"{tmp_path / 'mine.py'}:Forgets", "--out", tmp_path / "run")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2
+    assert line == "error: Forgets.begin must call super().begin(scenario, rows), which sets num_bs"
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAgg"])
+def test_scripts_draw_whatever_backend_a_notebook_has_set(tmp_path, monkeypatch, backend):
+    monkeypatch.setenv("MPLBACKEND", backend)
+    process = start_script("baselines/main_opt.py", *SMALL, "--out", "run", folder=tmp_path)
+    assert process.wait(60) == 0, process.stderr.read()
+    assert (tmp_path / "run" / "delay.png").stat().st_size > 0
 
 
 def test_help_is_printed_and_ends_with_0(capsys):
