@@ -42,6 +42,12 @@ class Job:
         method, variant = choose(self.method)
         return method, self.flags | dict(method.flags) | dict(variant.flags if variant else {})
 
+    @property
+    def label(self) -> str:
+        """The method's name as figures and tables show it. Raises ParameterError for bad flags."""
+        method, flags = self.chosen
+        return method.label(resolve(method.parameters, flags))
+
     def takes(self, parameter: str) -> bool:
         """Whether the method's script has a parameter."""
         return parameter in self.chosen[0].parameters.__dataclass_fields__

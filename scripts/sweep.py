@@ -19,6 +19,7 @@ from common.statistics_seeds import episode_mean, final_span, mean_interval
 from experiments.jobs import Job, folder_name, parse_methods, run_jobs
 from lad_ts.run_parameters import TrainingParameters
 
+WIDE = 30  # greatest over least value from which the axis is logarithmic
 AXIS = {
     "num_tasks": "Most tasks per slot and base station N",
     "num_bs": "Edge servers B",
@@ -93,15 +94,18 @@ def main(config: SweepConfig, given: dict[str, Any]) -> None:
     for name in names:
         finals = [final_delays(jobs[name, value], config.last) for value in values]
         delay, opt = (np.array(column) for column in zip(*finals, strict=True))  # [values, seeds]
+        label = jobs[name, values[0]].label
         for axes, numbers in ((left, delay), (right, 100 * (delay / opt - 1))):
             mean, half = mean_interval(numbers, axis=1)
-            axes.errorbar(values, mean, yerr=np.nan_to_num(half), marker="o", ms=4, capsize=3, lw=1.3, label=name)
+            axes.errorbar(values, mean, yerr=np.nan_to_num(half), marker="o", ms=4, capsize=3, lw=1.3, label=label)
         for value, mine, best in zip(values, delay, opt, strict=True):
             rows += [
                 [name, value, seed, float(a), float(b)] for seed, (a, b) in enumerate(zip(mine, best, strict=True))
             ]
     for axes, label in ((left, "Mean service delay (s)"), (right, "Above Opt-TS (%)")):
-        axes.set(xlabel=AXIS.get(config.vary, config.vary), ylabel=label)
+        axes.set(xlabel=AXIS.get(config.vary, config.vary.replace("_", " ")), ylabel=label)
+        if min(values) > 0 and max(values) >= WIDE * min(values):  # such as learning rates
+            axes.set_xscale("log")
         axes.grid(alpha=0.3)
     left.set_ylim(bottom=0)
     last = final_span(config.episodes, config.last)
