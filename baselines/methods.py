@@ -31,8 +31,7 @@ METHODS: dict[str, Method] = {
 
 
 def default_methods() -> list[str]:
-    """What is compared by default: methods that learn in each of their variants, variant by variant, then the "
-    "others."""
+    """What is compared by default: methods that learn, one variant after the other, then the others."""
     compared = [method for method in METHODS.values() if method.compared]
     variants = dict.fromkeys(name for method in compared for name in method.variants)
     learning = [f"{m.key}:{name}" for name in variants for m in compared if name in m.variants]

@@ -6,6 +6,7 @@
 import dataclasses
 import hashlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -80,10 +81,15 @@ def own_class(place: str, flag: str) -> type[Scheduler]:
     if spec is None or spec.loader is None:
         raise ParameterError(flag, place, allowed)
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's file may fail in any way
         raise ParameterError(flag, place, f"the file fails with {type(error).__name__}: {error}") from None
+    finally:
+        if before is not None:  # a file called as a module of another, such as json.py, takes nobody's place
+            sys.modules[spec.name] = before
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Scheduler) and not found.learns):
         raise ParameterError(flag, place, f"{allowed} of a Scheduler that does not learn ({name} is none)")

@@ -33,8 +33,7 @@ def lock(folder: Path) -> Callable[[], None]:
 
 
 def lock_file(path: Path) -> Callable[[], None]:
-    """A lock by a file that exists while it is held; one that a dead process of this machine has left counts "
-    "nothing."""
+    """A lock by a file that exists while it is held; one of a dead process of this machine counts nothing."""
     for _ in range(2):
         try:
             with path.open("x") as file:

@@ -88,13 +88,22 @@ def claimed(folder: Path, flag: str = "out") -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed run has left half written. For folders that are this process's."""
-    for leftover in folder.glob(f".*{PARTIAL}*"):
+    for leftover in half_written(folder):
         leftover.unlink()
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Files that `replace_file` was writing: .name.partial with the suffix of the file, as in .delay.partial.csv."""
+    return [
+        path
+        for path in folder.glob(f".*{PARTIAL}*")
+        if path.with_suffix("").suffix == PARTIAL or path.suffix == PARTIAL
+    ]
 
 
 def unused(folder: Path) -> bool:
     """Whether no run has left anything in a folder."""
-    return all(path.name in (LOCK, PROGRESS) or PARTIAL in path.name for path in folder.iterdir())
+    return {path.name for path in folder.iterdir()} <= {LOCK, PROGRESS, *(path.name for path in half_written(folder))}
 
 
 def made(folder: Path, flag: str = "out") -> Path:

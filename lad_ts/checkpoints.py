@@ -69,6 +69,8 @@ def with_defaults(cls: type[Parameters], stored: dict[str, Any], flag: str, plac
     if unknown := sorted(stored.keys() - set(known)):
         raise ParameterError(flag, place, f"must hold parameters of this version, which lacks {', '.join(unknown[:3])}")
     missing = [name for name in known if name not in stored]
+    if len(missing) > len(stored):
+        raise ParameterError(flag, place, "must hold a whole run; it lacks most of the parameters")
     if not missing:
         return stored
     preset = {"preset": stored["preset"]} if "preset" in stored and "preset" in known else {}

@@ -90,8 +90,7 @@ def train(
     history: History,
     tell: Callable[[int], None],
 ) -> int:
-    """The training loop. Returns the exit code: not 0 when a signal ended it; the checkpoint holds all whole "
-    "episodes."""
+    """The training loop. Returns the exit code, not 0 when a signal ended it; the checkpoint then is up to date."""
     seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
     opt_delays = OptDelays(config, scenario, seeds, config.episodes)
     label, first = method.label(config), history.episodes
@@ -130,8 +129,7 @@ def run_fixed(
     history: History,
     tell: Callable[[int], None],
 ) -> int:
-    """Episodes of a method that does not learn, many at a time. Returns the exit code: not 0 when a signal ended "
-    "them."""
+    """Episodes of a method that does not learn, many at a time. Returns the exit code, not 0 at a signal."""
     seeds, scenario = setting.seeds, setting.scenario
     block = block_length(config, len(seeds))
     results = []

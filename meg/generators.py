@@ -37,8 +37,11 @@ class SD3Generator:
             device=options.device,
             dtype=options.dtype,
         )
-        config = with_model(config)
-        self.pipeline = open_pipeline(config)
+        try:
+            config = with_model(config)
+            self.pipeline = open_pipeline(config)
+        except ParameterError as error:
+            raise error.renamed(width="side", height="side") from None
         self.device, self.models = self.pipeline.device, models
         self.settings = Settings(
             parse_steps(config.steps)[1], config.width, config.height, config.cfg_scale, config.shift

@@ -168,6 +168,8 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
     """Print both tables, level by level and size by size. Raises ParameterError."""
     if config.one:
         level, _, side = config.one.partition(":")
+        if level not in ("none", "model", "block") or not side.isdigit():
+            raise ParameterError("one", config.one, "must be a level and a size, as in block:512")
         print(json.dumps(measure(config, level, int(side))))
         return
     try:

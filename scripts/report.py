@@ -84,6 +84,7 @@ def gather(top: Path) -> Found:
         if folder == top and folders != [GALLERY]:
             folders[:] = [name for name in folders if name != GALLERY]
         names = sorted(name for name in names if not name.startswith(".") and PARTIAL not in name)
+        names = [name for name in names if (folder / name).is_file()]  # a pipe would keep the page waiting
         files = [folder / name for name in names if Path(name).suffix in SHOWN]
         above = owner(folder)
         try:

@@ -54,6 +54,10 @@ def refusal(capsys: pytest.CaptureFixture, module, *arguments) -> str:
 
 
 OWN_SCHEDULER = """
+from __future__ import annotations
+
+import dataclasses
+
 import numpy as np
 from lad_ts.scheduler import Scheduler
 
@@ -66,8 +70,9 @@ class FirstServer(Scheduler):
     def act(self, slot):
         return np.zeros(slot.mask.shape, dtype=int)
 
+@dataclasses.dataclass
 class NoScheduler:
-    pass
+    number: int = 0
 
 class NoAct(Scheduler):
     pass

@@ -66,6 +66,13 @@ def test_a_folder_is_swept_only_by_whose_it_is(tmp_path, kind):
     assert not (tmp_path / locks.LOCK).exists()
 
 
+def test_a_users_own_files_are_neither_swept_nor_overlooked(tmp_path):
+    (tmp_path / ".note.partial.of.mine.txt").write_text("mine")
+    with pytest.raises(ParameterError, match="new or empty folder"), new_folder(str(tmp_path), tmp_path):
+        pass
+    assert (tmp_path / ".note.partial.of.mine.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("flag", ["--out", "--resume"])
 def test_a_refused_training_leaves_a_live_run_alone(tmp_path, capsys, flag):
     before = live_run(tmp_path)
