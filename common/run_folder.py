@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from common.locks import LOCK, BusyError, lock
-from common.parameters import ParameterError, resolve
+from common.parameters import ParameterError, Parameters, resolve
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PARTIAL = ".partial"  # in the names of files that are being written
@@ -180,6 +180,30 @@ def read_config(folder: Path, flag: str = "out") -> tuple[str, dict[str, Any]]:
     return method, parameters
 
 
+def with_defaults(cls: type[Parameters], stored: dict[str, Any], flag: str, place: Any) -> dict[str, Any]:
+    """All parameters of `cls`: stored ones, and defaults of those that an older version did not have, which are told.
+
+    Raises ParameterError for stored ones that this version does not have.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(stored.keys() - set(known)):
+        raise ParameterError(flag, place, f"must hold parameters of this version, which lacks {', '.join(unknown[:3])}")
+    missing = [name for name in known if name not in stored]
+    if len(missing) > len(stored):
+        raise ParameterError(flag, place, "must hold a whole run; it lacks most of the parameters")
+    if not missing:
+        return stored
+    preset = {"preset": stored["preset"]} if "preset" in stored and "preset" in known else {}
+    try:
+        defaults = resolve(cls, preset)
+    except ParameterError as error:
+        raise ParameterError(flag, place, f"holds a parameter that is not allowed ({error})") from None
+    added = {name: getattr(defaults, name) for name in missing}
+    words = ", ".join(f"{name}={value}" for name, value in added.items())
+    print(f"{place} is of an older version; parameters added since take their defaults: {words}")
+    return stored | added
+
+
 def resumed(config: Any, given: dict[str, Any], free: Sequence[str]) -> Any:
     """The parameters of the run in the folder `config.resume`, with those of the command line that are `free`.
 
@@ -188,8 +212,9 @@ def resumed(config: Any, given: dict[str, Any], free: Sequence[str]) -> Any:
     folder = Path(config.resume)
     try:
         parameters = json.loads((folder / "config.json").read_text())["parameters"]
+        parameters = with_defaults(type(config), parameters, "resume", folder)
         before = resolve(type(config), parameters | {"resume": None})
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ParameterError("resume", folder, f"must hold a run's config.json ({describe(error)})") from None
     for name in given:
         if name not in free:

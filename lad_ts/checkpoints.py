@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from common.device import choose_device
-from common.parameters import ParameterError, Parameters, resolve
-from common.run_folder import load_checkpoint, read_config, save_checkpoint
+from common.parameters import ParameterError, resolve
+from common.run_folder import load_checkpoint, read_config, save_checkpoint, with_defaults
 from lad_ts.history import History
 from lad_ts.method import Method
 from lad_ts.run_parameters import DEVICES, training_seeds
@@ -58,30 +58,6 @@ def restore(config: Any, content: dict[str, Any], method: Method, flag: str, pla
     if not scheduler.finite():
         raise ParameterError(flag, place, "must hold finite weights, but has NaN or infinity")
     return scheduler
-
-
-def with_defaults(cls: type[Parameters], stored: dict[str, Any], flag: str, place: Any) -> dict[str, Any]:
-    """All parameters of `cls`: stored ones, and defaults of those that an older version did not have, which are told.
-
-    Raises ParameterError for stored ones that this version does not have.
-    """
-    known = [field.name for field in dataclasses.fields(cls)]
-    if unknown := sorted(stored.keys() - set(known)):
-        raise ParameterError(flag, place, f"must hold parameters of this version, which lacks {', '.join(unknown[:3])}")
-    missing = [name for name in known if name not in stored]
-    if len(missing) > len(stored):
-        raise ParameterError(flag, place, "must hold a whole run; it lacks most of the parameters")
-    if not missing:
-        return stored
-    preset = {"preset": stored["preset"]} if "preset" in stored and "preset" in known else {}
-    try:
-        defaults = resolve(cls, preset)
-    except ParameterError as error:
-        raise ParameterError(flag, place, f"holds a parameter that is not allowed ({error})") from None
-    added = {name: getattr(defaults, name) for name in missing}
-    words = ", ".join(f"{name}={value}" for name, value in added.items())
-    print(f"{place} is of an older version; parameters added since take their defaults: {words}")
-    return stored | added
 
 
 def built(config: Any, method: Method) -> LearningScheduler:

@@ -1,5 +1,6 @@
 """Folders of runs: whose they are, and that nobody touches what another process is writing."""
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -16,8 +17,8 @@ from scripts_by_path import load
 
 from baselines import main_dqn
 from common import locks
-from common.parameters import ParameterError
-from common.run_folder import claimed, new_folder
+from common.parameters import ParameterError, Parameters, parameter, resolve
+from common.run_folder import claimed, new_folder, resumed
 
 reproduce, sweep = load("reproduce"), load("sweep")
 RUN = ["--num_bs=2", "--num_tasks=3", "--num_slots=4", "--learning_start=10", "--episodes=4"]
@@ -64,6 +65,26 @@ def test_a_folder_is_swept_only_by_whose_it_is(tmp_path, kind):
     with claimed(tmp_path):
         assert set(contents(tmp_path)) == {"config.json", "delay.csv", ".progress"}
     assert not (tmp_path / locks.LOCK).exists()
+
+
+@dataclasses.dataclass(kw_only=True)
+class Older(Parameters):
+    """A script's parameters, one of which was added since."""
+
+    resume: str | None = parameter(None, "run to go on with")
+    steps: int = parameter(3, "steps", low=1)
+    added: int = parameter(7, "added since", low=1)
+
+
+def test_any_folder_of_an_older_version_goes_on_with_defaults_that_are_told(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"parameters": {"resume": null, "steps": 5}}')
+    config = resumed(resolve(Older, {"resume": str(tmp_path)}), {"resume": str(tmp_path)}, ("resume",))
+    assert (config.steps, config.added) == (5, 7)
+    assert "older version" in (told := capsys.readouterr().out) and "added=7" in told
+    for content in ('{"parameters": []}', '{"parameters": {"warmth": 1, "steps": 5, "added": 7}}', "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ParameterError, match="--resume="):
+            resumed(resolve(Older, {"resume": str(tmp_path)}), {}, ())
 
 
 def test_a_users_own_files_are_neither_swept_nor_overlooked(tmp_path):
