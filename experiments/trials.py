@@ -97,7 +97,7 @@ def episodes_of(trial: Trial, episodes: int) -> Iterator[tuple[Arrivals, list[tu
     for episode in range(episodes):
         rows = [(seed, episode) for seed in trial.seeds]
         params = dataclasses.replace(trial.params, num_bs=trial.scenario.capacity.shape[1], capacities=None)
-        yield draw_arrivals(params, rows, held_out=True), rows
+        yield draw_arrivals(params, rows, Stream.HELD_OUT_ARRIVALS), rows
 
 
 def run_trial(trial: Trial, scheduler: Scheduler, episodes: int) -> list[EpisodeStatistics]:

@@ -16,6 +16,7 @@ import torch
 from common.parameters import ParameterError, parameter
 from common.random_streams import Stream
 from lad_ts.environment_lad import EnvironmentParameters, Scenario, Slot
+from lad_ts.observation import KINDS, Scales, features, width
 from lad_ts.replay import Replay
 from lad_ts.scheduler import LearningScheduler
 
@@ -44,7 +45,7 @@ class AgentParameters(EnvironmentParameters):
     state_features: str | None = parameter(
         None,
         "how a state tells sizes and queues",
-        choices=("raw", "scaled", "relative"),
+        choices=KINDS,
         more="raw: [d, w, q]. scaled: d and w over their maxima, log(1 + q/f). relative: as scaled, but the mean of "
         "q/f as log(1 + mean), and each ES's difference to it in s.",
     )
@@ -71,7 +72,7 @@ class AgentParameters(EnvironmentParameters):
 
 def state_size(params: AgentParameters) -> int:
     """Numbers in the state of a decision: d, w, and what tells the backlogs."""
-    return params.num_bs + (3 if params.state_features == "relative" else 2)
+    return width(params.state_features or "", params.num_bs)
 
 
 class SeededScheduler(LearningScheduler):
@@ -143,6 +144,8 @@ class StackedAgents(SeededScheduler):
     def __init__(self, params: AgentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         super().__init__(params, seeds, device)
         self.state_size = state_size(params)
+        assert params.state_features is not None, "presets fill it in"
+        self.kind, self.scales = params.state_features, Scales.of(params)
         self.agents = len(self.seeds) * params.num_bs
         columns = {"state": self.state_size, "next_state": self.state_size, "action": 1, "reward": 1}
         self.replay = Replay(self.agents, params.replay_capacity, columns | self.extra_columns(), self.device)
@@ -160,20 +163,9 @@ class StackedAgents(SeededScheduler):
     def features(self, slot: Slot) -> torch.Tensor:
         """The state of every decision, [S, B, N, F] float32: input size, workload, and what tells the backlogs.
 
-        F is `state_size`: 3 + B for features `relative`, which have the mean backlog besides, and 2 + B for the others.
+        F is `state_size`; observation.py tells the kinds.
         """
-        size, workload, backlog = slot.size, slot.workload, slot.backlog
-        if self.params.state_features != "raw":
-            size = size / self.params.input_max
-            workload = workload / (self.params.density_max * self.params.quality_max)
-            backlog = backlog / self._capacity
-        if self.params.state_features == "scaled":
-            backlog = backlog.log1p()
-        elif self.params.state_features == "relative":
-            mean = backlog.mean(1, keepdim=True)
-            backlog = torch.cat([mean.log1p(), backlog - mean], 1)
-        backlog = backlog[:, None, None].expand(*size.shape, backlog.shape[1])
-        return torch.cat([size[..., None], workload[..., None], backlog], -1).float()
+        return features(slot, self._capacity, self.kind, self.scales)
 
     def act(self, slot: Slot) -> torch.Tensor:
         self.decision = {"features": self.features(slot)}

@@ -5,6 +5,7 @@ Opt-TS is computed so beside every run, on the same arrivals. Start reading at `
 
 import numpy as np
 
+from common.random_streams import Stream
 from lad_ts.environment_lad import CollaborativeMEC, EnvironmentParameters, Scenario, draw_arrivals
 from lad_ts.episodes import EpisodeStatistics
 from lad_ts.method import Runnable
@@ -19,12 +20,12 @@ def run_block(
     runnable: Runnable,
     seeds: list[int],
     episodes: range,
-    held_out: bool = False,
+    stream: Stream = Stream.TRAINING_ARRIVALS,
 ) -> EpisodeStatistics:
     """Run what does not learn on all (seed, episode) at once; rows are seeds within episodes: [E * S]."""
     rows = [(seed, episode) for episode in episodes for seed in seeds]
     env = CollaborativeMEC(scenario.repeated(len(episodes)), slot_length=config.slot_length)
-    return runnable.run(env, draw_arrivals(config, rows, held_out), rows)
+    return runnable.run(env, draw_arrivals(config, rows, stream), rows)
 
 
 def block_length(config: EnvironmentParameters, seeds: int) -> int:

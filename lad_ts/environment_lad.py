@@ -180,9 +180,10 @@ class Arrivals:
             raise ValueError("size: values must be finite and not negative")
 
 
-def draw_arrivals(params: EnvironmentParameters, rows: Sequence[tuple[int, int]], held_out: bool = False) -> Arrivals:
+def draw_arrivals(
+    params: EnvironmentParameters, rows: Sequence[tuple[int, int]], stream: Stream = Stream.TRAINING_ARRIVALS
+) -> Arrivals:
     """The arrivals of the given (seed, episode) rows, each from a generator of its own."""
-    stream = Stream.HELD_OUT_ARRIVALS if held_out else Stream.TRAINING_ARRIVALS
     shape = (params.num_slots, params.num_bs)
     count = np.empty((len(rows), *shape), dtype=np.int64)
     size = np.empty((len(rows), *shape, params.num_tasks))

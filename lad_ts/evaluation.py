@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.interruption import Interruption
+from common.random_streams import Stream
 from common.run_folder import load_checkpoint, new_folder, write_config
 from lad_ts.blocks import run_block
 from lad_ts.checkpoints import restore, stored_config
@@ -40,9 +41,11 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
             for episode in tqdm(range(config.evaluation_episodes), unit="episode", desc=f"{label}, held out"):
                 rows = [(seed, episode) for seed in seeds]
                 began = time.perf_counter()
-                results.append(scheduler.run(env, draw_arrivals(config, rows, held_out=True), rows))
+                results.append(scheduler.run(env, draw_arrivals(config, rows, Stream.HELD_OUT_ARRIVALS), rows))
                 seconds = time.perf_counter() - began
-                opt = run_block(config, scenario, OptTS(), seeds, range(episode, episode + 1), held_out=True).mean
+                opt = run_block(
+                    config, scenario, OptTS(), seeds, range(episode, episode + 1), Stream.HELD_OUT_ARRIVALS
+                ).mean
                 history.add(seeds, episode, results[-1], opt, seconds)
                 if interruption.asked:
                     break

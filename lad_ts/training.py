@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common.command_line import fail
 from common.interruption import Interruption
 from common.parameters import ParameterError
+from common.random_streams import Stream
 from common.run_folder import RESULTS, claimed, new_folder, progress_file, write_config
 from common.statistics_seeds import final_span
 from lad_ts.blocks import OptDelays, block_length, run_block
@@ -132,17 +133,18 @@ def run_fixed(
     """Episodes of a method that does not learn, many at a time. Returns the exit code, not 0 at a signal."""
     seeds, scenario = setting.seeds, setting.scenario
     block = block_length(config, len(seeds))
+    stream = Stream.HELD_OUT_ARRIVALS if config.held_out else Stream.TRAINING_ARRIVALS
     results = []
     with Interruption() as interruption, tqdm(total=config.episodes, unit="episode", desc=method.name) as bar:
         for first in range(0, config.episodes, block):
             episodes = range(first, min(first + block, config.episodes))
             began = time.perf_counter()
-            stats = run_block(config, scenario, runnable, seeds, episodes, config.held_out)
+            stats = run_block(config, scenario, runnable, seeds, episodes, stream)
             seconds = (time.perf_counter() - began) / len(episodes)
             if isinstance(runnable, OptTS):  # the reference itself
                 opt = stats.mean
             else:
-                opt = run_block(config, scenario, OptTS(), seeds, episodes, config.held_out).mean
+                opt = run_block(config, scenario, OptTS(), seeds, episodes, stream).mean
             for k, episode in enumerate(episodes):
                 part = slice(k * len(seeds), (k + 1) * len(seeds))
                 history.add(seeds, episode, stats.rows(part), opt[part], seconds)

@@ -14,6 +14,7 @@ from baselines import main_d2sac, main_heuristics, main_opt, main_sac
 from baselines.methods import METHODS
 from common.command_line import help_text
 from common.parameters import ParameterError
+from common.random_streams import Stream
 from common.run_folder import new_folder
 from lad_ts import main_lad
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
@@ -182,7 +183,7 @@ def test_evaluation_runs_the_stored_policy_on_held_out_arrivals(checkpoint, caps
     learner.training = False
     for episode in range(4):
         rows = [(0, episode), (1, episode)]
-        arrivals = draw_arrivals(config, rows, held_out=True)
+        arrivals = draw_arrivals(config, rows, Stream.HELD_OUT_ARRIVALS)
         mean = run_episode(env, learner, arrivals, rows).mean
         assert [float(row["delay_s"]) for row in found["sample"][2 * episode :][:2]] == mean.tolist()
         mean = run_episode(env, OptTS(), arrivals, rows).mean

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.rules import HeuristicConfig
+from common.random_streams import Stream
 from lad_ts.environment_lad import (
     Arrivals,
     CollaborativeMEC,
@@ -157,7 +158,7 @@ def test_arrivals_depend_on_seed_episode_and_stream_only():
     among = draw_arrivals(params, [(0, 0), (7, 3), (7, 4)])
     assert (among.count[1] == alone.count[0]).all() and (among.size[1] == alone.size[0]).all()
     assert (states[0] == np.random.get_state()[1]).all() and torch.equal(states[1], torch.get_rng_state())  # noqa: NPY002
-    for other in (draw_arrivals(params, [(7, 4)]), draw_arrivals(params, [(7, 3)], held_out=True)):
+    for other in (draw_arrivals(params, [(7, 4)]), draw_arrivals(params, [(7, 3)], Stream.HELD_OUT_ARRIVALS)):
         assert not (other.size == alone.size).any()
     more_slots = draw_arrivals(
         make(EnvironmentParameters, **SMALL | {"capacity_max": 90, "scenario_seed": 9}), [(7, 3)]

@@ -1,0 +1,58 @@
+"""What an agent sees of a task and of the queues, as numbers. Start reading at `observe`."""
+
+import dataclasses
+
+import torch
+
+from lad_ts.environment_lad import EnvironmentParameters, Scenario, Slot
+
+KINDS = ("raw", "scaled", "relative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """What `scaled` and `relative` features divide by: input size in Mbit, workload in Gcycles; the paper's maxima."""
+
+    size: float = 5.0
+    workload: float = 0.3072 * 14
+
+    @classmethod
+    def of(cls, params: EnvironmentParameters) -> "Scales":
+        """The largest input size and workload that the parameters allow."""
+        return cls(params.input_max, params.density_max * params.quality_max)
+
+
+PAPER_SCALES = Scales()
+
+
+def width(kind: str, num_bs: int) -> int:
+    """Numbers F in the observation of a task: d, w, and what tells the backlogs."""
+    return num_bs + (3 if kind == "relative" else 2)
+
+
+def observe(slot: Slot, scenario: Scenario, kind: str = "relative", scales: Scales = PAPER_SCALES) -> torch.Tensor:
+    """The observation of every task of a slot, [S, B, N, F] float32: input size, workload, and the backlogs.
+
+    `raw`: [d, w, q_0, .., q_B-1]; F is 2 + B. `scaled`: d and w over their scales, log(1 + q/f). `relative`: d and w as
+    scaled, log(1 + mean of q/f), and each ES's difference to that mean in s; F is 3 + B. Cells without a task have
+    numbers, too; slot.mask tells them apart. Raises ValueError for another kind.
+    """
+    capacity = torch.tensor(scenario.capacity, device=slot.backlog.device)
+    return features(slot, capacity, kind, scales)
+
+
+def features(slot: Slot, capacity: torch.Tensor, kind: str, scales: Scales) -> torch.Tensor:
+    """`observe` for capacities [S, B] that lie on the slot's device."""
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind}: must be one of {', '.join(KINDS)}")
+    size, workload, backlog = slot.size, slot.workload, slot.backlog
+    if kind != "raw":
+        size, workload = size / scales.size, workload / scales.workload
+        backlog = backlog / capacity
+    if kind == "scaled":
+        backlog = backlog.log1p()
+    elif kind == "relative":
+        mean = backlog.mean(1, keepdim=True)
+        backlog = torch.cat([mean.log1p(), backlog - mean], 1)
+    backlog = backlog[:, None, None].expand(*size.shape, backlog.shape[1])
+    return torch.cat([size[..., None], workload[..., None], backlog], -1).float()
