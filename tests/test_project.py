@@ -18,12 +18,13 @@ BELOW = {
     "coop_lad_ts": {"common", "lad_ts"},
     "baselines": {"common", "lad_ts", "coop_lad_ts"},
     "experiments": {"common", "lad_ts", "coop_lad_ts", "baselines"},
+    "mec_env": {"common", "lad_ts", "coop_lad_ts", "baselines"},
     "resd3_medium": {"common"},
     "pocket": {"common", "resd3_medium"},
     "meg": {"common", "resd3_medium"},
     "dedgeai": {"common", "lad_ts", "coop_lad_ts", "baselines", "resd3_medium"},
 }
-SHORT = ("lad_ts", "coop_lad_ts", "baselines", "common", "experiments")
+SHORT = ("lad_ts", "coop_lad_ts", "baselines", "common", "experiments", "mec_env")
 MOST_LINES = 350
 ENTRY = re.compile(r"main_\w+|refine_sd3_infer|test_MEG|train_\w+")
 
@@ -130,25 +131,46 @@ def test_pyproject_reads_its_dependencies_from_the_requirements():
     assert {"dependencies", "optional-dependencies"} <= set(pyproject()["project"]["dynamic"])
     dynamic = pyproject()["tool"]["setuptools"]["dynamic"]
     assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
-    assert dynamic["optional-dependencies"] == {"dev": {"file": ["requirements-dev.txt"]}}
-    run, dev = requirements("requirements.txt"), requirements("requirements-dev.txt")
-    assert "torch" in run and "pytest" in dev and not run.keys() & dev.keys()
+    assert dynamic["optional-dependencies"] == {
+        "dev": {"file": ["requirements-dev.txt"]},
+        "rl": {"file": ["requirements-rl.txt"]},
+    }
+    run, rl, dev = (requirements(f"requirements{kind}.txt") for kind in ("", "-rl", "-dev"))
+    assert "torch" in run and "gymnasium" in rl and "pytest" in dev
+    assert not run.keys() & dev.keys() and not run.keys() & rl.keys() and not rl.keys() & dev.keys()
     setup = (ROOT / "scripts/setup.sh").read_text()
-    assert "cat requirements.txt requirements-dev.txt pyproject.toml | cksum" in setup
-    assert "-r requirements.txt -r requirements-dev.txt -e ." in setup
+    assert "cat requirements.txt requirements-rl.txt requirements-dev.txt pyproject.toml | cksum" in setup
+    assert "-r requirements.txt -r requirements-rl.txt -r requirements-dev.txt -e ." in setup
 
 
 def test_every_package_that_is_imported_is_required():
-    """Those of tests may stand in either file; a package that only Ray or torch brings along counts as missing."""
-    run, dev = requirements("requirements.txt"), requirements("requirements-dev.txt")
+    """Those of tests may stand in any file; a package that only Ray or torch brings along counts as missing.
+
+    What is in the extra rl counts, too; the next test tells who may import it.
+    """
+    run, rl, dev = (requirements(f"requirements{kind}.txt") for kind in ("", "-rl", "-dev"))
     distributions = packages_distributions()
     here = {*BELOW, *(path.stem for path in (ROOT / "tests").glob("*.py"))}
-    for paths, allowed in ((modules().values(), run), ((ROOT / "tests").glob("*.py"), run | dev)):
+    for paths, allowed in ((modules().values(), run | rl), ((ROOT / "tests").glob("*.py"), run | rl | dev)):
         for path in paths:
             tops = {name.partition(".")[0] for name in names_imported(path)} - here - sys.stdlib_module_names
             for top in tops:
                 owners = {owner.lower().replace("_", "-") for owner in distributions.get(top, [top])}
                 assert owners & allowed.keys(), f"{path.relative_to(ROOT)} imports {top}, which nothing requires"
+
+
+def test_the_extra_of_other_libraries_is_imported_where_it_is_used_only():
+    """The scripts run without the extra rl: outside mec_env, its packages are imported inside functions only."""
+    distributions = packages_distributions()
+    for name, path in modules().items():
+        if name.startswith("mec_env."):
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+                found = [owner for n in names for owner in distributions.get(n.partition(".")[0], [])]
+                owners = {owner.lower().replace("_", "-") for owner in found}
+                assert not owners & requirements("requirements-rl.txt").keys(), f"{name} imports {names} at its top"
 
 
 def test_every_folder_of_modules_is_installed():
