@@ -15,14 +15,17 @@ AT_ONCE = 2_000_000  # numbers that a bootstrap holds in memory
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half of all values [S, T]: a quarter of them, rounded down, is left out at each end."""
-    return float(trim_mean(values, 0.25, axis=None))
+    """Mean of the middle half of all values [S, T]: a quarter of them, rounded down, is left out at each end.
+
+    NaN where a value is NaN.
+    """
+    return np.nan if np.isnan(values).any() else float(trim_mean(values, 0.25, axis=None))
 
 
 def interquartile_interval(values: np.ndarray) -> tuple[float, float]:
-    """Ends of the 95 % bootstrap interval of the interquartile mean of values [S, T]; NaN for a single seed."""
+    """Ends of the 95 % bootstrap interval of the interquartile mean of values [S, T]; NaN for a single seed or NaN."""
     seeds, tasks = values.shape
-    if seeds < 2:
+    if seeds < 2 or np.isnan(values).any():
         return np.nan, np.nan
     rng, means = random_generator(Stream.STATISTICS), []
     for first in range(0, REPETITIONS, block := max(1, AT_ONCE // values.size)):
