@@ -65,7 +65,7 @@ class EnvironmentParameters(Parameters):
     arrivals: str = parameter(
         "uniform",
         "how tasks arrive: uniform, poisson, bursty, diurnal, or a CSV file of tasks",
-        more="uniform: counts of min_tasks to num_tasks are equally likely. poisson: Poisson counts. bursty: Poisson, with "
+        more="uniform: min_tasks to num_tasks, equally likely. poisson: Poisson counts. bursty: Poisson, with "
         "bursts at each BS. diurnal: Poisson, with the rate of a day. Those above num_tasks are cut off.",
     )
     arrival_mean: float | None = parameter(
