@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from helpers import SCHEDULERS, make, refusal, run_here
+from helpers import ROOT, SCHEDULERS, make, refusal, run_here
 
 from baselines import main_dqn, main_heuristics, main_opt, main_sac
 from baselines.heuristics import LocalOnly
@@ -288,3 +288,9 @@ def test_what_is_given_counts_more_than_a_scenario_and_paper_changes_nothing():
     assert (given.capacity_min, given.capacity_max, given.num_tasks, given.tied_sizes) == (4, 200, 90, True)
     assert make(HeuristicConfig, scenario="paper") == make(HeuristicConfig)
     assert SCENARIOS["paper"] == {}
+
+
+def test_the_page_lists_every_scenario_as_it_is_described():
+    page = (ROOT / "docs/scheduling.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.*?)(?:; the default)? \|$", page, flags=re.MULTILINE))
+    assert DESCRIPTIONS.items() <= listed.items()
