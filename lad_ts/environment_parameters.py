@@ -105,6 +105,8 @@ class EnvironmentParameters(Parameters):
 
     def check_arrivals(self) -> None:
         """Refuse arrivals that do not fit, and a file that has changed; its SHA-256 is filled in."""
+        if self.arrival_mean is not None and (self.arrivals == "uniform" or self.file_tasks is not None):
+            raise ParameterError("arrival_mean", self.arrival_mean, f"must come with --arrivals {', '.join(KINDS[1:])}")
         if self.file_tasks is not None:
             digest = self.file_tasks.digest
             if self.arrivals_sha256 not in (None, digest):
@@ -119,9 +121,9 @@ class EnvironmentParameters(Parameters):
         if self.mean_count > self.num_tasks:
             reason = f"the mean must be at most --num_tasks={self.num_tasks}"
             raise ParameterError("arrival_mean", self.arrival_mean, reason)
-        if self.burst_share / (1 - self.burst_share) > self.burst_length:
-            words = f"bursts of a --burst_share={self.burst_share:g} last longer; must be at least"
-            reason = f"{words} {self.burst_share / (1 - self.burst_share):g}"
+        least = self.burst_share / (1 - self.burst_share)
+        if self.arrivals == "bursty" and self.burst_length < least:
+            reason = f"must be at least {least:g} for --burst_share={self.burst_share:g}"
             raise ParameterError("burst_length", self.burst_length, reason)
 
     @property

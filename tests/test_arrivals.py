@@ -260,6 +260,7 @@ def test_a_binary_file_is_refused(content, tmp_path, capsys):
         (["--arrivals=poisson", "--arrival_mean=51"], "--arrival_mean=51.0: the mean must be at most --num_tasks=50"),
         (["--arrivals=bursty", "--burst_share=0.9"], "--burst_length=5.0"),
         (["--arrivals=bursty", "--burst_share=1"], "--burst_share=1"),
+        (["--arrival_mean=5"], "must come with --arrivals poisson, bursty, diurnal"),
         (["--arrivals_sha256=0"], "must come with --arrivals FILE"),
         (["--scenario=papers"], "--scenario=papers: must be one of paper, light"),
     ],
