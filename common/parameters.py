@@ -64,11 +64,12 @@ def parameter(
 class Parameters:
     """Base of every parameter class.
 
-    `PRESETS` maps a preset's name to the values it fills in. `GROUP` is the heading in --help above the fields that a
-    class declares.
+    `PRESETS` maps a preset's name to the values it fills in, and `FILLS` another field's name to such values by what is
+    chosen. `GROUP` is the heading in --help above the fields that a class declares.
     """
 
     PRESETS: typing.ClassVar[dict[str, dict[str, Any]]] = {}
+    FILLS: typing.ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
     GROUP: typing.ClassVar[str] = "parameters"
 
     def check(self) -> None:
@@ -158,8 +159,16 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     return value
 
 
+def filled(cls: type[Parameters], values: dict[str, Any]) -> dict[str, Any]:
+    """The values, and those that the class's FILLS add for what is chosen; a value that is there stays."""
+    added: dict[str, Any] = {}
+    for name, options in cls.FILLS.items():
+        added |= options.get(str(values.get(name, getattr(cls, name))), {})
+    return added | values
+
+
 def resolve(cls: type[Parameters], given: dict[str, Any]) -> Parameters:
-    """Checked parameters from the explicitly `given` values, then the preset's, then the defaults.
+    """Checked parameters from the explicitly `given` values, then the preset's and FILLS', then the defaults.
 
     Raises ParameterError for unknown names, wrong types, values out of range and contradictions.
     """
@@ -174,7 +183,7 @@ def resolve(cls: type[Parameters], given: dict[str, Any]) -> Parameters:
     for name, value in cls.PRESETS.get(preset, {}).items():
         if values.get(name) is None:
             values[name] = value
-    config = cls(**values)
+    config = cls(**filled(cls, values))
     if not (getattr(config, "resume", None) or getattr(config, "evaluate", None)):
         config.check()  # otherwise it is checked once the stored run's parameters are in
     return config

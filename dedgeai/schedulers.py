@@ -147,7 +147,7 @@ def on_cluster(options: SchedulerOptions, scheduler: Any, config: Any, profile: 
     """The scheduler with the cluster's capacities in its own unit of time; `config` are its own parameters."""
     assert isinstance(scheduler, Scheduler)
     seeds = training_seeds(config)
-    slot = slot_seconds(config.num_tasks, config.min_tasks, profile, options.steps)
+    slot = slot_seconds(config.mean_count, profile, options.steps)
     drawn = draw_scenario(config, seeds)
     rows = (len(seeds), 1)
     scenario = Scenario(
@@ -160,9 +160,9 @@ def on_cluster(options: SchedulerOptions, scheduler: Any, config: Any, profile: 
     return ClusterScheduler(options.name, scheduler, scenario, seeds, config.num_tasks, config.num_slots - 1, slot)
 
 
-def slot_seconds(num_tasks: int, min_tasks: int, profile: Profile, steps: tuple[int, int]) -> float:
-    """The slot in s in which the mean number of tasks of training offers a load of `LOAD`."""
-    tasks = (num_tasks + min_tasks) / 2 * profile.servers
+def slot_seconds(mean_count: float, profile: Profile, steps: tuple[int, int]) -> float:
+    """The slot in s in which the mean number of a BS's tasks in training offers a load of `LOAD`."""
+    tasks = mean_count * profile.servers
     return tasks / (LOAD * profile.task_rate(sum(steps) / 2))
 
 
@@ -171,7 +171,7 @@ def environment(options: SchedulerOptions, profile: Profile) -> dict[str, Any]:
 
     Denoising steps and link rates are whole numbers there, so what a task costs besides its steps is rounded.
     """
-    slot = slot_seconds(options.num_tasks, 1, profile, options.steps)
+    slot = slot_seconds((options.num_tasks + 1) / 2, profile, options.steps)
     overhead, rate = round(profile.overhead), min(max(1, round(options.link_rate * slot)), LARGEST)
     return {
         "num_bs": profile.servers,

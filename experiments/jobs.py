@@ -90,7 +90,11 @@ class Job:
         if source and source != self.chosen[0].source:
             reason = "holds a run of another state of this file; give another folder, or delete that run"
             raise ParameterError("methods", self.method, f"{self.folder} {reason}")
-        for name, value in self.chosen[1].items():
+        method, flags = self.chosen
+        digest = getattr(resolve(method.parameters, flags), "arrivals_sha256", None)
+        if digest != stored.get("arrivals_sha256"):
+            raise ParameterError("out", self.folder, "holds a run of another state of the file of arrivals")
+        for name, value in flags.items():
             longer = name == "episodes" and isinstance(stored.get(name), int) and stored[name] < value
             if stored.get(name) != value and not longer:
                 raise ParameterError("out", self.folder, f"holds a run with {name}={stored.get(name)}, not {value}")

@@ -57,10 +57,12 @@ def summarise(
 ) -> EpisodeStatistics:
     """Statistics of delay [R, .., N] in s where mask [R, .., N] is True.
 
-    alone [R, N] in s is the least delay of each task number, `seconds` the scheduler's wall time.
+    alone [R, N], or as delay, in s is the least delay of each task number or task, `seconds` the scheduler's wall time.
     """
     rows = [d[m] for d, m in zip(delay.cpu().numpy(), mask.cpu().numpy(), strict=True)]
-    share = (delay / alone.view(len(rows), *[1] * (delay.dim() - 2), -1)).flatten(1).sum(1).cpu().numpy()
+    if alone.dim() < delay.dim():
+        alone = alone.view(len(rows), *[1] * (delay.dim() - 2), -1)
+    share = (delay / alone).flatten(1).sum(1).cpu().numpy()
     columns = [(row.mean(), *np.percentile(row, PERCENTILES), row.max()) if row.size else (np.nan,) * 5 for row in rows]
     mean, p50, p95, p99, largest = np.array(columns).T
     tasks = np.array([row.size for row in rows])
@@ -132,4 +134,4 @@ def run_episode(
         delays.append(delay)
         masks.append(slot.mask)
     utilisation = worked / (env.capacity * env.slot_length * (env.num_slots - 1))
-    return summarise(torch.stack(delays, 1), torch.stack(masks, 1), env.alone, utilisation, deciding)
+    return summarise(torch.stack(delays, 1), torch.stack(masks, 1), env.least_delays(), utilisation, deciding)

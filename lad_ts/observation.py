@@ -18,7 +18,10 @@ class Scales:
 
     @classmethod
     def of(cls, params: EnvironmentParameters) -> "Scales":
-        """The largest input size and workload that the parameters allow."""
+        """The largest input size and workload that the parameters allow, or that are in a file's training."""
+        if params.file_tasks is not None:
+            tasks = params.file_tasks.learnt
+            return cls(float(tasks["size"].max()) or 1.0, float(tasks["workload"].max()))
         return cls(params.input_max, params.density_max * params.quality_max)
 
 
