@@ -2,7 +2,8 @@
 
 import torch
 
-from lad_ts.environment_lad import Arrivals, CollaborativeMEC
+from lad_ts.arrivals import Arrivals
+from lad_ts.environment_lad import CollaborativeMEC
 from lad_ts.observation import Scales, task_part
 
 CELLS = 2**19  # task cells that are worked out at once, which bounds the memory
@@ -37,7 +38,7 @@ class Ahead:
             count = torch.as_tensor(self.arrivals.count[:, part], device=device)
             mask = torch.arange(self.num_tasks, device=device) < count[..., None]
             size = torch.as_tensor(self.arrivals.size[:, part], device=device)
-            own = getattr(self.arrivals, "workload", None)
+            own = self.arrivals.workload
             workload = self.mec.workload[:, None] if own is None else torch.as_tensor(own[:, part], device=device)
             self.part = task_part(size * mask, workload * mask, self.kind, self.scales)
         return self.part[:, t - self.slots.start]

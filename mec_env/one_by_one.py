@@ -6,7 +6,8 @@ The delays are those of `CollaborativeMEC.step` for the same actions, to the las
 import numpy as np
 import torch
 
-from lad_ts.environment_lad import Arrivals, Scenario, Slot
+from lad_ts.arrivals import Arrivals
+from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.observation import Scales, features
 
 
@@ -34,7 +35,7 @@ class OneByOne:
         own = {"count": arrivals.count, "size": arrivals.size}
         for name in ("workload", "result_size"):
             # The classes of the scenario, which every slot and BS shares, take no memory.
-            values = getattr(arrivals, name, None)
+            values = getattr(arrivals, name)
             if values is None:
                 classes = getattr(self.scenario, name)
                 setattr(self, name, np.broadcast_to(classes[:, None, None], (len(classes), *shape)))

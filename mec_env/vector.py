@@ -16,7 +16,9 @@ import torch
 
 from common.parameters import ParameterError, resolve
 from common.random_streams import Stream
-from lad_ts.environment_lad import CollaborativeMEC, EnvironmentParameters, Scenario, Slot, draw_arrivals, draw_scenario
+from lad_ts.arrivals import Arrivals, draw_arrivals
+from lad_ts.environment_lad import CollaborativeMEC, Scenario, Slot, draw_scenario
+from lad_ts.environment_parameters import EnvironmentParameters
 from lad_ts.observation import KINDS, Scales, put_together, queue_part, width
 from mec_env.ahead import Ahead
 from mec_env.one_by_one import OneByOne
@@ -36,7 +38,7 @@ def environment_parameters(scenario: str | EnvironmentParameters = "paper", **ch
     Raises ParameterError for unknown names and for values out of range.
     """
     if isinstance(scenario, str):
-        return resolve(EnvironmentParameters, changes)
+        return resolve(EnvironmentParameters, {"scenario": scenario} | changes)
     stored = {field.name: getattr(scenario, field.name) for field in dataclasses.fields(EnvironmentParameters)}
     return resolve(EnvironmentParameters, stored | changes)
 
@@ -277,7 +279,7 @@ class MECVector:
             raise ValueError(f"action: servers {least}..{most}, must be within 0..{self.num_bs - 1}")
         return chosen
 
-    def _arrivals(self, which: np.ndarray) -> Any:
+    def _arrivals(self, which: np.ndarray) -> Arrivals:
         """The next episode's arrivals of some environments."""
         rows = [(self.seeds[i], int(self.episodes[i])) for i in which]
         self.episodes[which] += 1
