@@ -4,6 +4,8 @@ Writes results/<ClassName>/<run>/ with config.json, delay.csv, delay.png, delay.
 tells what the file holds. Example: python baselines/main_own.py --method my_bandit.py:BanditAgents --episodes 60
 """
 
+import common.quiet_start  # noqa: F401
+
 from typing import Any
 
 from baselines.own import FORM, OwnConfig, own_learner

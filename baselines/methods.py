@@ -70,7 +70,7 @@ def split(name: str, flag: str) -> tuple[Method, str]:
         if key not in METHODS:
             raise ParameterError(flag, name, allowed)
         method = METHODS[key]
-    if variant not in ("", *method.variants):
+    if variant not in ("", *method.variants) or name.endswith(":"):
         raise ParameterError(flag, name, allowed)
     return method, variant
 

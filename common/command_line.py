@@ -18,6 +18,7 @@ from typing import Any
 
 import fire
 
+from common import quiet_start
 from common.interruption import Terminated, exit_code, terminable
 from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
 
@@ -42,6 +43,7 @@ def command_line(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign is no reason to fail
     try:
+        quiet_start.started()
         script = Path(sys.argv[0]).name
         arguments = sys.argv[1:] if arguments is None else arguments
         cls = cls.for_arguments(arguments)

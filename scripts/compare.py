@@ -5,6 +5,8 @@ as PNG and PDF, table.md and table.csv. Example:
 python scripts/compare.py --runs results/comparison/runs --out results/comparison
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any
