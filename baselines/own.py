@@ -147,7 +147,7 @@ def config_class(found: type[LearningScheduler], place: str) -> type[OwnConfig]:
     config = dataclasses.make_dataclass(
         f"{found.__name__}Config",
         [("method", "str | None", method)],
-        bases=(declared, OwnConfig),
+        bases=(OwnConfig,) if issubclass(OwnConfig, declared) else (declared, OwnConfig),
         namespace=words,
         kw_only=True,
     )

@@ -125,7 +125,8 @@ def from_record(script: str, stored: Mapping[str, Any]) -> tuple[str, str]:
     unknown = sorted(set(stored) - found.parameters.__dataclass_fields__.keys())
     if script == LEARNERS_SCRIPT:  # the file is not run to ask for defaults, so its own parameters are shown in full
         given = {name: stored[name] for name in unknown if stored[name] is not None}
-        return command_words(script, differing(found.parameters, stored) | given), ""
+        flags = {"method": stored.get("method"), **differing(found.parameters, stored), **given}
+        return command_words(script, flags), ""
     note = f"the script has no parameter {', '.join(unknown)}, which config.json names" if unknown else ""
     return command_words(script, differing(found.parameters, stored)), note
 

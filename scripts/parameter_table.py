@@ -107,10 +107,8 @@ def tables(scripts: list[Script]) -> str:
 def page() -> str:
     """The whole page."""
     scripts = find_scripts()
-    of_methods = {
-        path: k
-        for k, path in enumerate(dict.fromkeys([*(method.script for method in METHODS.values()), LEARNERS_SCRIPT]))
-    }
+    paths = [*(method.script for method in METHODS.values()), LEARNERS_SCRIPT]
+    of_methods = {path: k for k, path in enumerate(dict.fromkeys(paths))}
     shared = sorted((script for script in scripts if script.path in of_methods), key=lambda s: of_methods[s.path])
     names = "\n".join(f"- {short(script)}: `{script.path}`" for script in shared)
     parts = [INTRODUCTION, METHODS_TEXT, f"{names}\n", tables(shared)]

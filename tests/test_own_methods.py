@@ -24,11 +24,11 @@ import torch
 from lad_ts.agents import AgentParameters, StackedAgents
 from lad_ts.scheduler import LearningScheduler, Scheduler
 
-class Rule(Scheduler):
+class Rule(Scheduler, abc.ABC):
     def act(self, slot):
         return np.zeros(slot.mask.shape, int)
 
-class Learner(LearningScheduler):
+class Learner(LearningScheduler, abc.ABC):
     def act(self, slot):
         return np.zeros(slot.mask.shape, int)
     def learn(self, slot, action, delay, following):
@@ -60,14 +60,13 @@ def test_the_pages_learner_trains_and_goes_on_to_the_same_numbers(place, tmp_pat
     run_here(main_own, "--evaluate", "whole/checkpoint.pt", "--evaluation_episodes", 1)
     assert "another state" not in capsys.readouterr().out
     command = command_behind(tmp_path / "whole").command
-    assert command.startswith(f"python baselines/main_own.py --method {place}") and "--step 0.2" in command
+    assert f"main_own.py --method {place}" in command and "--step 0.2" in command
 
     (tmp_path / "my_bandit.py").write_text(BANDIT + "\n")
-    assert "another state of the file of BanditAgents" in refusal(
-        capsys, main_own, "--resume", "whole", "--episodes", 5
-    )
+    told = "another state of the file of BanditAgents"
+    assert told in refusal(capsys, main_own, "--resume", "whole", "--episodes", 5)
     run_here(main_own, "--evaluate", "whole/checkpoint.pt", "--evaluation_episodes", 1)
-    assert "another state of the file of BanditAgents" in capsys.readouterr().out
+    assert told in capsys.readouterr().out
 
 
 def test_help_lists_the_parameters_of_the_class(place, capsys):
@@ -114,8 +113,8 @@ def test_each_script_names_the_other_for_a_class_of_the_other_kind(tmp_path, cap
 ACT = "class Own({base}):\n    def act(self, slot):\n        "
 LEARNS = "class Own(Learner):\n    "
 MISTAKES = [
-    (ACT + "return 1 / 0", "Own.act failed at mine.py:25 with ZeroDivisionError: division by zero"),
-    (ACT + "sys.exit(0)", "Own.act failed at mine.py:25 with SystemExit: 0"),
+    (ACT + "return 1 / 0", "Own.act failed at mine.py:24 with ZeroDivisionError: division by zero"),
+    (ACT + "sys.exit(0)", "Own.act failed at mine.py:24 with SystemExit: 0"),
     (ACT + "return None", "Own.act returned NoneType; must be integers"),
     (ACT + "return 'first'", "Own.act returned str; must be integers"),
     (ACT + "return object()", "Own.act returned object; must be integers"),
@@ -132,8 +131,8 @@ MISTAKES = [
     (ACT + "return self.random\n    def begin(self, scenario, rows): pass", "Own.begin must call super().begin(scen"),
     (ACT + "return self.params\n    def __init__(self, p, s, d): pass", "Own.__init__ must call super().__init__(par"),
     (
-        ACT + "pass\n    @abc.abstractmethod\n    def more(self): pass\n    __abstractmethods__ = {'more'}",
-        "define more",
+        ACT + "pass\n    @abc.abstractmethod\n    def more(self): pass",
+        "must define more",
     ),
     (ACT + "pass\n    def run(self): pass", "must not define run"),
 ]
@@ -162,7 +161,7 @@ def test_a_mistake_of_an_own_class_is_told_in_one_line(base, code, told, tmp_pat
         (LEARNS + "Parameters = 3", "Own.Parameters must be a subclass of EnvironmentParameters"),
         (
             "class P(AgentParameters):\n    x: int = 3\nclass Own(StackedAgents):\n    Parameters = P",
-            "P must be a @dat",
+            "P must be",
         ),
         ("class Own(:", "the file failed at mine.py:22 with SyntaxError"),
     ],
