@@ -121,6 +121,10 @@ def read_checkpoint(place: Path, options: SchedulerOptions, servers: int) -> tup
     try:
         config = stored_config(resolve(options.method.parameters, given), given, content, options.method, "evaluate")
     except ParameterError as error:
+        if error.flag in options.flags:  # of the variant
+            stored = content["config"].get(error.flag)
+            words = f"must be of --scheduler={options.name}, but has {error.flag}={stored}"
+            raise ParameterError("checkpoint", place, words) from None
         raise error.renamed(evaluate="checkpoint") from None
     if config.num_bs != servers and getattr(config, "actor", "") != "shared":  # which takes any number of servers
         raise ParameterError(
