@@ -36,6 +36,7 @@ class DQNParameters(AgentParameters):
 class DQNAgents(StackedAgents):
     """The DQN-TS agents of all BSs and seeds; theta and theta_target are [G, P]."""
 
+    Parameters = DQNParameters
     params: DQNParameters
 
     def __init__(self, params: DQNParameters, seeds: Sequence[int], device: torch.device | str) -> None:

@@ -72,6 +72,11 @@ class Parameters:
     FILLS: typing.ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
     GROUP: typing.ClassVar[str] = "parameters"
 
+    @classmethod
+    def for_arguments(cls, arguments: list[str]) -> "type[Parameters]":
+        """The class that reads a command's arguments, where one of them adds parameters. Raises ParameterError."""
+        return cls
+
     def check(self) -> None:
         """Conditions over several fields; subclasses extend it. Raises ParameterError."""
 

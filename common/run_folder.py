@@ -180,6 +180,11 @@ def read_config(folder: Path, flag: str = "out") -> tuple[str, dict[str, Any]]:
     return method, parameters
 
 
+def read_source(folder: Path) -> str:
+    """The SHA-256 of a user's own file that took part in a run with a whole config.json; empty where none did."""
+    return str(json.loads((folder / "config.json").read_text()).get("source", ""))
+
+
 def with_defaults(cls: type[Parameters], stored: dict[str, Any], flag: str, place: Any) -> dict[str, Any]:
     """All parameters of `cls`: stored ones, and defaults of those that an older version did not have, which are told.
 

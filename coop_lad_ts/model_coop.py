@@ -28,6 +28,7 @@ class CoopAgents(SeededScheduler):
         "q at the slot's start, t, the BS's own tasks, f, w, distribution of the task counts, a common random seed; "
         "v in training and where virtual Opt takes over"
     )
+    Parameters = CoopParameters
     params: CoopParameters
 
     def __init__(self, params: CoopParameters, seeds: Sequence[int], device: torch.device | str) -> None:

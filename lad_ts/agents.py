@@ -58,6 +58,8 @@ class AgentParameters(EnvironmentParameters):
         "sample", "action in evaluation: drawn from the policy or its best", choices=("sample", "argmax")
     )
 
+    PRESETS: ClassVar = {"paper": PAPER_STATE, "tuned": TUNED_STATE}
+
     def check(self) -> None:
         super().check()
         if self.replay_capacity < self.num_tasks:
@@ -140,11 +142,13 @@ class StackedAgents(SeededScheduler):
     """Agents of all BSs and seeds, stacked, that learn from replayed transitions."""
 
     needs = "q at the slot's start, the BS's own tasks; f, but for raw state features"
+    Parameters = AgentParameters
 
     def __init__(self, params: AgentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         super().__init__(params, seeds, device)
+        if params.state_features is None:
+            raise ParameterError("state_features", None, f"must be one of {', '.join(KINDS)}; no preset fills it in")
         self.state_size = state_size(params)
-        assert params.state_features is not None, "presets fill it in"
         self.kind, self.scales = params.state_features, Scales.of(params)
         self.agents = len(self.seeds) * params.num_bs
         columns = {"state": self.state_size, "next_state": self.state_size, "action": 1, "reward": 1}

@@ -35,7 +35,7 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
     scheduler.training = False
     setting, label = Setting.of(config), method.label(config)
     seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
-    with new_folder(out, place.parent / f"evaluation_{config.evaluation_action}") as folder:
+    with new_folder(out, place.parent / f"evaluation_{getattr(config, 'evaluation_action', 'sample')}") as folder:
         history, results = History(), []
         with Interruption() as interruption:
             for episode in tqdm(range(config.evaluation_episodes), unit="episode", desc=f"{label}, held out"):

@@ -72,6 +72,7 @@ class LadParameters(SACParameters):
 class LadAgents(SoftActorCritic):
     """The LAD-TS agents of all BSs and seeds."""
 
+    Parameters = LadParameters
     params: LadParameters
 
     def __init__(self, params: LadParameters, seeds: Sequence[int], device: torch.device | str) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from common.parameters import parameter
+from common.parameters import ParameterError, parameter
 from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents, blend
 from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.stacked import Layout, StackedAdam, forward
@@ -51,10 +51,14 @@ class SoftActorCritic(StackedAgents):
     """Stacked discrete SAC. theta_actor is [G, P], theta_critic [2 G, P] (first twins, then second twins)."""
 
     params: SACParameters
+    Parameters = SACParameters
     target_actor = False  # whether next actions come from a slowly following copy of the actor
 
     def __init__(self, params: SACParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         super().__init__(params, seeds, device)
+        if params.actor_lr is None or params.critic_lr is None:
+            name = "actor_lr" if params.actor_lr is None else "critic_lr"
+            raise ParameterError(name, None, "must be a number, at least 0; no preset fills it in")
         hidden = params.hidden
         self.critic_layout = Layout(self.state_size, hidden, hidden, self.num_bs)
         self.theta_actor = self.actor_layout().draw(self.generators, self.num_bs, self.device)
@@ -63,7 +67,6 @@ class SoftActorCritic(StackedAgents):
         self.theta_critic_target = self.theta_critic.clone()
         self.theta_actor_target = self.theta_actor.clone() if self.target_actor else self.theta_actor
         self.log_temperature = torch.full((self.agents, 1), math.log(params.temperature), device=self.device)
-        assert params.actor_lr is not None and params.critic_lr is not None, "presets fill them in"
         self.actor_lr = params.actor_lr
         self.actor_adam = StackedAdam(self.theta_actor, params.actor_lr)
         self.critic_adam = StackedAdam(self.theta_critic, params.critic_lr)

@@ -51,7 +51,7 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
     else:
         if note := method.note(config):
             print(note)
-        setting, kind = Setting.of(config), config.variant if method.learns else "fixed"
+        setting, kind = Setting.of(config), (config.variant or "run") if method.learns else "fixed"
         runnable = method.build(config, setting.seeds, setting.device)
         name = f"{kind}_e{config.episodes}_s{setting.seeds[0]}-{setting.seeds[-1]}"
         with new_folder(config.out, RESULTS / method.key / name) as folder:
@@ -141,7 +141,7 @@ def run_fixed(
             began = time.perf_counter()
             stats = run_block(config, scenario, runnable, seeds, episodes, stream)
             seconds = (time.perf_counter() - began) / len(episodes)
-            if isinstance(runnable, OptTS):  # the reference itself
+            if type(runnable) is OptTS:  # the reference itself, and no subclass
                 opt = stats.mean
             else:
                 opt = run_block(config, scenario, OptTS(), seeds, episodes, stream).mean

@@ -6,6 +6,8 @@ python scripts/compare.py --runs results/comparison/runs --out results/compariso
 python scripts/compare.py --runs results/array --out results/widths --label "wide_*=LAD-TS (hidden 64)"
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any

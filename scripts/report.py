@@ -4,6 +4,8 @@ The page needs no network: it links to the files where they lie. Folders that ar
 and named at the page's end. Example: python scripts/report.py
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import json
 import math

@@ -5,6 +5,8 @@ python scripts/sweep.py --vary num_tasks --values 20,35,50,65
 python scripts/sweep.py --vary denoising_steps --values 1,2,3,5,8 --methods lad_ts,d2sac_ts,opt_ts
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any
