@@ -92,24 +92,32 @@ def checked_place(file: str) -> Path:
     """The path of an ONNX file that can be written. Raises ParameterError of --export."""
     path = Path(file)
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401  torch writes ONNX by it
     except ImportError as error:
-        words = f"needs the package {error.name}: pip install -r requirements-rl.txt"
+        words = f"needs the package {error.name or error}: pip install -r requirements-rl.txt"
         raise ParameterError("export", file, words) from None
     if path.suffix != ".onnx":
         raise ParameterError("export", file, "must be a file whose name ends with .onnx")
     made(path.parent, "export")
     try:
-        if path.exists() and not (
-            path.is_file() and onnx.load(path, load_external_data=False).producer_name == PRODUCER
-        ):
+        if path.exists() and not written_here(path):
             raise ParameterError("export", file, "must be a new file, or one that --export has written")
         half_name(path).touch()
         half_name(path).unlink()
     except OSError as error:
         raise ParameterError("export", file, f"must be a file that can be written ({error.strerror})") from None
     return path
+
+
+def written_here(path: Path) -> bool:
+    """Whether a file is one that --export has written."""
+    import onnx
+
+    try:
+        return path.is_file() and onnx.load(path, load_external_data=False).producer_name == PRODUCER
+    except Exception:  # of protobuf, for files of all other kinds
+        return False
 
 
 def policy_of(learner: Any, scenario: Scenario, file: str) -> ExportedPolicy:

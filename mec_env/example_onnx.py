@@ -1,0 +1,63 @@
+"""An episode by onnxruntime, with a policy that --export has written, beside Opt-TS on the same arrivals.
+
+python lad_ts/main_lad.py --export policy.onnx
+python mec_env/example_onnx.py policy.onnx
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+
+from common.parameters import resolve
+from common.random_streams import Stream
+from lad_ts.environment_lad import CollaborativeMEC, EnvironmentParameters, Slot, draw_arrivals, draw_scenario
+from lad_ts.episodes import run_episode
+from lad_ts.observation import Scales, observe
+from lad_ts.references import OptTS
+from lad_ts.scheduler import Scheduler
+
+
+class OnnxPolicy(Scheduler):
+    """Decides with a file of any method, in one row."""
+
+    def __init__(self, file: str) -> None:
+        self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        told = self.session.get_modelmeta().custom_metadata_map
+        self.facts = {name: json.loads(value) for name, value in told.items()}
+        self.latents: dict[int, np.ndarray] = {}  # what is remembered, by the slot's number
+
+    def act(self, slot: Slot) -> np.ndarray:
+        known = {"workload": slot.workload[0].float().numpy(), "backlog": slot.backlog[0].float().numpy()}
+        known |= {"t": np.array(slot.t)} | ({"latent": self.latents[slot.t]} if slot.t in self.latents else {})
+        if "kind" in self.facts:
+            scales = Scales(self.facts["size_scale"], self.facts["workload_scale"])
+            known["observation"] = observe(slot, self.scenario, self.facts["kind"], scales)[0].numpy()
+        for wanted in self.session.get_inputs():
+            shape = [slot.mask.shape[2] if length == "tasks" else length for length in wanted.shape]
+            if wanted.name not in known:  # noise, and latents at first
+                known[wanted.name] = self.random[0].standard_normal(shape, dtype=np.float32)
+        values = self.session.run(None, {wanted.name: known[wanted.name] for wanted in self.session.get_inputs()})
+        found = dict(zip((output.name for output in self.session.get_outputs()), values, strict=True))
+        if "next_latent" in found:
+            there = slot.mask[0, :, :, None].numpy()
+            self.latents[slot.t] = np.where(there, found["next_latent"], known["latent"])
+        if "q_values" in found:
+            return found["q_values"].argmax(-1)[None]
+        level = found["probabilities"].cumsum(-1)
+        return (level <= self.uniform(*level.shape[:2], 1) * level[..., -1:]).sum(-1)
+
+
+def main(file: str) -> None:
+    policy = OnnxPolicy(file)
+    setting = resolve(EnvironmentParameters, policy.facts["environment"])
+    rows = [(policy.facts["seed"], 0)]
+    env = CollaborativeMEC(draw_scenario(setting, [policy.facts["seed"]]), slot_length=setting.slot_length)
+    arrivals = draw_arrivals(setting, rows, Stream.HELD_OUT_ARRIVALS)
+    for name, scheduler in ((policy.facts["method"], policy), ("opt_ts", OptTS())):
+        print(f"{name}: mean delay {run_episode(env, scheduler, arrivals, rows).mean[0]:.3f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
