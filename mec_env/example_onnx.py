@@ -1,16 +1,17 @@
 """An episode by onnxruntime, with a policy that --export has written, beside Opt-TS on the same arrivals.
 
 python lad_ts/main_lad.py --export policy.onnx
-python mec_env/example_onnx.py policy.onnx
+python mec_env/example_onnx.py --policy policy.onnx
 """
 
+import dataclasses
 import json
-import sys
+from typing import Any
 
 import numpy as np
-import onnxruntime
 
-from common.parameters import resolve
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter, resolve
 from common.random_streams import Stream
 from lad_ts.environment_lad import CollaborativeMEC, EnvironmentParameters, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
@@ -19,13 +20,31 @@ from lad_ts.references import OptTS
 from lad_ts.scheduler import Scheduler
 
 
+@dataclasses.dataclass(kw_only=True)
+class ExampleConfig(Parameters):
+    """Every parameter of example_onnx.py."""
+
+    policy: str = parameter("policy.onnx", "file that --export of a training has written")
+
+
 class OnnxPolicy(Scheduler):
-    """Decides with a file of any method, in one row."""
+    """Decides with a file of any method, in one row. Raises ParameterError when it is none of --export's."""
 
     def __init__(self, file: str) -> None:
-        self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        told = self.session.get_modelmeta().custom_metadata_map
-        self.facts = {name: json.loads(value) for name, value in told.items()}
+        try:
+            import onnxruntime
+        except ImportError:
+            words = "needs the package onnxruntime: pip install -r requirements-rl.txt"
+            raise ParameterError("policy", file, words) from None
+        try:
+            self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            told = self.session.get_modelmeta().custom_metadata_map
+            self.facts = {name: json.loads(value) for name, value in told.items()}
+            if not {"environment", "seed", "method"} <= self.facts.keys():
+                raise ValueError("other metadata")
+        except Exception as error:  # onnxruntime has an exception of its own for each kind of file
+            found = str(error).splitlines()[0][:100]
+            raise ParameterError("policy", file, f"must be a file that --export has written ({found})") from None
         self.latents: dict[int, np.ndarray] = {}  # what is remembered, by the slot's number
 
     def act(self, slot: Slot) -> np.ndarray:
@@ -49,8 +68,8 @@ class OnnxPolicy(Scheduler):
         return (level <= self.uniform(*level.shape[:2], 1) * level[..., -1:]).sum(-1)
 
 
-def main(file: str) -> None:
-    policy = OnnxPolicy(file)
+def main(config: ExampleConfig, given: dict[str, Any]) -> None:
+    policy = OnnxPolicy(config.policy)
     setting = resolve(EnvironmentParameters, policy.facts["environment"])
     rows = [(policy.facts["seed"], 0)]
     env = CollaborativeMEC(draw_scenario(setting, [policy.facts["seed"]]), slot_length=setting.slot_length)
@@ -60,4 +79,4 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    command_line(ExampleConfig, main, __doc__)

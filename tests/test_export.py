@@ -10,7 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import make, refusal, run_here
+from helpers import ROOT, make, refusal, run_here
+from pages import FENCE
 
 from baselines import main_dqn
 from baselines.model_d2sac import D2SACAgents, D2SACConfig
@@ -21,7 +22,7 @@ from coop_lad_ts import main_coop
 from coop_lad_ts.coop_parameters import CoopConfig
 from coop_lad_ts.model_coop import CoopAgents
 from lad_ts import main_lad
-from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
+from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import play, run_episode
 from lad_ts.model_lad import LadAgents, LadConfig
 from lad_ts.observation import Scales, observe
@@ -137,9 +138,7 @@ def test_a_cooperative_file_computes_what_act_does(actor, tmp_path):
     workload, backlog = (torch.from_numpy(rng.uniform(0, 9, shape)).float() for shape in ((3, 8), (3,)))
     latent = None if actor == "shared" else torch.rand(3, 8, 3)
     found = answers(session, workload=workload, backlog=backlog, t=torch.tensor(5), latent=latent)["probabilities"]
-    slot = type(slot)(
-        5, torch.ones(2, 3, 8, dtype=torch.bool), workload.expand(2, 3, 8), workload.expand(2, 3, 8), None
-    )
+    slot = Slot(5, torch.ones(2, 3, 8, dtype=torch.bool), workload.expand(2, 3, 8), workload.expand(2, 3, 8), None)
     if actor == "per_bs":
         agents.actor.memory = torch.zeros(2, 3, 3, 6, 8)
         agents.actor.memory[0, :, :, 5] = latent.transpose(1, 2)
@@ -168,6 +167,23 @@ def test_the_command_line_exports_after_a_training_a_resumption_and_an_evaluatio
     assert len(facts["capacity"]) == 3 and not list(tmp_path.rglob("*partial*"))
 
 
+def test_the_program_on_the_page_decides_as_the_example(tmp_path, no_plots, monkeypatch):
+    """Its observation is that of `observe`, and it decides for every task."""
+    small = ["--num_bs=3", "--num_tasks=5", "--num_slots=6", "--episodes=1"]
+    monkeypatch.chdir(tmp_path)
+    run_here(main_lad, *small, "--out", "run", "--export", "policy.onnx")
+    blocks = [body for _, language, body in FENCE.findall((ROOT / "docs/scheduling.md").read_text())]
+    (program,) = [body for body in blocks if "InferenceSession" in body]
+    names: dict[str, Any] = {}
+    exec(program, names)
+    size, workload = names["size"][None, ..., 0] * 5, names["workload"][None, ..., 0] * 0.3072 * 14
+    tensors = (torch.from_numpy(values) for values in (size, workload, np.linspace(0, 60, 3)[None]))
+    slot = Slot(0, torch.ones(1, 3, 3, dtype=torch.bool), *tensors)
+    expected = observe(slot, draw_scenario(make(LadConfig, num_bs=3, num_tasks=5), [0]))[0]
+    same(torch.from_numpy(names["inputs"]["observation"]), expected)
+    assert names["action"].shape == (3, 3) and set(names["action"].flat) <= {0, 1, 2}
+
+
 def test_what_cannot_be_exported_is_refused_before_a_training(tmp_path, capsys, monkeypatch):
     (tmp_path / "own.onnx").write_bytes(b"mine")
     onnx.save(onnx.ModelProto(producer_name="other"), tmp_path / "other.onnx")
@@ -183,6 +199,8 @@ def test_what_cannot_be_exported_is_refused_before_a_training(tmp_path, capsys, 
     words = refusal(capsys, main_dqn, "--export", tmp_path / "a.onnx", "--out", out)
     assert "onnxscript: pip install -r requirements-rl.txt" in words
     assert not out.exists() and not (tmp_path / "a.onnx").exists()
+    for name in ("own.onnx", "other.onnx", "none.onnx"):
+        assert "must be a file that --export has written" in refusal(capsys, example_onnx, "--policy", tmp_path / name)
 
 
 def test_a_learner_without_a_policy_and_a_run_without_an_end_export_nothing(tmp_path):
@@ -211,7 +229,7 @@ def test_the_example_decides_with_a_file(module, more, tmp_path, no_plots, capsy
     small = ["--num_bs=3", "--num_tasks=5", "--num_slots=6", "--episodes=1"]
     run_here(module, *small, *more, "--out", tmp_path / "run", "--export", tmp_path / "policy.onnx")
     capsys.readouterr()
-    example_onnx.main(str(tmp_path / "policy.onnx"))
+    run_here(example_onnx, "--policy", tmp_path / "policy.onnx")
     method, opt = capsys.readouterr().out.splitlines()
     assert method.startswith(f"{module.__name__.rpartition('main_')[2]}") and opt.startswith("opt_ts: mean delay 0.")
     assert float(method.split()[-2]) >= float(opt.split()[-2]) > 0
