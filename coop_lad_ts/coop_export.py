@@ -43,4 +43,5 @@ def exported_policy(params: CoopParameters, actor: Actor, theta: torch.Tensor, s
     if params.actor == "shared":
         return ExportedPolicy(shared, theta[:1], inputs, ("probabilities",), facts)
     inputs["latent"] = (num_bs, "tasks", num_bs)
-    return ExportedPolicy(per_bs, theta[:num_bs], inputs, ("probabilities", "next_latent"), facts)
+    memory = actor.memory[0].permute(2, 0, 3, 1)  # [T, BS, N, B]
+    return ExportedPolicy(per_bs, theta[:num_bs], inputs, ("probabilities", "next_latent"), facts, memory)

@@ -231,21 +231,22 @@ class StackedAgents(SeededScheduler):
         theta: torch.Tensor,
         outputs: tuple[str, ...],
         noise: int = 0,
-        latent: bool = False,
+        memory: torch.Tensor | None = None,
         **facts: Any,
     ) -> ExportedPolicy:
         """A policy of `compute`, with the weights of the first seed's agents.
 
-        `noise` is the number of standard normal vectors that a decision takes, `latent` whether it takes a latent one.
+        `noise` is the number of standard normal vectors that a decision takes. With a memory [T, B, N, B] it takes a
+        latent one.
         """
         tasks = self.num_bs, "tasks"
         inputs: dict[str, tuple[int | str, ...]] = {"observation": (*tasks, self.state_size)}
-        if latent:
+        if memory is not None:
             inputs["latent"] = (*tasks, self.num_bs)
         if noise:
             inputs["noise"] = (*tasks, noise, self.num_bs)
         facts |= {"kind": self.kind, "size_scale": self.scales.size, "workload_scale": self.scales.workload}
-        return ExportedPolicy(compute, theta[: self.num_bs], inputs, outputs, facts)
+        return ExportedPolicy(compute, theta[: self.num_bs], inputs, outputs, facts, memory)
 
     def extra_values(self, slot: Slot, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Values [G, N, width] of the subclass's further replay columns."""

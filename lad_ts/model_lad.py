@@ -137,8 +137,8 @@ class LadAgents(SoftActorCritic):
             return x0.softmax(1).transpose(1, 2), self.remembered(x0).transpose(1, 2)
 
         outputs = "probabilities", "next_latent"
-        facts = {"memory": self.params.memory}
-        return self.exported(compute, self.theta_actor, outputs, self.noise_steps, latent=True, **facts)
+        memory = self.memory[:, : self.num_bs].transpose(2, 3)
+        return self.exported(compute, self.theta_actor, outputs, self.noise_steps, memory, remembers=self.params.memory)
 
     def extra_values(self, slot: Slot, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.params.replay_latent == "present":

@@ -4,13 +4,14 @@ A file holds what one training seed has learned: the networks of all B base stat
 takes any number M of tasks at each BS. Inputs are float32, but for the whole number t:
 
 - observation [B, M, F]: the tasks as `observe` in observation.py tells them
-- latent [B, M, servers]: what is remembered of each task's slot and number; standard normal numbers at first
+- latent [B, M, servers]: what is remembered of each task's slot and number; the file's memory at first
 - noise [B, M, K, servers]: standard normal numbers for K steps of a chain; D2SAC-TS starts from the last of them
 - workload [B, M] in Gcycles, backlog [servers] in Gcycles, t the slot's number: what Cooperative LAD-TS sees
 
 Outputs are probabilities [B, M, servers], or the q_values of DQN-TS, which takes the largest. next_latent
-[B, M, servers] is what is to be remembered of tasks that are there. The metadata tell, as JSON, which method, seed and
-scenario a file is of: see `description`. Start reading at `exporting`.
+[B, M, servers] is what is to be remembered of tasks that are there, and memory [T, B, N, servers] what the training has
+left of each slot and task number, whatever the inputs. The metadata tell, as JSON, which method, seed and scenario a
+file is of: see `description`. Start reading at `exporting`.
 """
 
 import contextlib
@@ -38,7 +39,8 @@ class ExportedPolicy:
 
     compute(theta, *inputs) gives a tuple of the outputs, theta being the weights. `inputs` has the shape of each input;
     a dimension with a name may have any length, and an input without dimensions is a whole number. `facts` are
-    told to the user of the file: texts, numbers, and lists of them.
+    told to the user of the file: texts, numbers, and lists of them. `memory` [T, B, N, servers] holds the latents that
+    the training has left.
     """
 
     compute: Callable[..., tuple[torch.Tensor, ...]]
@@ -46,20 +48,24 @@ class ExportedPolicy:
     inputs: Mapping[str, tuple[int | str, ...]]
     outputs: tuple[str, ...]
     facts: Mapping[str, Any]
+    memory: torch.Tensor | None = None
 
 
 class Graph(torch.nn.Module):
     """A policy in the form that torch exports."""
 
     theta: torch.Tensor
+    memory: torch.Tensor | None
 
     def __init__(self, policy: ExportedPolicy) -> None:
         super().__init__()
         self.compute = policy.compute
         self.register_buffer("theta", policy.theta.detach().clone())
+        self.register_buffer("memory", None if policy.memory is None else policy.memory.detach().clone())
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.compute(self.theta, *inputs)
+        outputs = self.compute(self.theta, *inputs)
+        return outputs if self.memory is None else (*outputs, self.memory)
 
 
 @contextlib.contextmanager
@@ -124,9 +130,9 @@ def policy_of(learner: Any, scenario: Scenario, file: str) -> ExportedPolicy:
     """The learner's policy. Raises ParameterError of --export when it has none that fits a file."""
     try:
         policy = learner.policy(scenario)
-        if policy.theta.nbytes > LARGEST_FILE:
-            size = policy.theta.nbytes / 2**20
-            raise ValueError(f"networks of {size:.0f} MiB are more than an ONNX file of 2 GiB holds")
+        size = policy.theta.nbytes + (0 if policy.memory is None else policy.memory.nbytes)
+        if size > LARGEST_FILE:
+            raise ValueError(f"networks and memory of {size / 2**20:.0f} MiB are more than an ONNX file of 2 GiB holds")
     except (NotImplementedError, ValueError) as error:
         raise ParameterError("export", file, f"must be left out: {error}") from None
     return policy
@@ -155,7 +161,7 @@ def onnx_bytes(policy: ExportedPolicy, facts: Mapping[str, Any]) -> bytes:
             dynamo=True,
             verbose=False,
             input_names=list(policy.inputs),
-            output_names=list(policy.outputs),
+            output_names=[*policy.outputs, *(["memory"] if policy.memory is not None else [])],
             dynamic_shapes=(lengths,),
         )
     assert program is not None

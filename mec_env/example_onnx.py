@@ -45,21 +45,32 @@ class OnnxPolicy(Scheduler):
         except Exception as error:  # onnxruntime has an exception of its own for each kind of file
             found = str(error).splitlines()[0][:100]
             raise ParameterError("policy", file, f"must be a file that --export has written ({found})") from None
-        self.latents: dict[int, np.ndarray] = {}  # what is remembered, by the slot's number
+        self.inputs = {wanted.name: wanted.shape for wanted in self.session.get_inputs()}
+        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.latents = None  # what is remembered of all slots [T, B, N, servers]
+        if "memory" in self.outputs:
+            self.outputs.remove("memory")
+            zeros = {name: np.zeros(self.shape(name, 1), "int64" if name == "t" else "f4") for name in self.inputs}
+            self.latents = self.session.run(["memory"], zeros)[0].copy()
+
+    def shape(self, name: str, tasks: int) -> list[int]:
+        """The shape of an input for so many tasks of each BS."""
+        return [tasks if length == "tasks" else length for length in self.inputs[name]]
 
     def act(self, slot: Slot) -> np.ndarray:
         known = {"workload": slot.workload[0].float().numpy(), "backlog": slot.backlog[0].float().numpy()}
-        known |= {"t": np.array(slot.t)} | ({"latent": self.latents[slot.t]} if slot.t in self.latents else {})
+        known |= {"t": np.array(slot.t)}
         if "kind" in self.facts:
             scales = Scales(self.facts["size_scale"], self.facts["workload_scale"])
             known["observation"] = observe(slot, self.scenario, self.facts["kind"], scales)[0].numpy()
-        for wanted in self.session.get_inputs():
-            shape = [slot.mask.shape[2] if length == "tasks" else length for length in wanted.shape]
-            if wanted.name not in known:  # noise, and latents at first
-                known[wanted.name] = self.random[0].standard_normal(shape, dtype=np.float32)
-        values = self.session.run(None, {wanted.name: known[wanted.name] for wanted in self.session.get_inputs()})
-        found = dict(zip((output.name for output in self.session.get_outputs()), values, strict=True))
-        if "next_latent" in found:
+        if self.latents is not None:
+            known["latent"] = self.latents[slot.t]
+        if "noise" in self.inputs:
+            shape = self.shape("noise", slot.mask.shape[2])
+            known["noise"] = self.random[0].standard_normal(shape, dtype=np.float32)
+        values = self.session.run(self.outputs, {name: known[name] for name in self.inputs})
+        found = dict(zip(self.outputs, values, strict=True))
+        if self.latents is not None:
             there = slot.mask[0, :, :, None].numpy()
             self.latents[slot.t] = np.where(there, found["next_latent"], known["latent"])
         if "q_values" in found:

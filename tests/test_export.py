@@ -97,6 +97,7 @@ def test_a_file_computes_what_act_does(case, tmp_path):
     session = exported(agents, config, env, tmp_path / "policy.onnx")
     values = case.startswith("dqn")
     calls, mine = recorded(agents, "q" if values else "logits"), slice(0, 3)  # the agents of the first seed
+    left = agents.memory[:, mine].transpose(2, 3).clone() if case.startswith("lad") else None
     scales = Scales(config.input_max, config.density_max * config.quality_max)
     for episode in (2, 3):  # the second one meets what the first has left in the memory
         rows = [(0, episode), (1, episode)]
@@ -112,6 +113,7 @@ def test_a_file_computes_what_act_does(case, tmp_path):
             result = result[mine].transpose(1, 2)
             same(found["q_values" if values else "probabilities"], result if values else result.softmax(-1))
             if latent is not None:
+                assert torch.equal(found.pop("memory"), left)
                 there = slot.mask[0]
                 same(found["next_latent"][there], agents.memory[slot.t, mine].transpose(1, 2)[there])
             one = answers(session, **{k: None if v is None else v[:, :1].contiguous() for k, v in inputs.items()})
@@ -132,6 +134,7 @@ def test_a_cooperative_file_computes_what_act_does(actor, tmp_path):
         found = answers(session, workload=slot.workload[0].float(), **known)
         same(found["probabilities"], logits[0].view(-1, 5, 3).expand(3, 5, 3).softmax(-1))
         if actor == "per_bs":
+            assert torch.equal(found["memory"][slot.t], latent)
             there = slot.mask[0]
             same(found["next_latent"][there], agents.actor.memory[0, :, :, slot.t].transpose(1, 2)[there])
     rng = np.random.default_rng(0)  # sizes between and beyond those of the scenario, another number of tasks
@@ -158,7 +161,7 @@ def test_the_command_line_exports_after_a_training_a_resumption_and_an_evaluatio
     assert weights[0] == weights[1] == weights[2]
     run_here(main_lad, "--resume", run, "--export", files[1])  # its own files may be written again
     facts = example_onnx.OnnxPolicy(str(files[2])).facts
-    assert (facts["method"], facts["seed"], facts["kind"], facts["memory"]) == (
+    assert (facts["method"], facts["seed"], facts["kind"], facts["remembers"]) == (
         "lad_ts",
         4,
         "relative",
