@@ -50,6 +50,10 @@ class D2SACAgents(SoftActorCritic):
     def actor_layout(self) -> Layout:
         return self.denoiser.layout
 
+    @property
+    def noise_steps(self) -> int:
+        return self.params.denoising_steps
+
     def draw_noise(self, samples: int) -> torch.Tensor:
         """x_I and the noise of the steps I .. 2 in one draw, [G, I, B, samples]."""
         return self.draw("normal", self.params.denoising_steps, self.num_bs, samples)

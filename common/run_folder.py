@@ -118,9 +118,14 @@ def made(folder: Path, flag: str = "out") -> Path:
     return folder
 
 
+def half_name(path: Path) -> Path:
+    """What `path` is called while it is being written."""
+    return path.with_name(f".{path.stem}{PARTIAL}{path.suffix}")
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)` and rename the result to `path`, so that `path` is always whole."""
-    temporary = path.with_name(f".{path.stem}{PARTIAL}{path.suffix}")
+    temporary = half_name(path)
     try:
         write(temporary)
         temporary.replace(path)

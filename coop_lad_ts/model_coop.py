@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from coop_lad_ts.coop_actors import Actor, ServerActor, StationActors
+from coop_lad_ts.coop_export import exported_policy
 from coop_lad_ts.coop_parameters import CoopConfig, CoopParameters
 from coop_lad_ts.coop_training import CoopTraining
 from coop_lad_ts.routing_table import coordinated_uniforms
@@ -17,6 +18,7 @@ from coop_lad_ts.view import View
 from lad_ts.agents import SeededScheduler
 from lad_ts.environment_lad import Scenario, Slot, draw_scenario, offered_load
 from lad_ts.method import Method, Variant
+from lad_ts.policy_export import ExportedPolicy
 from lad_ts.references import VirtualOpt
 from lad_ts.run_parameters import training_seeds
 
@@ -94,6 +96,9 @@ class CoopAgents(SeededScheduler):
         whole = self.course.note(slot, action)
         if whole and not self.greedy.all():  # else nothing that is learned would be used
             self.course.finish_episode(self.scenario, self.view)
+
+    def policy(self, scenario: Scenario) -> ExportedPolicy:
+        return exported_policy(self.params, self.actor, self.theta, scenario)
 
     def modules(self) -> dict[str, object]:
         return {"theta": self.theta, "memory": self.actor.memory} | self.course.modules()

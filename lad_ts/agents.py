@@ -7,7 +7,7 @@ at `StackedAgents.learn`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from common.parameters import ParameterError, parameter
 from common.random_streams import Stream
 from lad_ts.environment_lad import EnvironmentParameters, Scenario, Slot
 from lad_ts.observation import KINDS, Scales, features, width
+from lad_ts.policy_export import ExportedPolicy
 from lad_ts.replay import Replay
 from lad_ts.scheduler import LearningScheduler
 
@@ -227,6 +228,29 @@ class StackedAgents(SeededScheduler):
         for _ in range(self.params.updates_per_slot):
             self.update(self.replay.take(self.draw("uniform", self.params.batch_size)), learning)
         self._drawing = [True] * len(self.seeds)
+
+    def exported(
+        self,
+        compute: Callable[..., tuple[torch.Tensor, ...]],
+        theta: torch.Tensor,
+        outputs: tuple[str, ...],
+        noise: int = 0,
+        memory: torch.Tensor | None = None,
+        **facts: Any,
+    ) -> ExportedPolicy:
+        """A policy of `compute`, with the weights of the first seed's agents.
+
+        `noise` is the number of standard normal vectors that a decision takes. With a memory [T, B, N, B] it takes a
+        latent one.
+        """
+        tasks = self.num_bs, "tasks"
+        inputs: dict[str, tuple[int | str, ...]] = {"observation": (*tasks, self.state_size)}
+        if memory is not None:
+            inputs["latent"] = (*tasks, self.num_bs)
+        if noise:
+            inputs["noise"] = (*tasks, noise, self.num_bs)
+        facts |= {"kind": self.kind, "size_scale": self.scales.size, "workload_scale": self.scales.workload}
+        return ExportedPolicy(compute, theta[: self.num_bs], inputs, outputs, facts, memory)
 
     def extra_values(self, slot: Slot, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Values [G, N, width] of the subclass's further replay columns."""

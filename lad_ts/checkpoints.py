@@ -14,8 +14,8 @@ from lad_ts.scheduler import LearningScheduler
 
 # Parameters that the command line may change for a stored run.
 FREE = {
-    "resume": {"method", "episodes", "device", "threads", "checkpoint_every"},
-    "evaluate": {"method", "evaluation_episodes", "evaluation_action", "device", "threads", "out"},
+    "resume": {"method", "episodes", "device", "threads", "checkpoint_every", "export"},
+    "evaluate": {"method", "evaluation_episodes", "evaluation_action", "device", "threads", "out", "export"},
 }
 
 
@@ -45,7 +45,7 @@ def stored_config(config: Any, given: dict[str, Any], content: dict[str, Any], m
             raise ParameterError(name, getattr(config, name), words)
     changes = {name: getattr(config, name) for name in given.keys() & free}
     try:
-        return resolve(type(config), stored | changes | {"resume": None, "evaluate": None})
+        return resolve(type(config), stored | changes | {"resume": None, "evaluate": None, "export": None})
     except ParameterError as error:
         raise ParameterError(flag, place, f"holds a parameter that is not allowed ({error})") from None
 

@@ -16,6 +16,7 @@ from lad_ts.checkpoints import restore, stored_config
 from lad_ts.environment_lad import draw_arrivals
 from lad_ts.history import History
 from lad_ts.method import Method
+from lad_ts.policy_export import exporting
 from lad_ts.references import OptTS
 from lad_ts.report import report, report_servers
 from lad_ts.setting import Setting
@@ -29,13 +30,14 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
     """
     start, place = time.perf_counter(), Path(config.evaluate)
     content = load_checkpoint(place, "evaluate")
-    out = config.out
+    out, file = config.out, config.export
     config = stored_config(config, given, content, method, "evaluate")
     scheduler = restore(config, content, method, "evaluate", place)
     scheduler.training = False
     setting, label = Setting.of(config), method.label(config)
     seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
-    with new_folder(out, place.parent / f"evaluation_{getattr(config, 'evaluation_action', 'sample')}") as folder:
+    default = place.parent / f"evaluation_{getattr(config, 'evaluation_action', 'sample')}"
+    with exporting(file, scheduler, scenario, config, method.key, seeds), new_folder(out, default) as folder:
         history, results = History(), []
         with Interruption() as interruption:
             for episode in tqdm(range(config.evaluation_episodes), unit="episode", desc=f"{label}, held out"):
@@ -53,6 +55,6 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
         history.write(folder)
         report_servers(folder, seeds, results)
         report(config, setting, method, folder, history, history.episodes, time.perf_counter() - start)
-    if interruption.asked:
-        print(f"interrupted after episode {history.episodes}")
-        sys.exit(interruption.code)
+        if interruption.asked:
+            print(f"interrupted after episode {history.episodes}")
+            sys.exit(interruption.code)

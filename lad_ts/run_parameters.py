@@ -49,6 +49,11 @@ class TrainingParameters(RunParameters):
     resume: str | None = parameter(None, "go on with the run in this folder; --episodes may be raised")
     evaluate: str | None = parameter(None, "evaluate this checkpoint on held-out arrivals instead of training")
     evaluation_episodes: int = parameter(10, "held-out episodes of an evaluation", low=1)
+    export: str | None = parameter(
+        None,
+        "write the policy into this ONNX file when the run is at its end",
+        more="FILE.onnx, of the first seed. With --resume or --evaluate, the policy of what is there.",
+    )
 
     @property
     def variant(self) -> str:

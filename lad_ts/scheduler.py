@@ -13,6 +13,7 @@ import torch
 from common.random_streams import Stream, random_generator
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, EnvironmentParameters, Scenario, Slot
 from lad_ts.episodes import EpisodeStatistics, run_episode
+from lad_ts.policy_export import ExportedPolicy
 
 
 class Scheduler:
@@ -80,3 +81,7 @@ class LearningScheduler(Scheduler):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take back what `state_dict` gave. Raises KeyError or ValueError when it does not fit."""
         raise NotImplementedError(f"{type(self).__name__} must define load_state_dict(state)")
+
+    def policy(self, scenario: Scenario) -> ExportedPolicy:
+        """What --export writes, of the first seed and row. Raises ValueError where there is nothing to write."""
+        raise NotImplementedError(f"{type(self).__name__} does not define policy(scenario), which would be exported")

@@ -15,6 +15,7 @@ import torch
 from common.parameters import ParameterError, parameter
 from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents, blend
 from lad_ts.environment_lad import Scenario, Slot
+from lad_ts.policy_export import ExportedPolicy
 from lad_ts.stacked import Layout, StackedAdam, forward
 
 
@@ -88,6 +89,11 @@ class SoftActorCritic(StackedAgents):
         """x_0 [G, B, M]; its softmax is the policy for state [G, F, M]; latent and noise where the actor has them."""
         raise NotImplementedError(f"{type(self).__name__} must define logits(theta, state, latent, noise)")
 
+    @property
+    def noise_steps(self) -> int:
+        """Vectors of standard normal numbers that a decision takes."""
+        return 0
+
     def draw_noise(self, samples: int) -> torch.Tensor | None:
         """The random numbers of the actor for `samples` states of every agent, for actors that need them."""
         return None
@@ -143,6 +149,13 @@ class SoftActorCritic(StackedAgents):
         blend(self.theta_critic_target, self.theta_critic, p.target_rate, twice)
         if self.target_actor:
             blend(self.theta_actor_target, self.theta_actor, p.target_rate, learning)
+
+    def policy(self, scenario: Scenario) -> ExportedPolicy:
+        def compute(theta: torch.Tensor, observation: torch.Tensor, *noise: torch.Tensor) -> tuple[torch.Tensor]:
+            steps = noise[0].permute(0, 2, 3, 1) if noise else None
+            return (self.logits(theta, observation.transpose(1, 2), None, steps).transpose(1, 2).softmax(-1),)
+
+        return self.exported(compute, self.theta_actor, ("probabilities",), self.noise_steps)
 
     def critics(self, theta: torch.Tensor, state_twice: torch.Tensor) -> torch.Tensor:
         """Both critics' values [2, G, B, M] of the states, which come twice over, [2 G, F, M]."""

@@ -27,6 +27,7 @@ from lad_ts.environment_lad import draw_arrivals
 from lad_ts.evaluation import evaluate_checkpoint
 from lad_ts.history import History
 from lad_ts.method import Method, Runnable
+from lad_ts.policy_export import exporting
 from lad_ts.references import OptTS
 from lad_ts.report import report, report_servers
 from lad_ts.run_parameters import FixedParameters
@@ -46,15 +47,24 @@ def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
         if not any(Path(config.resume, name).is_file() for name in ("checkpoint.pt", "config.json")):
             raise ParameterError("resume", config.resume, "must be a run's folder, with a checkpoint.pt or config.json")
         with claimed(Path(config.resume), "resume") as folder:
+            file = config.export
             config, scheduler, history = resume_run(config, given, method)
-            finish_run(config, Setting.of(config), method, folder, scheduler, history, start)
+            setting = Setting.of(config)
+            with exporting(file, scheduler, setting.scenario, config, method.key, setting.seeds):
+                finish_run(config, setting, method, folder, scheduler, history, start)
     else:
         if note := method.note(config):
             print(note)
         setting, kind = Setting.of(config), (config.variant or "run") if method.learns else "fixed"
         runnable = method.build(config, setting.seeds, setting.device)
         name = f"{kind}_e{config.episodes}_s{setting.seeds[0]}-{setting.seeds[-1]}"
-        with new_folder(config.out, RESULTS / method.key / name) as folder:
+        file = config.export if method.learns else None
+        if file:
+            config = dataclasses.replace(config, export=None)  # a place is no property of the run
+        with (
+            exporting(file, runnable, setting.scenario, config, method.key, setting.seeds),
+            new_folder(config.out, RESULTS / method.key / name) as folder,
+        ):
             finish_run(config, setting, method, folder, runnable, History(), start)
 
 
