@@ -4,6 +4,8 @@ python lad_ts/main_lad.py --export policy.onnx
 python mec_env/example_onnx.py --policy policy.onnx
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import json
 from typing import Any
