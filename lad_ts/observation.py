@@ -75,4 +75,4 @@ def queue_part(backlog: torch.Tensor, capacity: torch.Tensor, kind: str) -> torc
 
 def put_together(task: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
     """The observations [S, B, N, F] of tasks [S, B, N, 2] and queues [S, F - 2]."""
-    return torch.cat([task, queue[:, None, None].expand(*task.shape[:3], -1)], -1)
+    return torch.cat([task, queue.unsqueeze(1).unsqueeze(1).expand(*task.shape[:3], -1)], -1)

@@ -24,11 +24,8 @@ class Ahead:
             shares = count.sum(2, keepdim=True).expand(count.shape)
         else:
             shares = count
-        self.weights = -1.0 / shares.clamp(min=1).double()
-
-    def weight(self, t: int) -> torch.Tensor:
-        """The factor [S, B] of the delays of a BS's tasks in its reward."""
-        return self.weights[:, t]
+        # for each slot the factor [S, B] of the delays of a BS's tasks in its reward
+        self.weights = (-1.0 / shares.clamp(min=1).double()).unbind(1)
 
     def tasks(self, t: int) -> torch.Tensor:
         """The tasks' part of the observations of slot t, [S, B, N, 2] float32; zeros where there is no task."""
@@ -40,5 +37,5 @@ class Ahead:
             size = torch.as_tensor(self.arrivals.size[:, part], device=device)
             own = self.arrivals.workload
             workload = self.mec.workload[:, None] if own is None else torch.as_tensor(own[:, part], device=device)
-            self.part = task_part(size * mask, workload * mask, self.kind, self.scales)
-        return self.part[:, t - self.slots.start]
+            self.parts = task_part(size * mask, workload * mask, self.kind, self.scales).unbind(1)
+        return self.parts[t - self.slots.start]

@@ -206,7 +206,7 @@ class MECVector:
     def _step_slot(self, action: Array) -> tuple[Array, Array, np.ndarray, np.ndarray, dict[str, Any]]:
         now = self._now
         delay, self._now = self.mec.step(self._checked(action, tuple(now.mask.shape), now.mask))
-        rewards = self._give((delay.sum(2) * self.ahead.weight(now.t)).float())
+        rewards = self._give((delay.sum(2) * self.ahead.weights[now.t]).float())
         if self.reward == "team":
             rewards = rewards.sum(1, keepdims=True).repeat(self.num_bs, 1)
         last = self.mec.t == self.num_slots - 1
@@ -216,8 +216,9 @@ class MECVector:
             self._begin_slots()
             observation = self._give(self._observe())
         self.over = last and not self.autoreset
-        ends = np.full(self.num_envs, last)
-        return observation, rewards, np.zeros_like(ends), ends, self._info() | info
+        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
+        truncated[:] = last
+        return observation, rewards, terminated, truncated, self._info() | info
 
     def _begin_slots(self) -> None:
         arrivals = self._arrivals(np.arange(self.num_envs))
@@ -250,17 +251,18 @@ class MECVector:
         if self.per == "task":
             names = (("slot", "t"), ("station", "station"), ("task", "n"))
             return {name: self._give(torch.tensor(getattr(self.tasks, of))) for name, of in names}
-        return {"mask": self._give(self._now.mask.clone())}
+        mask = self._now.mask
+        return {"mask": mask.numpy().copy() if self.output == "numpy" and mask.is_cpu else self._give(mask.clone())}
 
     def _give(self, values: torch.Tensor) -> Array:
         """Values that are nobody else's, in the form that the caller wants."""
         if self.output == "numpy":
-            return values.cpu().numpy()
+            return values.numpy() if values.is_cpu else values.cpu().numpy()
         with torch.inference_mode(False):
             return values.to(self.device).clone()  # an ordinary tensor, which gradients may meet
 
     def _checked(self, action: Array, shape: tuple[int, ...], mask: torch.Tensor | None) -> torch.Tensor:
-        """Actions as int64 on the device, 0 where there is no task. Raises ValueError for what is no action."""
+        """Actions as int64 on the device, valid servers everywhere. Raises ValueError for what is no action."""
         values = action if isinstance(action, torch.Tensor) else np.asarray(action)
         if tuple(values.shape) != shape:
             raise ValueError(f"action: shape {list(values.shape)}, must be {list(shape)}")
@@ -272,9 +274,10 @@ class MECVector:
             chosen = torch.from_numpy(values.astype(np.int64)).to(self.device) if whole else values
         if not whole:
             raise ValueError(f"action: {values.dtype}, must be integers")
-        if mask is not None:
-            chosen = torch.where(mask, chosen, 0)
         least, most = (int(end) for end in chosen.aminmax())
+        if mask is not None and not 0 <= least <= most < self.num_bs:  # perhaps where there is no task
+            chosen = torch.where(mask, chosen, 0)
+            least, most = (int(end) for end in chosen.aminmax())
         if not 0 <= least <= most < self.num_bs:
             raise ValueError(f"action: servers {least}..{most}, must be within 0..{self.num_bs - 1}")
         return chosen

@@ -1,8 +1,9 @@
 """How fast LAD-TS trains and decides, against a plain per-task loop measured in the same run.
 
-Prints three tables: seconds per training episode and seed (one seed and eight, by threads and device, quiet and beside
-busy processes; first the plain loop that is the baseline), what kinds of operation an episode's time goes to, and the
-cost of a decision for growing numbers of servers and tasks. Times are the least of several repeats, since other
+Prints tables: seconds per training episode and seed (one seed and eight, by threads and device, quiet and beside
+busy processes; first the plain loop that is the baseline), what kinds of operation an episode's time goes to, the cost
+of a decision for growing numbers of servers and tasks, and what the environment for other libraries adds to the
+simulator's step. Times are the least of several repeats, since other
 programs only ever add. Example:
 python scripts/bench_training.py --quick True
 """
@@ -25,6 +26,7 @@ from common.run_folder import peak_memory
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
 from lad_ts.model_lad import LadAgents, LadConfig
+from mec_env.vector import MECVector
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,6 +38,7 @@ class BenchConfig(Parameters):
     busy: bool = parameter(True, "also measure one seed beside as many busy processes as there are cores")
     shares: bool = parameter(True, "also measure what kinds of operation the time goes to")
     scaling: bool = parameter(True, "also measure the cost of a decision up to 200 servers and 200 tasks")
+    vector: bool = parameter(True, "also measure the environment for other libraries")
     quick: bool = parameter(False, "one repeat, and only the smallest of each table")
 
 
@@ -183,6 +186,27 @@ def decision_microseconds(num_bs: int, num_tasks: int, repeats: int) -> float:
     return 1e6 * min(times[1:])
 
 
+def vector_steps(num_envs: int, repeats: int) -> tuple[float, float]:
+    """Slots times environments in a second: the bare simulator's step, and MECVector's; one thread, in turns."""
+    torch.set_num_threads(1)
+    env = MECVector(num_envs)
+    env.reset()
+    bare = CollaborativeMEC(env.scenario)
+    bare.reset(draw_arrivals(env.params, [(seed, 0) for seed in env.seeds]))
+    actions = [torch.randint(0, env.num_bs, (num_envs, env.num_bs, env.num_tasks)) for _ in range(2)]
+    slots, times = env.num_slots - 2, ([], [])  # the last step of an episode also draws the next one
+    for _ in range(repeats):
+        for k, (step, given) in enumerate(((bare.step, actions[0]), (env.step, actions[1].numpy()))):
+            began = time.perf_counter()
+            for _ in range(slots):
+                step(given)
+            times[k].append(time.perf_counter() - began)
+        bare.t = 0
+        env.reset()
+    simulator, vector = (num_envs * slots / min(found) for found in times)
+    return simulator, vector
+
+
 def spin(stop: Any) -> None:
     """Compute until asked to stop."""
     while not stop.is_set():
@@ -240,6 +264,12 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
             cost = decision_microseconds(num_bs, num_tasks, repeats)
             base = base or cost / num_bs
             print(f"| {num_bs} | {num_tasks} | {cost:.2f} | {cost / num_bs / base:.2f} |", flush=True)
+    if config.vector:
+        print("\n## Environment for other libraries, slots times environments in a second (per=bs, one thread)\n")
+        print("| environments | CollaborativeMEC.step | MECVector.step | time, MECVector / bare |\n|---|---|---|---|")
+        for num_envs in (1, 1000)[: 1 if config.quick else 2]:
+            simulator, vector = vector_steps(num_envs, repeats if num_envs > 1 else 20 * repeats)
+            print(f"| {num_envs} | {simulator:.0f} | {vector:.0f} | {simulator / vector:.2f} |", flush=True)
     print(f"\npeak memory {peak_memory('cuda' if torch.cuda.is_available() else 'cpu')}")
 
 
