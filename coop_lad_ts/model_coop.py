@@ -39,6 +39,7 @@ class CoopAgents(SeededScheduler):
         self.weights = self.actor.split(self.theta)
         self.actor.start_memory(self.draw_rows, params.num_slots, params.num_tasks)
         self.course = CoopTraining(params, self.seeds, self.actor, self.theta, self.draw_rows)
+        self.metrics = self.course.metrics
         self.down: torch.Tensor | None = None  # [S, B], servers that are known to have failed
         self.virtual = VirtualOpt(params)
 

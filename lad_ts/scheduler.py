@@ -13,6 +13,7 @@ import torch
 from common.random_streams import Stream, random_generator
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, Slot
 from lad_ts.episodes import EpisodeStatistics, run_episode
+from lad_ts.metrics import Metrics
 
 
 class Scheduler:
@@ -58,6 +59,7 @@ class LearningScheduler(Scheduler):
 
     learns = True
     training = True
+    metrics: Metrics | None = None  # what it measures of its learning, for metrics.csv
 
     def finite(self) -> bool:
         """Whether all networks are free of NaN and infinity; checked after every episode."""
