@@ -15,12 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from baselines.methods import choose, full_name
 from common.command_line import fail
 from common.interruption import exit_code
 from common.parameters import ParameterError, resolve
+from common.progress import Progress
 from common.run_folder import PROGRESS, claimed, progress, read_config, read_csv, unused
 from lad_ts.method import Method
 
@@ -201,7 +200,7 @@ def work_off(jobs: list[Job], parallel: int) -> None:
     try:
         total = sum(job.flags["episodes"] for job in jobs)
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt} episodes [{elapsed}{postfix}]"
-        with tqdm(total=total, bar_format=form) as bar:
+        with Progress(total=total, bar_format=form) as bar:
             while waiting or running:
                 while waiting and len(running) < parallel:
                     job = waiting.pop(0)

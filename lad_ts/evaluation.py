@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from common.interruption import Interruption
+from common.progress import Progress
 from common.random_streams import Stream
 from common.run_folder import load_checkpoint, new_folder, write_config
 from lad_ts.blocks import run_block
@@ -38,7 +37,7 @@ def evaluate_checkpoint(config: Any, given: dict[str, Any], method: Method) -> N
     with new_folder(out, place.parent / f"evaluation_{config.evaluation_action}") as folder:
         history, results = History(), []
         with Interruption() as interruption:
-            for episode in tqdm(range(config.evaluation_episodes), unit="episode", desc=f"{label}, held out"):
+            for episode in Progress(range(config.evaluation_episodes), unit="episode", desc=f"{label}, held out"):
                 rows = [(seed, episode) for seed in seeds]
                 began = time.perf_counter()
                 results.append(scheduler.run(env, draw_arrivals(config, rows, Stream.HELD_OUT_ARRIVALS), rows))

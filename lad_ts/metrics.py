@@ -7,7 +7,7 @@ and writes them into metrics.csv. Nothing here touches what is learned. Start re
 import numpy as np
 import torch
 
-KEPT = 16  # updates whose numbers are kept as they are, before they are added up
+KEPT = 64  # updates whose numbers are kept as they are, before they are added up
 
 
 def norm(gradient: torch.Tensor) -> torch.Tensor:
@@ -25,7 +25,8 @@ class Metrics:
 
     def clear(self) -> None:
         """Forget the updates so far."""
-        self._kept: list[tuple[torch.Tensor | None, dict[str, torch.Tensor]]] = []
+        self._kept: list[dict[str, torch.Tensor]] = []  # of the agents `_learning`
+        self._learning: torch.Tensor | None = None
         self._total: dict[str, torch.Tensor] = {}  # sums over updates [G]
         self._count: dict[str, torch.Tensor] = {}  # updates [G]
 
@@ -33,30 +34,28 @@ class Metrics:
         """Note an update of the agents with the indices `learning` (None: all).
 
         Each value is [.., G, M]: some numbers of every agent, of which the mean counts. It may be part of a graph of
-        gradients, and must not be changed in place later. A name may be left out. Raises ValueError for a name that
-        was not announced.
+        gradients, and must not be changed in place later. A name may be left out; one that was not announced is lost.
         """
-        if not values.keys() <= set(self.names):
-            raise ValueError(f"{', '.join(values.keys() - set(self.names))}: must be one of {', '.join(self.names)}")
-        self._kept.append((learning, {name: value.detach() for name, value in values.items()}))
-        if len(self._kept) == KEPT:
+        if learning is not self._learning or len(self._kept) == KEPT:
             self._add_up()
+            self._learning = learning
+        self._kept.append({name: value.detach() for name, value in values.items()})
 
     @torch.no_grad()
     def _add_up(self) -> None:
         for name in self.names:
-            found = [(learning, values[name]) for learning, values in self._kept if name in values]
+            found = [values[name] for values in self._kept if name in values]
             if not found:
                 continue
-            numbers = torch.stack([value for _, value in found]).double()  # [K, .., G, M]
-            means = numbers.mean(-1).flatten(1, -2).mean(1) if numbers.dim() > 3 else numbers.mean(-1)  # [K, G]
-            counted = torch.ones_like(means, dtype=torch.bool)
-            for row, (learning, _) in zip(counted, found, strict=True):
-                if learning is not None:
-                    row.fill_(False)[learning] = True
-            total, count = torch.where(counted, means, 0.0).sum(0), counted.sum(0)
-            self._total[name] = self._total.get(name, 0) + total
-            self._count[name] = self._count.get(name, 0) + count
+            total = torch.stack(found).mean(-1, dtype=torch.float64).sum(0)
+            total = total if total.dim() == 1 else total.flatten(0, -2).mean(0)  # [G]
+            if self._learning is None:
+                count = torch.full_like(total, len(found))
+            else:
+                count = torch.zeros_like(total).index_fill(0, self._learning, len(found))
+                total = torch.where(count > 0, total, 0)
+            self._total[name] = self._total[name] + total if name in self._total else total
+            self._count[name] = self._count[name] + count if name in self._count else count
         self._kept = []
 
     def take(self) -> dict[str, np.ndarray]:

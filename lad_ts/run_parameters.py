@@ -19,7 +19,7 @@ class RunParameters(Parameters):
     episodes: int = parameter(500, "episodes to run", low=1)
     seeds: int = parameter(1, "seeds that run together", low=1, high=1000)
     seed: int = parameter(0, "first seed; the others follow it", low=0)
-    device: str = parameter("auto", "where agents live: auto, cpu or cuda; the rest runs on the CPU")
+    device: str = parameter("auto", "where agents live: auto, cpu, cuda or cuda:N; the rest runs on the CPU")
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the run; default results/<method>/<run>")
 

@@ -56,6 +56,7 @@ class SoftActorCritic(StackedAgents):
     """Stacked discrete SAC. theta_actor is [G, P], theta_critic [2 G, P] (first twins, then second twins)."""
 
     params: SACParameters
+    metrics: Metrics
     target_actor = False  # whether next actions come from a slowly following copy of the actor
 
     def __init__(self, params: SACParameters, seeds: Sequence[int], device: torch.device | str) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from common.command_line import fail
 from common.interruption import Interruption
 from common.parameters import ParameterError
+from common.progress import Progress, brief
 from common.random_streams import Stream
 from common.run_folder import RESULTS, claimed, new_folder, progress_file, write_config
 from common.statistics_seeds import final_span
@@ -97,7 +97,7 @@ def train(
     label, first = method.label(config), history.episodes
     with (
         Interruption() as interruption,
-        tqdm(total=config.episodes, initial=first, unit="episode", desc=label, smoothing=0.1) as bar,
+        Progress(total=config.episodes, initial=first, unit="episode", desc=label, smoothing=0.1) as bar,
     ):
         for episode in range(first, config.episodes):
             opt = opt_delays.of(episode)
@@ -109,7 +109,7 @@ def train(
                 bar.close()
                 fail(f"training diverged in episode {episode}: a network holds NaN or infinity; see {folder}", 1)
             history.add(seeds, episode, stats, opt, time.perf_counter() - began)
-            bar.set_postfix_str(f"delay {stats.mean.mean():.2f} s, {(stats.mean / opt - 1).mean():+.1%} to Opt-TS")
+            bar.set_postfix_str(f"delay {brief(stats.mean.mean())} s, {(stats.mean / opt - 1).mean():+.1%} to Opt-TS")
             bar.update()
             tell(episode + 1)
             last = episode + 1 == config.episodes or interruption.asked
@@ -135,7 +135,7 @@ def run_fixed(
     block = block_length(config, len(seeds))
     stream = Stream.HELD_OUT_ARRIVALS if config.held_out else Stream.TRAINING_ARRIVALS
     results = []
-    with Interruption() as interruption, tqdm(total=config.episodes, unit="episode", desc=method.name) as bar:
+    with Interruption() as interruption, Progress(total=config.episodes, unit="episode", desc=method.name) as bar:
         for first in range(0, config.episodes, block):
             episodes = range(first, min(first + block, config.episodes))
             began = time.perf_counter()
