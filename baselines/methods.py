@@ -5,14 +5,16 @@ Comparison, sweep, study, the edge system and the page of parameters take their 
 """
 
 from pathlib import Path
+from typing import Any
 
 from baselines import model_d2sac, model_dqn, model_sac
-from baselines.rules import RULES, rule
-from common.parameters import ParameterError
+from baselines.rules import RULES, HeuristicConfig, rule
+from common.parameters import ParameterError, Parameters
 from coop_lad_ts import model_coop
-from lad_ts import model_lad
+from lad_ts import model_lad, training
 from lad_ts.method import Method, Variant
 from lad_ts.references import OptTS
+from lad_ts.result import Result
 from lad_ts.run_parameters import FixedParameters
 
 OPT_TS = Method("opt_ts", "Opt-TS", FixedParameters, OptTS, "baselines/main_opt.py")
@@ -58,3 +60,22 @@ def choose(name: str, flag: str = "methods") -> tuple[Method, Variant | None]:
         return rule(name, flag), None
     named = (f"{m.key} with :{', :'.join(m.variants)}" for m in METHODS.values() if m.variants)
     raise ParameterError(flag, name, f"must be one of {', '.join(METHODS)}; {'; '.join(named)}; or FILE.py:ClassName")
+
+
+def method_of(config: Parameters) -> Method:
+    """The method whose script has parameters like `config`. Raises ParameterError when there is none."""
+    if isinstance(config, HeuristicConfig):
+        return rule(config.method)
+    for method in METHODS.values():
+        if type(config) is method.parameters:
+            return method
+    allowed = ", ".join(sorted({method.parameters.__name__ for method in METHODS.values()}))
+    raise ParameterError(None, None, f"{type(config).__name__} is no method's parameters; must be one of {allowed}")
+
+
+def train(config: Any, progress: bool = True) -> Result:
+    """Run the method of `config` from Python, learning or not: what its script does, without its words and exits.
+
+    `progress` says whether to show a bar. lad_ts.training.train tells the rest, and takes methods of your own.
+    """
+    return training.train(config, method_of(config), progress)

@@ -10,13 +10,13 @@ import io
 import os
 import re
 import sys
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fire
 
+from common.failure import fail
 from common.interruption import Terminated, exit_code, terminable
 from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
 
@@ -54,12 +54,6 @@ def command_line(
         if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("allocate memory", "out of memory")):
             raise
         fail(f"these sizes need more memory than there is ({(str(error).splitlines() or ['no details'])[0]})", 2)
-
-
-def fail(message: str, code: int) -> typing.NoReturn:
-    """End the process with one line on standard error."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
 
 
 ORDER = ("run", "environment", "agent", "method")  # groups that come first in --help

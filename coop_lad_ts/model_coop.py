@@ -14,7 +14,7 @@ from coop_lad_ts.coop_parameters import CoopConfig, CoopParameters
 from coop_lad_ts.coop_training import CoopTraining
 from coop_lad_ts.routing_table import coordinated_uniforms
 from coop_lad_ts.view import View
-from lad_ts.agents import SeededScheduler
+from lad_ts.agents import SeededScheduler, check_stations
 from lad_ts.environment_lad import Scenario, Slot, draw_scenario, offered_load
 from lad_ts.method import Method, Variant
 from lad_ts.references import VirtualOpt
@@ -94,6 +94,14 @@ class CoopAgents(SeededScheduler):
         whole = self.course.note(slot, action)
         if whole and not self.greedy.all():  # else nothing that is learned would be used
             self.course.finish_episode(self.scenario, self.view)
+
+    def moved(self, params: CoopParameters) -> "CoopAgents":
+        """One shared network takes any number of BSs. Raises ParameterError for another one with a network at each."""
+        if not self.shared:
+            check_stations(params, self.params.num_bs)
+        other = super().moved(params)
+        assert isinstance(other, CoopAgents)
+        return other
 
     def modules(self) -> dict[str, object]:
         return {"theta": self.theta, "memory": self.actor.memory} | self.course.modules()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.methods import choose, full_name
-from common.command_line import fail
+from common.failure import fail
 from common.interruption import exit_code
 from common.parameters import ParameterError, resolve
 from common.progress import Progress

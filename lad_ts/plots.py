@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.figures import plt, save_figure
+from common.figures import Axes, Figure, colormaps, save_figure
 from common.statistics_seeds import mean_interval
 
 
@@ -45,9 +45,9 @@ def overall(values: np.ndarray) -> float:
 REFERENCE_DASHES = ("--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
 
 
-def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
+def draw_curves(axes: Axes, curves: list[Curve], window: int) -> None:
     """Mean over seeds with its 95 % band for every curve; references in black without band."""
-    palette = [plt.get_cmap("tab10")(k) for k in range(10)]
+    palette = [colormaps["tab10"](k) for k in range(10)]
     drawn = [curve for curve in curves if not curve.reference]
     references = [curve for curve in curves if curve.reference]
     for curve in curves:
@@ -62,7 +62,7 @@ def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
             axes.fill_between(curve.episodes, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
 
 
-def draw_inset(axes: plt.Axes, curves: list[Curve], window: int) -> None:
+def draw_inset(axes: Axes, curves: list[Curve], window: int) -> None:
     """The last fifth of the episodes again, larger and smoother, around the curves that end near the median."""
     window = max(window, len(curves[0].episodes) // 25)
     last = curves[0].episodes[-1]
@@ -108,9 +108,10 @@ def plot_gaps(path: Path, panels: dict[str, list[Curve]], window: int = 5) -> No
     save_figure(figure, path)
 
 
-def draw_panels(panels: dict[str, list[Curve]], ylabel: str, window: int) -> tuple[plt.Figure, np.ndarray]:
+def draw_panels(panels: dict[str, list[Curve]], ylabel: str, window: int) -> tuple[Figure, np.ndarray]:
     """A figure with one panel for each title and its curves, with labels and legends."""
-    figure, row = plt.subplots(1, len(panels), figsize=(7.5 * len(panels), 5), squeeze=False, sharey=True)
+    figure = Figure(figsize=(7.5 * len(panels), 5))
+    row = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     every = [curve for curves in panels.values() for curve in curves]
     seeds, last = max(curve.values.shape[1] for curve in every), max(curve.episodes[-1] for curve in every)
     band = f"band: 95 % interval over {seeds} seeds" if seeds > 1 else "one seed"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from baselines.methods import METHODS
-from common.command_line import command_line, fail, groups
+from common.command_line import command_line, groups
 from common.entry_scripts import ROOT, Script, find_scripts
+from common.failure import fail
 from common.parameters import Parameters, allowed_values, parameter
 from common.run_folder import write_text
 

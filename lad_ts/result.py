@@ -1,0 +1,37 @@
+"""What a run has come to, as `train` gives it to whoever called it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lad_ts.method import Runnable
+
+
+class DivergedError(RuntimeError):
+    """A network holds NaN or infinity: the training cannot go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A run: its parameters, what it has measured, and where its files are.
+
+    `history` has the columns of delay.csv, seconds.csv and metrics.csv as arrays [episodes, seeds], delays in s.
+    `paths` has the files of `folder` by their names. `learner` is the scheduler, trained where it learns. `summary` is
+    what summary.json holds, `report` what scripts print. `interrupted` is 0 for a whole run; at Ctrl-C it is 130, at
+    SIGTERM 143, and the files tell of the episodes so far.
+    """
+
+    config: Any
+    folder: Path
+    history: dict[str, np.ndarray]
+    learner: Runnable
+    summary: dict[str, Any]
+    report: str
+    interrupted: int
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files of the run's folder by their names, as in paths["checkpoint.pt"]."""
+        return {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name[0] != "."}
