@@ -16,6 +16,8 @@ try:
     import matplotlib
 except ValueError:  # MPLBACKEND names a backend that is not there, as a notebook's
     _backend = os.environ.pop("MPLBACKEND", "")
+    for _name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        del sys.modules[_name]  # half imported
     import matplotlib
 
     os.environ["MPLBACKEND"] = _backend

@@ -99,13 +99,10 @@ def test_agents_are_evaluated_elsewhere_and_it_is_told(module, tmp_path, capsys,
     (folder,) = tmp_path.glob("evaluation_sample_*")
     assert folder.name == "evaluation_sample_num_tasks_7_num_slots_4_input_max_8.0_scenario_seed_9"
     config = json.loads((folder / "config.json").read_text())
-    words = "on num_tasks=7, num_slots=4, input_max=8.0, scenario_seed=9, evaluation"
-    assert (
-        config["method"].endswith(f"(tuned) {words}") and words.removesuffix(", evaluation") in capsys.readouterr().out
-    )
-    assert config["parameters"]["num_tasks"] == 7 and config["parameters"]["evaluate"] == str(
-        tmp_path / "checkpoint.pt"
-    )
+    words = "on num_tasks=7, num_slots=4, input_max=8.0, scenario_seed=9"
+    assert config["method"].endswith(f"(tuned) {words}, evaluation") and words in capsys.readouterr().out
+    assert config["parameters"]["num_tasks"] == 7
+    assert config["parameters"]["evaluate"] == str(tmp_path / "checkpoint.pt")
     opt = ["--num_bs=3", *elsewhere, "--seeds=2", "--episodes=2", "--held_out=True", "--out", tmp_path / "opt"]
     run_here(main_opt, *opt)
     opt_delays = [row["delay_s"] for row in read(tmp_path / "opt" / "delay.csv")]

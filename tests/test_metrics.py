@@ -63,7 +63,9 @@ def test_what_dqn_measures_is_what_its_update_is_about():
         target = batch["reward"][g, :, 0] + config.gamma * after.amax(0)
         loss = (chosen - target.detach()).square().mean()
         (gradient,) = torch.autograd.grad(loss, theta)
-        losses.append(float(loss)), values.append(float(chosen.mean())), norms.append(float(gradient.norm()))
+        losses.append(loss.item())
+        values.append(chosen.mean().item())
+        norms.append(gradient.norm().item())
     learner.update(batch, None)
     expected = {"loss": np.mean(losses), "q_mean": np.mean(values), "grad_norm": np.mean(norms)}
     assert {name: float(value[0]) for name, value in learner.metrics.take().items()} == pytest.approx(expected)
