@@ -155,6 +155,8 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     if value is None and optional:
         return None
     allowed = allowed_values(cls, field)
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "shape", None) == ():
+        value = value.item()
     if isinstance(value, int) and abs(value) > 10**20:  # it may be too long to print
         value = math.inf if value > 0 else -math.inf
     refusal = ParameterError(name, "None" if value is None else value, f"must be {allowed}")

@@ -45,7 +45,7 @@ class Progress(tqdm):
         self.plain = not terminal()
         options["disable"] = options.get("disable", False) or _hidden.get() or sys.stderr is None
         if self.plain:
-            options |= {"ncols": 0, "mininterval": 1.0}
+            options |= {"mininterval": 1.0} | ({} if "bar_format" in options else {"ncols": 0})
         self.told = -EVERY if options.get("leave", True) else time.monotonic()
         self.told_at: float | None = None  # what `n` the last line tells
         super().__init__(*args, **options)
@@ -64,6 +64,11 @@ class Progress(tqdm):
             self.fp.write(f"{str(self).strip()}\n")
             self.fp.flush()
         self.told, self.told_at = time.monotonic(), self.n
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind is not None:
+            self.told_at = self.n  # what ends with an error has that as its last line
+        super().__exit__(kind, *error)
 
     def close(self) -> None:
         """End the bar, with its last line."""

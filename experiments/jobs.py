@@ -24,7 +24,10 @@ from common.run_folder import PROGRESS, claimed, progress, read_config, read_csv
 from lad_ts.method import Method
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN_FILES = ("config.json", "delay.csv", "seconds.csv", "utilisation.csv", "delay.png", "delay.pdf", "summary.json")
+RUN_FILES = (
+    *("config.json", "delay.csv", "seconds.csv", "metrics.csv", "evaluation.csv", "best.pt", "utilisation.csv"),
+    *("delay.png", "delay.pdf", "summary.json"),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import torch
 
 from common import progress
 from common.device import choose_device
+from common.failure import fail
 from common.parameters import ParameterError
 from common.progress import Progress, brief, hidden
 from lad_ts.model_lad import LadConfig
@@ -29,6 +30,13 @@ def test_without_a_terminal_a_bar_is_a_line_every_so_often(capsys, monkeypatch):
     counts = [int(n) for n in re.findall(r"(\d+)/500", text)]
     assert counts == [0, *range(60, 500, 60), 500]
     assert "\r" not in text and len(text.splitlines()) == len(counts) and "delay 0.00234 s" in text
+
+
+def test_what_fails_has_its_error_as_its_last_line(capsys):
+    with pytest.raises(SystemExit), Progress(total=3) as bar:
+        bar.update()
+        fail("lost", 1)
+    assert capsys.readouterr().err.splitlines()[-1] == "error: lost"
 
 
 def test_short_bars_that_a_terminal_would_clear_and_hidden_ones_say_nothing(capsys):

@@ -55,6 +55,7 @@ def test_a_config_that_is_made_directly_is_completed_and_checked(preset, tmp_pat
     for wrong in ({"num_bs": 0}, {"memory": "none"}, {"num_bs": "x"}, {"min_tasks": 60}):
         with pytest.raises(ParameterError, match=next(iter(wrong))):
             train(LadConfig(**LEARN | wrong, out=str(tmp_path / "new")))
+    assert LadConfig.of(episodes=np.int64(3), tied_sizes=np.True_) == LadConfig.of(episodes=3, tied_sizes=True)
     direct.gamma = 2.0
     with pytest.raises(ParameterError, match="gamma"):
         train(direct)
