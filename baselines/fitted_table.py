@@ -43,8 +43,18 @@ class FittedTable(Heuristic):
         logits = np.where(self.down[:, None], -np.inf, logits)
         share = np.exp(logits - logits.max(-1, keepdims=True))
         uniform = (self.offset[:, slot.t, None, None] + self.spread) % 1 if self.params.coordinated else None
-        number = np.broadcast_to(np.arange(logits.shape[1]), slot.mask.shape)
-        return self.draw_from(share, slot, number, uniform)
+        return self.draw_from(share, slot, self.number(slot), uniform)
+
+    def number(self, slot: Slot) -> np.ndarray:
+        """The class [R, B, N] that each task is taken for: its number, or with a file the nearest by workload."""
+        if self.params.file_tasks is None:
+            return np.broadcast_to(np.arange(slot.mask.shape[2]), slot.mask.shape)
+        found = np.empty(slot.mask.shape, dtype=np.int64)
+        for row, (classes, tasks) in enumerate(zip(self.scenario.workload, slot.workload.cpu().numpy(), strict=True)):
+            order = np.argsort(classes, kind="stable")
+            middle = (classes[order][1:] + classes[order][:-1]) / 2
+            found[row] = order[middle.searchsorted(tasks)]
+        return found
 
 
 class FittedTableStatic(FittedTable):

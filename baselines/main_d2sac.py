@@ -4,6 +4,8 @@ Writes results/d2sac_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf
 python baselines/main_d2sac.py --episodes 60 --seeds 2
 """
 
+import common.quiet_start  # noqa: F401
+
 from typing import Any
 
 from baselines.model_d2sac import METHOD, D2SACConfig

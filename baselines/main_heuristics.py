@@ -5,6 +5,8 @@ Writes results/<method>/<run>/ with config.json, delay.csv, utilisation.csv, del
 python baselines/main_heuristics.py --method water_filling --episodes 60 --seeds 2
 """
 
+import common.quiet_start  # noqa: F401
+
 from typing import Any
 
 from baselines.rules import HeuristicConfig, rule

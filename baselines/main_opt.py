@@ -4,6 +4,8 @@ Writes results/opt_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf a
 python baselines/main_opt.py --episodes 60 --seeds 2
 """
 
+import common.quiet_start  # noqa: F401
+
 from typing import Any
 
 from baselines.methods import METHODS

@@ -4,6 +4,8 @@ Writes results/sac_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf a
 python baselines/main_sac.py --episodes 60 --seeds 2
 """
 
+import common.quiet_start  # noqa: F401
+
 from typing import Any
 
 from baselines.model_sac import METHOD, SACConfig

@@ -4,10 +4,10 @@ Comparison, sweep, study, the edge system and the page of parameters take their 
 `METHODS`.
 """
 
-from pathlib import Path
 from typing import Any
 
 from baselines import model_d2sac, model_dqn, model_sac
+from baselines.own import FORM, OwnConfig, own_class, own_file, own_learner
 from baselines.rules import RULES, HeuristicConfig, rule
 from common.parameters import ParameterError, Parameters
 from coop_lad_ts import model_coop
@@ -41,31 +41,54 @@ def default_methods() -> list[str]:
 
 
 def full_name(name: str) -> str:
-    """A method's name with its variant: the default one where none is named, as in lad_ts:tuned for lad_ts."""
-    method = METHODS.get(name)
-    return f"{name}:{next(iter(method.variants))}" if method and method.variants else name
+    """A method's name with its variant: the default one where none is named, as in lad_ts:tuned for lad_ts.
+
+    Raises ParameterError for a file of the user's own that fails.
+    """
+    if name not in METHODS and not own_file(name):
+        return name
+    method, variant = split(name, "methods")
+    return f"{name}:{next(iter(method.variants))}" if method.variants and not variant else name
 
 
 def choose(name: str, flag: str = "methods") -> tuple[Method, Variant | None]:
     """The method, and the variant, of a name such as lad_ts, lad_ts:paper, water_filling, or FILE.py:ClassName.
 
-    Raises ParameterError of `flag` when there is none.
+    A method with variants has its default one where none is named. Raises ParameterError of `flag` when there is none.
     """
-    key, _, variant = full_name(name).rpartition(":")
-    if key in METHODS and variant in METHODS[key].variants:
-        return METHODS[key], METHODS[key].variants[variant]
-    if name in METHODS:
-        return METHODS[name], None
-    if ":" in name and Path(key).is_file():
-        return rule(name, flag), None
-    named = (f"{m.key} with :{', :'.join(m.variants)}" for m in METHODS.values() if m.variants)
-    raise ParameterError(flag, name, f"must be one of {', '.join(METHODS)}; {'; '.join(named)}; or FILE.py:ClassName")
+    method, variant = split(full_name(name), flag)
+    return method, method.variants[variant] if variant else None
+
+
+def split(name: str, flag: str) -> tuple[Method, str]:
+    """The method of a name, and the variant behind it, empty where none is. Raises ParameterError of `flag`."""
+    if file := own_file(name):
+        cls, _, variant = name.removeprefix(f"{file}:").partition(":")
+        method = own_method(f"{file}:{cls}", flag)
+        allowed = f"must be {FORM}{''.join(f', or with :{word}' for word in method.variants)}"
+    else:
+        key, _, variant = name.partition(":")
+        named = (f"{m.key} with :{', :'.join(m.variants)}" for m in METHODS.values() if m.variants)
+        allowed = f"must be one of {', '.join(METHODS)}; {'; '.join(named)}; or {FORM}"
+        if key not in METHODS:
+            raise ParameterError(flag, name, allowed)
+        method = METHODS[key]
+    if variant not in ("", *method.variants) or name.endswith(":"):
+        raise ParameterError(flag, name, allowed)
+    return method, variant
+
+
+def own_method(place: str, flag: str) -> Method:
+    """The method of a user's class FILE.py:ClassName, whether it learns or not. Raises ParameterError of `flag`."""
+    return (own_learner if own_class(place, flag)[0].learns else rule)(place, flag)
 
 
 def method_of(config: Parameters) -> Method:
     """The method whose script has parameters like `config`. Raises ParameterError when there is none."""
     if isinstance(config, HeuristicConfig):
         return rule(config.method)
+    if isinstance(config, OwnConfig) and config.method is not None:
+        return own_learner(config.method)
     for method in METHODS.values():
         if type(config) is method.parameters:
             return method

@@ -30,6 +30,7 @@ class D2SACParameters(SACParameters):
 class D2SACAgents(SoftActorCritic):
     """The D2SAC-TS agents of all BSs and seeds."""
 
+    Parameters = D2SACParameters
     params: D2SACParameters
     target_actor = True
 
@@ -48,6 +49,10 @@ class D2SACAgents(SoftActorCritic):
 
     def actor_layout(self) -> Layout:
         return self.denoiser.layout
+
+    @property
+    def noise_steps(self) -> int:
+        return self.params.denoising_steps
 
     def draw_noise(self, samples: int) -> torch.Tensor:
         """x_I and the noise of the steps I .. 2 in one draw, [G, I, B, samples]."""

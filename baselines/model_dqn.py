@@ -11,9 +11,10 @@ import torch
 
 from common.parameters import parameter
 from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents
-from lad_ts.environment_lad import Slot
+from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.method import PRESETS, Method
 from lad_ts.metrics import Metrics, norm
+from lad_ts.policy_export import ExportedPolicy
 from lad_ts.run_parameters import TrainingParameters
 from lad_ts.stacked import Layout, StackedAdam, forward
 
@@ -37,6 +38,7 @@ class DQNParameters(AgentParameters):
 class DQNAgents(StackedAgents):
     """The DQN-TS agents of all BSs and seeds; theta and theta_target are [G, P]."""
 
+    Parameters = DQNParameters
     params: DQNParameters
 
     def __init__(self, params: DQNParameters, seeds: Sequence[int], device: torch.device | str) -> None:
@@ -57,6 +59,12 @@ class DQNAgents(StackedAgents):
             return greedy
         explore, choice = self.draw("uniform", 2, state.shape[2]).unbind(1)
         return torch.where(explore < self.params.epsilon, (choice * self.num_bs).long(), greedy)
+
+    def policy(self, scenario: Scenario) -> ExportedPolicy:
+        def compute(theta: torch.Tensor, observation: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.q(theta, observation.transpose(1, 2)).transpose(1, 2),)
+
+        return self.exported(compute, self.theta, ("q_values",), epsilon=self.params.epsilon)
 
     def update(self, batch: dict[str, torch.Tensor], learning: torch.Tensor | None) -> None:
         """One step on (r + gamma * max_a Q'(next state, a) - Q(state, action))^2, averaged over the minibatch."""

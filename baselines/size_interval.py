@@ -70,6 +70,8 @@ class SizeInterval(Heuristic):
             n, es = np.argsort(workload, kind="stable"), np.argsort(capacity, kind="stable")
             ends = best_intervals(load[n] / workload[n], load[n], capacity[es], classes)
             last = workload[n[np.maximum(ends[:-1, 0] - 1, 0)]]  # the largest task of each class but the last
+            if self.params.file_tasks is not None:  # tasks lie between the classes of a file
+                last = (last + workload[n[np.minimum(ends[:-1, 0], n.size - 1)]]) / 2
             self.limits[row] = np.where(ends[:-1, 0] > 0, last, -np.inf)
             server[row, es] = np.searchsorted(ends[:, 1], np.arange(es.size), side="right")
         self.member = server[:, None] == np.arange(classes)[:, None]  # [R, class, B]

@@ -10,20 +10,22 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fire
 
+from common import quiet_start
 from common.failure import fail
 from common.interruption import Terminated, exit_code, terminable
 from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
 
-os.environ["MPLBACKEND"] = (
-    "Agg"  # scripts draw into files; a notebook's backend would end them as they import matplotlib
-)
+if quiet_start.script_starts():  # scripts draw into files; a notebook's backend would end them
+    os.environ["MPLBACKEND"] = "Agg"
 ROOT = Path(__file__).resolve().parents[1]
+TRACEBACK = "DEDGEAI_TRACEBACK"  # a variable of the environment: not empty, mistakes show their whole traceback
 
 
 def command_line(
@@ -35,25 +37,36 @@ def command_line(
     """Run `main(config, given)` on parsed and checked parameters; `given` holds the explicit ones.
 
     Any ParameterError ends the process with exit code 2 and one line on standard error, Ctrl-C with 130, SIGTERM with
-    143.
+    143. With TRACEBACK set, the traceback stands before the line of a ParameterError.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign is no reason to fail
     try:
+        quiet_start.started()
         script = Path(sys.argv[0]).name
-        given = parse(cls, sys.argv[1:] if arguments is None else arguments, description or "", script)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        cls = cls.for_arguments(arguments)
+        given = parse(cls, arguments, description or "", script)
         with terminable():
             main(resolve(cls, given), given)
     except ParameterError as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
         fail(str(error), 2)
     except KeyboardInterrupt as error:
         fail("terminated" if isinstance(error, Terminated) else "interrupted", exit_code(error))
     except OSError as error:
         fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
-    except (MemoryError, RuntimeError) as error:  # numpy raises the first, torch the second
-        if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("allocate memory", "out of memory")):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         fail(f"these sizes need more memory than there is ({(str(error).splitlines() or ['no details'])[0]})", 2)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception tells that there is too little memory: numpy raises MemoryError, torch RuntimeError."""
+    words = ("allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
 
 
 ORDER = ("run", "environment", "agent", "method")  # groups that come first in --help
@@ -164,13 +177,17 @@ def take_texts(cls: type[Parameters], arguments: list[str]) -> tuple[dict[str, l
         if len(name) == 1:
             starting = [full for full in names if full.startswith(name)]
             name = starting[0] if len(starting) == 1 else name
-        if match is None or name not in names or field_type(cls, name)[0] not in (str, tuple):
+        if match is None or name not in names:
             left.append(argument)
             continue
-        if match[2] is None and (not rest or rest[0].startswith("--")):
+        kind, _ = field_type(cls, name)
+        if kind is not bool and match[2] is None and (not rest or rest[0].startswith("--")):
             raise ParameterError(
                 name, None, f"must be followed by {allowed_values(cls, cls.__dataclass_fields__[name])}"
             )
+        if kind not in (str, tuple):
+            left.append(argument)
+            continue
         text = rest.pop(0) if match[2] is None else match[2]
         try:
             text.encode()

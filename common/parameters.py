@@ -67,11 +67,12 @@ def parameter(
 class Parameters:
     """Base of every parameter class.
 
-    `PRESETS` maps a preset's name to the values it fills in. `GROUP` is the heading in --help above the fields that a
-    class declares.
+    `PRESETS` maps a preset's name to the values it fills in, and `FILLS` another field's name to such values by what is
+    chosen. `GROUP` is the heading in --help above the fields that a class declares.
     """
 
     PRESETS: typing.ClassVar[dict[str, dict[str, Any]]] = {}
+    FILLS: typing.ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
     GROUP: typing.ClassVar[str] = "parameters"
     _given = frozenset[str]()  # names that were given; without a type here, it is no parameter
 
@@ -81,10 +82,16 @@ class Parameters:
         return self
 
     def __post_init__(self) -> None:
-        """Fill in what the preset says of parameters that were not given."""
+        """Fill in what the preset, and after it FILLS, say of parameters that were not given."""
+        known = set(self._given)
         for name, value in self.PRESETS.get(str(getattr(self, "preset", "")), {}).items():
             if name not in self._given or getattr(self, name) is None:
                 setattr(self, name, value)
+                known.add(name)
+        for chooser, options in self.FILLS.items():
+            for name, value in options.get(str(getattr(self, chooser)), {}).items():
+                if name not in known:
+                    setattr(self, name, value)
 
     @classmethod
     def of(cls, **given: Any) -> Self:
@@ -96,13 +103,18 @@ class Parameters:
 
     def explicit(self) -> dict[str, Any]:
         """The parameters that were given, and those that have been changed since."""
-        preset = {"preset": getattr(self, "preset", None)} if hasattr(self, "preset") else {}
-        plain, values = type(self)(**preset), {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = type(self)(**{name: values[name] for name in ("preset", *self.FILLS) if name in values})
         return {name: v for name, v in values.items() if name in self._given or v != getattr(plain, name)}
 
     def checked(self) -> Self:
         """The same parameters with values of the right types. Raises ParameterError, as `of` does."""
         return resolve(type(self), {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, self.explicit())
+
+    @classmethod
+    def for_arguments(cls, arguments: list[str]) -> "type[Parameters]":
+        """The class that reads a command's arguments, where one of them adds parameters. Raises ParameterError."""
+        return cls
 
     def check(self) -> None:
         """Conditions over several fields; subclasses extend it. Raises ParameterError."""
@@ -195,7 +207,8 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
 
 
 def resolve(cls: type[P], given: dict[str, Any], explicit: Collection[str] | None = None) -> P:
-    """Checked parameters from the explicitly `given` values, then the preset's, then the defaults.
+    """Checked parameters from the explicitly `given` values, then the preset's and FILLS', then the defaults.
+
 
     `explicit` tells which of them count as given, where not all do.
     Raises ParameterError for unknown names, wrong types, values out of range and contradictions.

@@ -23,7 +23,7 @@ class Stream(enum.IntEnum):
     PRACTICE = 11  # scenarios, arrivals and choices of practice
     BELIEFS = 20  # misjudged capacities
     VALIDATION_ARRIVALS = 21  # of evaluations during a training
-    ENVIRONMENT = 22  # what an environment in another library's hands draws
+    STATISTICS = 23  # which seeds a bootstrap draws again
 
 
 def random_generator(stream: Stream, *numbers: int) -> np.random.Generator:

@@ -118,9 +118,14 @@ def made(folder: Path, flag: str = "out") -> Path:
     return folder
 
 
+def half_name(path: Path) -> Path:
+    """What `path` is called while it is being written."""
+    return path.with_name(f".{path.stem}{PARTIAL}{path.suffix}")
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)` and rename the result to `path`, so that `path` is always whole."""
-    temporary = path.with_name(f".{path.stem}{PARTIAL}{path.suffix}")
+    temporary = half_name(path)
     try:
         write(temporary)
         temporary.replace(path)
@@ -178,6 +183,11 @@ def read_config(folder: Path, flag: str = "out") -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ParameterError(flag, folder, f"must hold a run, with a whole config.json ({describe(error)})") from None
     return method, parameters
+
+
+def read_source(folder: Path) -> str:
+    """The SHA-256 of a user's own file that took part in a run with a whole config.json; empty where none did."""
+    return str(json.loads((folder / "config.json").read_text()).get("source", ""))
 
 
 def with_defaults(cls: type[Parameters], stored: dict[str, Any], flag: str, place: Any) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Means and 95 % confidence intervals over seeds."""
+"""Means and 95 % confidence intervals over seeds, as numbers and in words."""
+
+import math
 
 import numpy as np
 
@@ -33,9 +35,23 @@ def mean_interval(values: np.ndarray, axis: int = 0) -> tuple[np.ndarray, np.nda
     return mean, quantile * values.std(axis, ddof=1) / seeds**0.5
 
 
-def with_interval(values: np.ndarray, digits: int = 2) -> str:
-    """`mean ± half width` of seeds' values in words; a dash where there are none."""
+def decimals(value: float) -> int:
+    """Decimals that show a delay in s: two, and below 0.1 s what three significant digits take."""
+    return 2 - math.floor(math.log10(abs(value))) if 0 < abs(value) < 0.1 else 2
+
+
+def seconds(value: float) -> str:
+    """A delay in s in words, without its unit: 7.96, and 0.00123 where two decimals would tell nothing."""
+    return f"{value:.{decimals(value)}f}"
+
+
+def with_interval(values: np.ndarray, digits: int | None = 2) -> str:
+    """`mean ± half width` of seeds' values in words; a dash where there are none.
+
+    Without `digits`, they are delays in s and have as many decimals as their mean needs.
+    """
     if np.isnan(values).any():
         return "-"
     mean, half = mean_interval(np.asarray(values, dtype=float))
+    digits = decimals(float(mean)) if digits is None else digits
     return f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")

@@ -17,12 +17,13 @@ from coop_lad_ts.congestion import CongestionPrices, measured_costs
 from coop_lad_ts.coop_actors import Actor, Draw, States
 from coop_lad_ts.coop_parameters import CoopParameters
 from coop_lad_ts.practice import REHEARSED, Lessons, practice_lessons, rehearsed
-from coop_lad_ts.queue_model import QueueModel
 from coop_lad_ts.routing_table import (
     RoutingTable,
     TableParameters,
     fit_tables,
+    in_classes,
     make_objective,
+    queue_model,
     unfitted_table,
 )
 from coop_lad_ts.view import View
@@ -64,7 +65,7 @@ class Distillation:
 class Tuning:
     """Everybody's cost in an episode, through the queue model: states of all slots and task numbers.
 
-    scenario has a row for each seed, mask [S, T - 1, B, N] tells the episode's tasks.
+    scenario has a row for each seed, mask [S, T - 1, B, N] tells the episode's tasks, or parts of tasks.
     """
 
     params: TableParameters
@@ -79,9 +80,8 @@ class Tuning:
         p, scenario = self.params, self.scenario.rows(seeds)
         x0 = actor.logits(actor.split(theta), self.view, self.states.of(seeds))
         probabilities = x0.softmax(-1)
-        model = QueueModel(scenario, p.slot_length, torch.float32, theta.device)
-        size = (p.input_min + p.input_max) / 2
-        costs = actor.mean_cost(model, make_objective(p, scenario), probabilities, self.mask[seeds], size)
+        model = queue_model(p, scenario, torch.float32, theta.device)
+        costs = actor.mean_cost(model, make_objective(p, scenario), probabilities, self.mask[seeds], p.mean_input)
         return costs.clamp(min=1e-6).log()[:, None], mean_entropy(x0.detach().log_softmax(-1))
 
 
@@ -148,7 +148,7 @@ class CoopTraining:
             return
         self.prepare(scenario)
         if p.teacher == "prices":
-            model = QueueModel(scenario, p.slot_length, torch.float32, self.device)
+            model = queue_model(p, scenario, torch.float32, self.device)
             wait, price = measured_costs(backlog, work, sent, model.capacity, p.slot_length)
             self.prices.learn(wait, price, backlog, model.own, model.workload)
         self.distil(episode, self.lessons(episode, scenario, view))
@@ -226,7 +226,7 @@ class CoopTraining:
             row, q, tasks = (part[self.row, k][:, 0] for part in (lesson.rows, lesson.backlog, lesson.tasks))
             rows = row[:, None].expand(-1, slots)
             states = States(rows, t, lesson.view.workload[rows], q, n)
-            scenario, mask = lesson.scenario.rows(row.cpu().numpy()), tasks[..., None] > number
+            scenario, mask = lesson.scenario.rows(row.cpu().numpy()), in_classes(lesson.params, tasks)
             self.advance(Tuning(lesson.params, lesson.view, states, scenario, mask))
 
     def advance(self, step: Step) -> None:

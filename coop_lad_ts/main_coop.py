@@ -6,6 +6,8 @@ python coop_lad_ts/main_coop.py --seeds 2
 python coop_lad_ts/main_coop.py --objective tail
 """
 
+import common.quiet_start  # noqa: F401
+
 from typing import Any
 
 from common.command_line import command_line

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from coop_lad_ts.coop_actors import Actor, ServerActor, StationActors
+from coop_lad_ts.coop_export import exported_policy
 from coop_lad_ts.coop_parameters import CoopConfig, CoopParameters
 from coop_lad_ts.coop_training import CoopTraining
 from coop_lad_ts.routing_table import coordinated_uniforms
@@ -17,6 +18,7 @@ from coop_lad_ts.view import View
 from lad_ts.agents import SeededScheduler, check_stations
 from lad_ts.environment_lad import Scenario, Slot, draw_scenario, offered_load
 from lad_ts.method import Method, Variant
+from lad_ts.policy_export import ExportedPolicy
 from lad_ts.references import VirtualOpt
 from lad_ts.run_parameters import training_seeds
 
@@ -28,6 +30,7 @@ class CoopAgents(SeededScheduler):
         "q at the slot's start, t, the BS's own tasks, f, w, distribution of the task counts, a common random seed; "
         "v in training and where virtual Opt takes over"
     )
+    Parameters = CoopParameters
     params: CoopParameters
 
     def __init__(self, params: CoopParameters, seeds: Sequence[int], device: torch.device | str) -> None:
@@ -102,6 +105,9 @@ class CoopAgents(SeededScheduler):
         other = super().moved(params)
         assert isinstance(other, CoopAgents)
         return other
+
+    def policy(self, scenario: Scenario) -> ExportedPolicy:
+        return exported_policy(self.params, self.actor, self.theta, scenario)
 
     def modules(self) -> dict[str, object]:
         return {"theta": self.theta, "memory": self.actor.memory} | self.course.modules()

@@ -5,14 +5,13 @@ Start reading at `practice_lessons`.
 
 import dataclasses
 
-import numpy as np
 import torch
 
 from common.random_streams import Stream, random_generator
 from coop_lad_ts.coop_actors import Actor, States
-from coop_lad_ts.queue_model import QueueModel
-from coop_lad_ts.routing_table import RoutingTable, TableParameters, fit_tables
+from coop_lad_ts.routing_table import RoutingTable, TableParameters, fit_tables, in_classes, queue_model
 from coop_lad_ts.view import View
+from lad_ts.arrivals import draw_counts
 from lad_ts.environment_lad import EnvironmentParameters, Scenario, draw_scenario, offered_load
 
 PATHS = 8  # arrival paths of each practice scenario
@@ -43,8 +42,8 @@ class Lessons:
 
 def drawn_scenario(params: EnvironmentParameters, seed: int, num_bs: int, load: float, spread: float) -> Scenario:
     """A scenario of an offered load: task classes from its seed, num_bs capacities within a factor of `spread`."""
-    plain = dataclasses.replace(params, num_bs=num_bs, scenario_seed=seed, scenario_per_seed=False, capacities=None)
-    drawn = draw_scenario(plain, [0])
+    plain = dataclasses.replace(params, scenario_seed=seed, scenario_per_seed=False)
+    drawn = draw_scenario(plain, [0], num_bs)
     rng = random_generator(Stream.PRACTICE, seed)
     capacity = rng.uniform(1, spread, (1, num_bs))
     unscaled = dataclasses.replace(drawn, capacity=capacity)
@@ -66,16 +65,15 @@ def practice_lessons(params: TableParameters, device: torch.device | str, count:
     lessons = []
     for (num_bs, num_slots), scenarios in groups.items():
         steps = min(params.fit_steps, FIT_STEPS)
-        own = dataclasses.replace(params, num_bs=num_bs, num_slots=num_slots, fit_steps=steps, capacities=None)
+        own = dataclasses.replace(params, num_slots=num_slots, fit_steps=steps)
         scenario = Scenario.stacked(scenarios)
         table, _ = fit_tables(own, scenario, range(len(scenarios)), stream=Stream.PRACTICE)
-        model = QueueModel(scenario, own.slot_length, torch.float32)
-        size = (len(scenarios), PATHS, num_slots - 1, num_bs)
-        tasks = rng.integers(own.min_tasks, own.num_tasks, size, endpoint=True)
-        count_n = (tasks[..., None] > np.arange(own.num_tasks)).sum(3)  # [R, E, T - 1, N]
+        model = queue_model(own, scenario, torch.float32)
+        tasks = torch.from_numpy(draw_counts(own, rng, len(scenarios), PATHS, num_slots - 1, num_bs))
+        count_n = in_classes(own, tasks).sum(3)  # [R, E, T - 1, N]
         work = model.workload[:, None, :, None] * table.log_table.softmax(-1)
-        sent = torch.einsum("retn,rtnb->retb", torch.from_numpy(count_n).to(work), work)
-        parts = (model.backlogs(sent), torch.from_numpy(tasks).to(work), table.log_table, table.nominal)
+        sent = torch.einsum("retn,rtnb->retb", count_n.to(work), work)
+        parts = (model.backlogs(sent), tasks.to(work), table.log_table, table.nominal)
         backlog, tasks_, log_table, nominal = (part.to(device) for part in parts)
         backlog, tasks_ = (part.flatten(0, 1).expand(seeds, -1, -1, -1) for part in (backlog, tasks_))
         rows = torch.arange(len(scenarios), device=device).repeat_interleave(PATHS).expand(seeds, -1)
@@ -91,7 +89,7 @@ def rehearsed(lessons: Lessons, actor: Actor, theta: torch.Tensor, episodes: tor
     """
     seed = torch.arange(len(episodes), device=episodes.device)[:, None]
     rows, tasks = lessons.rows[seed, episodes], lessons.tasks[seed, episodes]
-    count = (tasks[..., None] > torch.arange(lessons.params.num_tasks, device=tasks.device)).sum(3)  # [S, K, T - 1, N]
+    count = in_classes(lessons.params, tasks).sum(3)  # [S, K, T - 1, N]
     workload, view, weights = lessons.view.workload[rows], lessons.view, actor.split(theta)
     work = (count * workload[:, :, None]).unsqueeze(-2)  # [S, K, T - 1, 1, N]
     served = view.capacity[rows] * lessons.params.slot_length

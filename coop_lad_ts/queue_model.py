@@ -41,7 +41,8 @@ class QueueModel:
 
     capacity [R, B] in Gcycles/s, link_rate [R, B] in Mbit/s, workload [R, N] in Gcycles, result_size [R, N] in Mbit.
     `own` [R, N, B] and `alone` [R, N] are the seconds that a task of a server's own BS takes without any queue, on each
-    ES and on the best.
+    ES and on the best. If `ordered`, the n-th task of a BS comes after n - 1 others of its slot; if not, n is a class
+    of tasks that come in any order.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class QueueModel:
         slot_length: float = 1.0,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
+        ordered: bool = True,
     ) -> None:
         def tensor(values: np.ndarray) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
         self.capacity, self.link_rate = tensor(scenario.capacity), tensor(scenario.link_rate)
         self.workload, self.result_size = tensor(scenario.workload), tensor(scenario.result_size)
-        self.slot_length, self.num_bs = slot_length, scenario.capacity.shape[1]
+        self.slot_length, self.num_bs, self.ordered = slot_length, scenario.capacity.shape[1], ordered
         transmission = self.result_size[:, :, None] / self.link_rate[:, None]
         self.own = self.workload[:, :, None] / self.capacity[:, None] + transmission
         self.alone = self.own.amin(2)
@@ -95,6 +97,8 @@ class QueueModel:
         sent = torch.einsum("retn,rtnb->retb", count, work)
         others = sent * ((self.num_bs - 1) / (2 * self.num_bs)) + self.backlogs(sent)
         own_queue = work.cumsum(2) - work
+        if not self.ordered:  # half of a slot's work comes before a task, whatever its class
+            others, own_queue = sent / 2 + self.backlogs(sent), torch.zeros_like(own_queue)
         hop = size * (1 - 1 / self.num_bs) / self.link_rate[:, None, None]
         capacity = self.capacity[:, None, None]
         alone = own_queue / capacity + hop + self.own[:, None]  # what no other BS changes

@@ -17,6 +17,7 @@ from common.parameters import parameter
 from common.progress import Progress
 from common.random_streams import Stream, random_generator
 from coop_lad_ts.queue_model import Objective, QueueModel
+from lad_ts.arrivals import draw_counts, slot_presence
 from lad_ts.environment_lad import EnvironmentParameters, Scenario, offered_load, presence
 
 TASKS_BY_CAPACITY = {"mean": "descending", "slowdown": "descending", "tail": "ascending"}
@@ -75,10 +76,21 @@ def middle_ranks(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(middle).scatter_(1, order, middle)
 
 
-def draw_counts(params: EnvironmentParameters, rng: np.random.Generator, num_bs: int, *shape: int) -> np.ndarray:
-    """How many of num_bs BSs have an n-th task, [*shape, N], for counts drawn as the environment draws them."""
-    tasks = rng.integers(params.min_tasks, params.num_tasks, (*shape, num_bs), endpoint=True)
-    return (tasks[..., None] > np.arange(params.num_tasks)).sum(-2)
+def in_classes(params: EnvironmentParameters, tasks: torch.Tensor) -> torch.Tensor:
+    """How many tasks of each class a BS has that has so many tasks [.., B], [.., B, N]: one of each of the first.
+
+    Classes of a file are equally likely, so there it is a part of a task of each.
+    """
+    if params.file_tasks is None:
+        return tasks[..., None] > torch.arange(params.num_tasks, device=tasks.device)
+    return (tasks[..., None] / params.num_tasks).expand(*tasks.shape, params.num_tasks)
+
+
+def queue_model(
+    params: EnvironmentParameters, scenario: Scenario, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> QueueModel:
+    """The queue model of the parameters' environment."""
+    return QueueModel(scenario, params.slot_length, dtype, device, ordered=params.file_tasks is None)
 
 
 @dataclasses.dataclass
@@ -148,20 +160,21 @@ def fit_tables(
         log_table, nominal = (torch.cat([getattr(t, name) for t in tables]) for name in ("log_table", "nominal"))
         return RoutingTable(log_table, nominal), torch.cat(costs, 1)
     paths, slots = params.fit_paths, params.num_slots - 1
-    model = QueueModel(scenario, params.slot_length, torch.float32)
+    model = queue_model(params, scenario, torch.float32)
     objective = make_objective(params, scenario)
     start = size_matched_logits(params, model, TASKS_BY_CAPACITY[params.objective])
     logits = start[:, None].repeat(1, slots, 1, 1).requires_grad_()
     adam = torch.optim.Adam([logits], betas=(0.9, 0.99))
     generators = [random_generator(stream, seed) for seed in seeds]
-    size = (params.input_min + params.input_max) / 2
+    size = params.mean_input
     costs = []
     for step in Progress(
         range(params.fit_steps), desc="fitting tables", unit="step", leave=False, disable=not progress
     ):
         adam.param_groups[0]["lr"] = params.fit_rate * (1 - step / params.fit_steps) ** 0.5
-        drawn = [draw_counts(params, rng, model.num_bs, paths, slots) for rng in generators]
-        cost = model.table_cost(logits.softmax(-1), torch.from_numpy(np.stack(drawn)).to(logits), size, objective)
+        drawn = np.stack([draw_counts(params, rng, paths, slots, model.num_bs) for rng in generators])
+        count = in_classes(params, torch.from_numpy(drawn)).sum(-2)
+        cost = model.table_cost(logits.softmax(-1), count.to(logits), size, objective)
         adam.zero_grad()
         cost.sum().backward()
         adam.step()
@@ -172,14 +185,14 @@ def fit_tables(
 
 def nominal_backlog(params: EnvironmentParameters, model: QueueModel, log_table: torch.Tensor) -> torch.Tensor:
     """The backlogs [R, T - 1, B] in Gcycles that the mean arrivals bring about under tables [R, T - 1, N, B]."""
-    present = torch.as_tensor(presence(params)).to(log_table)
-    sent = (present[:, None] * model.workload[:, None, :, None] * log_table.softmax(-1)).sum(2)
+    present = torch.tensor(slot_presence(params)).to(log_table)
+    sent = (present[..., None] * model.workload[:, None, :, None] * log_table.softmax(-1)).sum(2)
     return model.backlogs(model.num_bs * sent)
 
 
 def unfitted_table(params: TableParameters, scenario: Scenario) -> RoutingTable:
     """Where measured prices start from: sizes matched to capacities, and no model of the queues."""
-    model = QueueModel(scenario, params.slot_length, torch.float32)
+    model = queue_model(params, scenario, torch.float32)
     start = size_matched_logits(params, model, TASKS_BY_CAPACITY[params.objective])
     table = start.log_softmax(-1)[:, None].repeat(1, params.num_slots - 1, 1, 1)
     return RoutingTable(table, torch.zeros_like(table[:, :, 0]))

@@ -8,6 +8,8 @@ python dedgeai/main_dedgeai.py --serve
 python dedgeai/main_dedgeai.py --simulate --num_servers 10000 --num_tasks 1000000 --scheduler water_filling --load 0.9
 """
 
+import common.quiet_start  # noqa: F401
+
 import asyncio
 import dataclasses
 from typing import Any

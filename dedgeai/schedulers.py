@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from baselines.methods import METHODS
+from baselines.methods import METHODS, split
 from baselines.rules import rule
 from common.parameters import LARGEST, ParameterError, resolve
 from common.run_folder import claimed, load_checkpoint
@@ -47,6 +47,12 @@ class SchedulerOptions:
     link_rate: float  # v in Mbit/s
     seed: int
 
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The parameters that the variant in the name stands for, as in lad_ts:paper."""
+        method, variant = split(self.name, "scheduler")
+        return dict(method.variants[variant].flags) if variant else {}
+
 
 # --- names ---
 
@@ -62,12 +68,16 @@ def scheduler_names(learning: bool = False) -> list[str]:
 
 
 def method_of(name: str) -> Method:
-    """The method of --scheduler: of the registry, or FILE.py:ClassName. Raises ParameterError when there is none."""
+    """The method of --scheduler: of the registry, with a variant or without, or FILE.py:ClassName.
+
+    Raises ParameterError when there is none.
+    """
     allowed = f"must be one of {', '.join(scheduler_names())}, or FILE.py:ClassName of your own"
-    if name in METHODS:
-        if not schedules(METHODS[name]):
+    key, colon, variant = name.partition(":")
+    if key in METHODS and (not colon or variant in METHODS[key].variants):
+        if not schedules(METHODS[key]):
             raise ParameterError("scheduler", name, f"a bound is no scheduler; {allowed}")
-        return METHODS[name]
+        return METHODS[key]
     if not Path(name.rpartition(":")[0]).is_file():
         raise ParameterError("scheduler", name, allowed)
     return rule(name, "scheduler")
@@ -106,11 +116,15 @@ def check_size(servers: int, options: SchedulerOptions) -> None:
 
 def read_checkpoint(place: Path, options: SchedulerOptions, servers: int) -> tuple[Any, dict[str, Any]]:
     """Parameters and content of a checkpoint for so many servers. Raises ParameterError when it does not fit."""
-    given = {"evaluate": str(place)}
+    given = {"evaluate": str(place)} | options.flags
     content = load_checkpoint(place, "checkpoint")
     try:
         config = stored_config(resolve(options.method.parameters, given), given, content, options.method, "evaluate")
     except ParameterError as error:
+        if error.flag in options.flags:  # of the variant
+            stored = content["config"].get(error.flag)
+            words = f"must be of --scheduler={options.name}, but has {error.flag}={stored}"
+            raise ParameterError("checkpoint", place, words) from None
         raise error.renamed(evaluate="checkpoint") from None
     if config.num_bs != servers and getattr(config, "actor", "") != "shared":  # which takes any number of servers
         raise ParameterError(
@@ -147,7 +161,7 @@ def on_cluster(options: SchedulerOptions, scheduler: Any, config: Any, profile: 
     """The scheduler with the cluster's capacities in its own unit of time; `config` are its own parameters."""
     assert isinstance(scheduler, Scheduler)
     seeds = training_seeds(config)
-    slot = slot_seconds(config.num_tasks, config.min_tasks, profile, options.steps)
+    slot = slot_seconds(config.mean_count, profile, options.steps)
     drawn = draw_scenario(config, seeds)
     rows = (len(seeds), 1)
     scenario = Scenario(
@@ -160,9 +174,9 @@ def on_cluster(options: SchedulerOptions, scheduler: Any, config: Any, profile: 
     return ClusterScheduler(options.name, scheduler, scenario, seeds, config.num_tasks, config.num_slots - 1, slot)
 
 
-def slot_seconds(num_tasks: int, min_tasks: int, profile: Profile, steps: tuple[int, int]) -> float:
-    """The slot in s in which the mean number of tasks of training offers a load of `LOAD`."""
-    tasks = (num_tasks + min_tasks) / 2 * profile.servers
+def slot_seconds(mean_count: float, profile: Profile, steps: tuple[int, int]) -> float:
+    """The slot in s in which the mean number of a BS's tasks in training offers a load of `LOAD`."""
+    tasks = mean_count * profile.servers
     return tasks / (LOAD * profile.task_rate(sum(steps) / 2))
 
 
@@ -171,7 +185,7 @@ def environment(options: SchedulerOptions, profile: Profile) -> dict[str, Any]:
 
     Denoising steps and link rates are whole numbers there, so what a task costs besides its steps is rounded.
     """
-    slot = slot_seconds(options.num_tasks, 1, profile, options.steps)
+    slot = slot_seconds((options.num_tasks + 1) / 2, profile, options.steps)
     overhead, rate = round(profile.overhead), min(max(1, round(options.link_rate * slot)), LARGEST)
     return {
         "num_bs": profile.servers,
@@ -199,9 +213,9 @@ def trained(options: SchedulerOptions, profile: Profile) -> Path:
     Raises ParameterError of --policies when its folder cannot be written; exits with 130 when Ctrl-C ended it.
     """
     method = options.method
-    flags = environment(options, profile) | {"episodes": options.episodes, "seed": options.seed}
+    flags = environment(options, profile) | options.flags | {"episodes": options.episodes, "seed": options.seed}
     key = hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:10]
-    out = options.folder / f"{options.name}_{profile.servers}servers_{key}"
+    out = options.folder / f"{options.name.replace(':', '_')}_{profile.servers}servers_{key}"
     if episodes_done(out) < options.episodes:
         print(f"training {options.name} on the profile's {profile.servers} servers, once; kept in {out}")
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.methods import METHODS, choose, default_methods
-from baselines.rules import SCRIPT as RULES_SCRIPT
+from baselines.own import LEARNERS_SCRIPT, RULES_SCRIPT
 from common.entry_scripts import ROOT, read_script
 from common.parameters import ParameterError, Parameters
 from common.run_folder import describe, read_csv
@@ -105,7 +105,7 @@ def command_behind(folder: Path) -> Behind:
     by_name = {method.name: method.script for method in METHODS.values()}
     script = by_name.get(name) or by_name.get(name.rpartition(" (")[0])
     if script is None and ":" in str(stored.get("method", "")):  # a class of the user's own
-        script = RULES_SCRIPT
+        script = LEARNERS_SCRIPT if "checkpoint_every" in stored else RULES_SCRIPT
     if script:
         if not (folder / "summary.json").is_file():
             raise FolderError("no summary.json: the run goes on, or was stopped")
@@ -125,6 +125,10 @@ def from_record(script: str, stored: Mapping[str, Any]) -> tuple[str, str]:
     found = read_script(script)
     assert found is not None, script
     unknown = sorted(set(stored) - found.parameters.__dataclass_fields__.keys())
+    if script == LEARNERS_SCRIPT:  # the file is not run to ask for defaults, so its own parameters are shown in full
+        given = {name: stored[name] for name in unknown if stored[name] is not None}
+        flags = {"method": stored.get("method"), **differing(found.parameters, stored), **given}
+        return command_words(script, flags), ""
     note = f"the script has no parameter {', '.join(unknown)}, which config.json names" if unknown else ""
     return command_words(script, differing(found.parameters, stored)), note
 

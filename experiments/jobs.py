@@ -20,7 +20,7 @@ from common.failure import fail
 from common.interruption import exit_code
 from common.parameters import ParameterError, resolve
 from common.progress import Progress
-from common.run_folder import PROGRESS, claimed, progress, read_config, read_csv, unused
+from common.run_folder import PROGRESS, claimed, progress, read_config, read_csv, read_source, unused
 from lad_ts.method import Method
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,11 +88,17 @@ class Job:
     def check_run(self) -> None:
         """Refuse a folder that holds another run. Raises ParameterError."""
         _, stored = read_config(self.folder)
-        source = json.loads((self.folder / "config.json").read_text()).get("source", "")
+        source = read_source(self.folder)
         if source and source != self.chosen[0].source:
             reason = "holds a run of another state of this file; give another folder, or delete that run"
             raise ParameterError("methods", self.method, f"{self.folder} {reason}")
-        for name, value in self.chosen[1].items():
+        method, flags = self.chosen
+        digest = getattr(resolve(method.parameters, flags), "arrivals_sha256", None)
+        if digest != stored.get("arrivals_sha256"):
+            raise ParameterError("out", self.folder, "holds a run of another state of the file of arrivals")
+        for name, value in flags.items():
+            if name == "method" and source and same_class(str(stored.get(name)), value):
+                continue
             longer = name == "episodes" and isinstance(stored.get(name), int) and stored[name] < value
             if stored.get(name) != value and not longer:
                 raise ParameterError("out", self.folder, f"holds a run with {name}={stored.get(name)}, not {value}")
@@ -106,7 +112,7 @@ class Job:
         """How to run the job, or to go on with it; files of a run that ended before its first checkpoint go."""
         method, flags = self.chosen
         if method.learns and (self.folder / "checkpoint.pt").is_file():
-            flags = {"resume": self.folder, "episodes": self.flags["episodes"]}
+            flags = {**method.flags, "resume": self.folder, "episodes": self.flags["episodes"]}
         else:
             with claimed(self.folder):
                 for name in (*RUN_FILES, PROGRESS):
@@ -132,6 +138,11 @@ class Job:
 def parse_methods(text: str) -> list[str]:
     """The methods of a comma-separated list, each once, with the default variant where none is named."""
     return list(dict.fromkeys(full_name(name.strip()) for name in text.split(",")))
+
+
+def same_class(stored: str, name: str) -> bool:
+    """Whether two names FILE.py:ClassName are of one class, wherever the file now lies."""
+    return stored.rpartition(":")[2] == name.rpartition(":")[2]
 
 
 def folder_name(method: str) -> str:

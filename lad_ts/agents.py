@@ -7,7 +7,7 @@ at `StackedAgents.learn`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from common.parameters import ParameterError, parameter
 from common.random_streams import Stream
 from lad_ts.environment_lad import EnvironmentParameters, Scenario, Slot
 from lad_ts.observation import KINDS, Scales, features, width
+from lad_ts.policy_export import ExportedPolicy
 from lad_ts.replay import Replay
 from lad_ts.scheduler import LearningScheduler
 
@@ -57,6 +58,8 @@ class AgentParameters(EnvironmentParameters):
     evaluation_action: str = parameter(
         "sample", "action in evaluation: drawn from the policy or its best", choices=("sample", "argmax")
     )
+
+    PRESETS: ClassVar = {"paper": PAPER_STATE, "tuned": TUNED_STATE}
 
     def check(self) -> None:
         super().check()
@@ -150,11 +153,13 @@ class StackedAgents(SeededScheduler):
     """Agents of all BSs and seeds, stacked, that learn from replayed transitions."""
 
     needs = "q at the slot's start, the BS's own tasks; f, but for raw state features"
+    Parameters = AgentParameters
 
     def __init__(self, params: AgentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         super().__init__(params, seeds, device)
+        if params.state_features is None:
+            raise ParameterError("state_features", None, f"must be one of {', '.join(KINDS)}; no preset fills it in")
         self.state_size = state_size(params)
-        assert params.state_features is not None, "presets fill it in"
         self.kind, self.scales = params.state_features, Scales.of(params)
         self.agents = len(self.seeds) * params.num_bs
         columns = {"state": self.state_size, "next_state": self.state_size, "action": 1, "reward": 1}
@@ -233,6 +238,29 @@ class StackedAgents(SeededScheduler):
         for _ in range(self.params.updates_per_slot):
             self.update(self.replay.take(self.draw("uniform", self.params.batch_size)), learning)
         self._drawing = [True] * len(self.seeds)
+
+    def exported(
+        self,
+        compute: Callable[..., tuple[torch.Tensor, ...]],
+        theta: torch.Tensor,
+        outputs: tuple[str, ...],
+        noise: int = 0,
+        memory: torch.Tensor | None = None,
+        **facts: Any,
+    ) -> ExportedPolicy:
+        """A policy of `compute`, with the weights of the first seed's agents.
+
+        `noise` is the number of standard normal vectors that a decision takes. With a memory [T, B, N, B] it takes a
+        latent one.
+        """
+        tasks = self.num_bs, "tasks"
+        inputs: dict[str, tuple[int | str, ...]] = {"observation": (*tasks, self.state_size)}
+        if memory is not None:
+            inputs["latent"] = (*tasks, self.num_bs)
+        if noise:
+            inputs["noise"] = (*tasks, noise, self.num_bs)
+        facts |= {"kind": self.kind, "size_scale": self.scales.size, "workload_scale": self.scales.workload}
+        return ExportedPolicy(compute, theta[: self.num_bs], inputs, outputs, facts, memory)
 
     def extra_values(self, slot: Slot, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Values [G, N, width] of the subclass's further replay columns."""

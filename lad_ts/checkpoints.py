@@ -7,7 +7,14 @@ from typing import Any
 
 from common.device import choose_device
 from common.parameters import ParameterError, resolve
-from common.run_folder import load_checkpoint, read_config, replace_file, save_checkpoint, with_defaults
+from common.run_folder import (
+    load_checkpoint,
+    read_config,
+    read_source,
+    replace_file,
+    save_checkpoint,
+    with_defaults,
+)
 from lad_ts.history import History
 from lad_ts.method import Method
 from lad_ts.run_parameters import DEVICES, training_seeds
@@ -15,14 +22,15 @@ from lad_ts.scheduler import LearningScheduler
 
 # Parameters that the command line may change for a stored run.
 FREE = {
-    "resume": {"episodes", "device", "threads", "checkpoint_every", "log", "evaluate_every"},
-    "evaluate": {"evaluation_episodes", "evaluation_action", "device", "threads", "out"},
+    "resume": {"method", "episodes", "device", "threads", "checkpoint_every", "export", "log", "evaluate_every"},
+    "evaluate": {"method", "evaluation_episodes", "evaluation_action", "device", "threads", "out", "export"},
 }
 
 
 def write_checkpoint(folder: Path, config: Any, method: Method, scheduler: LearningScheduler, history: History) -> None:
     """checkpoint.pt with all that a run needs to go on to the same numbers."""
     content = {"method": method.name, "config": dataclasses.asdict(config)}
+    content |= {"source": method.source} if method.source else {}
     save_checkpoint(folder / "checkpoint.pt", content | {"learner": scheduler.state_dict(), **history.stored()})
 
 
@@ -45,6 +53,7 @@ def stored_config(config: Any, given: Collection[str], content: dict[str, Any], 
     place, free, stored = getattr(config, flag), FREE[flag], content["config"]
     if content["method"] != method.name:
         raise ParameterError(flag, place, f"holds a run of {content['method']}; must be one of {method.name}")
+    check_source(content, method, flag, place)
     stored = with_defaults(type(config), stored, flag, place)
     for name in sorted(set(given) - free - {flag}):
         if getattr(config, name) != stored[name]:
@@ -52,9 +61,21 @@ def stored_config(config: Any, given: Collection[str], content: dict[str, Any], 
             raise ParameterError(name, getattr(config, name), words)
     changes = {name: getattr(config, name) for name in free.intersection(given)}
     try:
-        return resolve(type(config), stored | changes | {"resume": None, "evaluate": None})
+        return resolve(type(config), stored | changes | {"resume": None, "evaluate": None, "export": None})
     except ParameterError as error:
         raise ParameterError(flag, place, f"holds a parameter that is not allowed ({error})") from None
+
+
+def check_source(content: dict[str, Any], method: Method, flag: str, place: Any) -> None:
+    """Refuse to go on with a run of another state of a user's file, and tell of it before an evaluation.
+
+    Raises ParameterError.
+    """
+    if content.get("source", "") != method.source:
+        words = f"holds a run of another state of the file of {method.name}"
+        if flag == "resume":
+            raise ParameterError(flag, place, f"{words}; must be the one that began it")
+        print(f"{place} {words}; it is evaluated by the present one")
 
 
 def restore(config: Any, content: dict[str, Any], method: Method, flag: str, place: Path | str) -> LearningScheduler:
@@ -80,7 +101,8 @@ def begun(folder: Path) -> dict[str, Any]:
     """What a checkpoint of no episode would hold, of a run that has written its config.json. Raises ParameterError."""
     label, parameters = read_config(folder, "resume")
     name = label.rpartition(" (")[0] if label.endswith(")") else label  # the label of a run ends with its variant
-    return {"method": name, "config": parameters, "learner": None, "history": []}
+    stored = {"method": name, "config": parameters, "source": read_source(folder)}
+    return stored | {"learner": None, "history": []}
 
 
 def resume_run(config: Any, given: Collection[str], method: Method) -> tuple[Any, LearningScheduler, History]:

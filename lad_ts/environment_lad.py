@@ -7,75 +7,15 @@ rates, task classes), `Arrivals` what comes in an episode, and `CollaborativeMEC
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
 
-from common.parameters import ParameterError, Parameters, numbers, parameter
 from common.random_streams import Stream, random_generator
-
-
-@dataclasses.dataclass(kw_only=True)
-class EnvironmentParameters(Parameters):
-    """Every number of the paper's environment. Defaults are the paper's; it does not give scenario_seed."""
-
-    GROUP: ClassVar[str] = "environment"
-
-    num_bs: int = parameter(20, "base stations, each with one edge server", low=1, high=10_000)
-    num_tasks: int = parameter(50, "most tasks that a BS receives in a slot (N)", low=1, high=10_000)
-    min_tasks: int = parameter(1, "fewest tasks that a BS receives in a slot", low=0)
-    num_slots: int = parameter(60, "time slots of an episode (T); T - 1 of them are scheduled", low=2)
-    slot_length: float = parameter(1.0, "length of a time slot", unit="s", above=0)
-    input_min: float = parameter(2.0, "smallest input size d", unit="Mbit", low=0)
-    input_max: float = parameter(5.0, "largest input size d", unit="Mbit", above=0)
-    quality_min: int = parameter(1, "fewest denoising steps z that a task asks for", unit="steps", low=1)
-    quality_max: int = parameter(14, "most denoising steps z that a task asks for", unit="steps", low=1)
-    density_min: float = parameter(0.1024, "smallest computing density rho", unit="Gcycles/step", above=0)
-    density_max: float = parameter(0.3072, "largest computing density rho", unit="Gcycles/step", above=0)
-    result_min: float = parameter(0.6, "smallest result size r", unit="Mbit", low=0)
-    result_max: float = parameter(1.0, "largest result size r", unit="Mbit", above=0)
-    capacity_min: int = parameter(10, "least capacity f of an ES", unit="Gcycles/s", low=1)
-    capacity_max: int = parameter(50, "greatest capacity f of an ES", unit="Gcycles/s", low=1)
-    capacities: str | None = parameter(
-        None, "capacity f of each ES, as in 10,20.5,40, instead of drawn ones", unit="Gcycles/s"
-    )
-    rate_min: int = parameter(400, "least link rate v", unit="Mbit/s", low=1)
-    rate_max: int = parameter(500, "greatest link rate v", unit="Mbit/s", low=1)
-    tied_sizes: bool = parameter(
-        False,
-        "draw rho and r from the same uniform numbers",
-        more="The published code does so by seeding twice.",
-    )
-    scenario_seed: int = parameter(
-        4,
-        "seed of capacities, link rates and task classes, shared by all training seeds",
-        low=0,
-        more="4 is the first whose offered load, 1.25 of the capacity, is about that of the published script's draw "
-        "(1.24).",
-    )
-    scenario_per_seed: bool = parameter(False, "give every training seed a scenario of its own")
-
-    def check(self) -> None:
-        for name in ("input", "quality", "density", "result", "capacity", "rate"):
-            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
-            if low > high:
-                raise ParameterError(f"{name}_min", low, f"the range is empty; must be at most --{name}_max={high}")
-        if self.min_tasks > self.num_tasks:
-            raise ParameterError(
-                "min_tasks", self.min_tasks, f"the range is empty; must be at most --num_tasks={self.num_tasks}"
-            )
-        _ = self.fixed_capacities
-        super().check()
-
-    @functools.cached_property
-    def fixed_capacities(self) -> np.ndarray | None:
-        """The numbers [B] of --capacities, None without it. Raises ParameterError unless every ES has one."""
-        if self.capacities is None:
-            return None
-        return np.array(numbers("capacities", self.capacities, "num_bs", self.num_bs))
+from lad_ts.arrivals import Arrivals, presence
+from lad_ts.arrivals import draw_arrivals as draw_arrivals  # where its users look for it
+from lad_ts.environment_parameters import EnvironmentParameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,18 +70,25 @@ class Scenario:
         return Scenario(*(np.concatenate([getattr(scenario, name) for scenario in scenarios]) for name in names))
 
 
-def draw_scenario(params: EnvironmentParameters, seeds: Sequence[int]) -> Scenario:
-    """The scenario of each training seed: one for all, or one each with `scenario_per_seed`."""
+def draw_scenario(params: EnvironmentParameters, seeds: Sequence[int], num_bs: int | None = None) -> Scenario:
+    """The scenario of each training seed: one for all, or one each with `scenario_per_seed`.
+
+    With num_bs, it has another number of BSs than the parameters, and drawn capacities.
+    """
 
     def draw(seed: int) -> tuple[np.ndarray, ...]:
         rng = random_generator(Stream.SCENARIO, params.scenario_seed, seed)
-        b, n = params.num_bs, params.num_tasks
+        b, n = num_bs or params.num_bs, params.num_tasks
         capacity = rng.integers(params.capacity_min, params.capacity_max, b, endpoint=True)
-        if params.fixed_capacities is not None:
+        if params.fixed_capacities is not None and num_bs is None:
             capacity = params.fixed_capacities
         link_rate = rng.integers(params.rate_min, params.rate_max, b, endpoint=True)
         steps = rng.integers(params.quality_min, params.quality_max, n, endpoint=True)
         density_draw, result_draw = rng.random(n), rng.random(n)
+        if params.file_tasks is not None:
+            # Classes of a file come in any order, so that a number says nothing of the size.
+            order = rng.permutation(n)
+            return capacity, link_rate, *(values[order] for values in params.file_tasks.classes(n))
         if params.tied_sizes:
             result_draw = density_draw
         density = params.density_min + (params.density_max - params.density_min) * density_draw
@@ -152,12 +99,6 @@ def draw_scenario(params: EnvironmentParameters, seeds: Sequence[int]) -> Scenar
     return Scenario(*(np.stack(column).astype(np.float64) for column in zip(*rows, strict=True)))
 
 
-def presence(params: EnvironmentParameters) -> np.ndarray:
-    """The probability [N] that a BS receives an n-th task in a slot; counts are uniform in min_tasks..num_tasks."""
-    n = np.arange(1, params.num_tasks + 1)
-    return np.minimum(1, (params.num_tasks - n + 1) / (params.num_tasks - params.min_tasks + 1))
-
-
 def offered_load(params: EnvironmentParameters, scenario: Scenario) -> np.ndarray:
     """Mean work that arrives in a slot over what all ESs can do in it, [R]."""
     work = scenario.capacity.shape[1] * (presence(params) * scenario.workload).sum(1)
@@ -165,41 +106,12 @@ def offered_load(params: EnvironmentParameters, scenario: Scenario) -> np.ndarra
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrivals:
-    """The tasks of one episode in S rows: count [S, T, B] (int64) and input size [S, T, B, N] in Mbit (float64)."""
-
-    count: np.ndarray
-    size: np.ndarray
-
-    def __post_init__(self) -> None:
-        if self.size.ndim != 4 or self.count.shape != self.size.shape[:3]:
-            raise ValueError(f"count {self.count.shape} and size {self.size.shape}: need [S, T, B], [S, T, B, N]")
-        if not ((self.count >= 0) & (self.count <= self.size.shape[3])).all():
-            raise ValueError(f"count: must lie in 0..{self.size.shape[3]}")
-        if not (np.isfinite(self.size).all() and (self.size >= 0).all()):
-            raise ValueError("size: values must be finite and not negative")
-
-
-def draw_arrivals(
-    params: EnvironmentParameters, rows: Sequence[tuple[int, int]], stream: Stream = Stream.TRAINING_ARRIVALS
-) -> Arrivals:
-    """The arrivals of the given (seed, episode) rows, each from a generator of its own."""
-    shape = (params.num_slots, params.num_bs)
-    count = np.empty((len(rows), *shape), dtype=np.int64)
-    size = np.empty((len(rows), *shape, params.num_tasks))
-    for row, (seed, episode) in enumerate(rows):
-        rng = random_generator(stream, seed, episode)
-        count[row] = rng.integers(params.min_tasks, params.num_tasks, shape, endpoint=True)
-        size[row] = rng.uniform(params.input_min, params.input_max, size[row].shape)
-    return Arrivals(count, size)
-
-
-@dataclasses.dataclass(frozen=True)
 class Slot:
     """What is known when slot t starts: the tasks of every BS and the backlog of every ES.
 
     mask [S, B, N] marks the tasks that exist (a prefix of each BS's N cells), size [S, B, N] in Mbit,
-    workload [S, B, N] in Gcycles, backlog q[t] [S, B] in Gcycles.
+    workload [S, B, N] in Gcycles, backlog q[t] [S, B] in Gcycles. Tasks with result sizes of their own have these in
+    result_size [S, B, N], in Mbit; without, they are the scenario's.
     """
 
     t: int
@@ -207,12 +119,14 @@ class Slot:
     size: torch.Tensor
     workload: torch.Tensor
     backlog: torch.Tensor
+    result_size: torch.Tensor | None = None
 
     def copy(self) -> "Slot":
         """The same numbers in tensors of their own, to be shown to whoever might write into them."""
         same = self.workload.stride(1) == 0  # the same tasks at every BS take the memory of one
         workload = self.workload[:, :1].clone().expand_as(self.workload) if same else self.workload.clone()
-        return Slot(self.t, self.mask.clone(), self.size.clone(), workload, self.backlog.clone())
+        result = None if self.result_size is None else self.result_size.clone()
+        return Slot(self.t, self.mask.clone(), self.size.clone(), workload, self.backlog.clone(), result)
 
 
 def work_ahead(workload: torch.Tensor, action: torch.Tensor, num_es: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,9 +156,10 @@ class CollaborativeMEC:
         self.num_seeds, self.num_bs = scenario.capacity.shape
         self.workload = tensor(scenario.workload)[:, None].expand(-1, self.num_bs, -1)  # the same tasks at every BS
         self.num_tasks = scenario.density.shape[1]
-        # s that the n-th task takes alone on its best ES, without upload, [S, N]: what slowdowns are relative to
+        # s that the n-th task takes alone on its best ES, without upload, [S, N]
         own = tensor(scenario.workload)[:, :, None] / self.capacity[:, None]
         self.alone = (own + self.result_size[:, :, None] / self.link_rate[:, None]).amin(2)
+        self.own_tasks: tuple[torch.Tensor, torch.Tensor] | None = None  # workload and result size, [S, T, B, N] each
 
     def reset(self, arrivals: Arrivals) -> Slot:
         """Empty the queues and start an episode. Returns the first slot; raises ValueError on a misfit."""
@@ -255,13 +170,34 @@ class CollaborativeMEC:
         self._size = torch.as_tensor(arrivals.size, dtype=torch.float64, device=self.device)
         count = torch.as_tensor(arrivals.count, device=self.device)
         self._mask = torch.arange(self.num_tasks, device=self.device) < count[..., None]
+        self.own_tasks = None
+        if arrivals.workload is not None and arrivals.result_size is not None:
+            parts = (arrivals.workload, arrivals.result_size)
+            workload, result = (torch.as_tensor(part, dtype=torch.float64, device=self.device) for part in parts)
+            self.own_tasks = workload, result
         self.backlog = torch.zeros_like(self.capacity)
         self.t = 0
         return self.slot()
 
+    def least_delays(self) -> torch.Tensor:
+        """s that a task takes alone on its best ES, without upload: [S, N], or [S, T - 1, B, N] of tasks of their own.
+
+        This is what slowdowns are relative to.
+        """
+        if self.own_tasks is None:
+            return self.alone
+        workload, result = (part[:, :-1] for part in self.own_tasks)
+        least = torch.full_like(workload, torch.inf)
+        for f, v in zip(self.capacity.T, self.link_rate.T, strict=True):  # one by one, which bounds the memory
+            least = torch.minimum(least, workload / f.view(-1, 1, 1, 1) + result / v.view(-1, 1, 1, 1))
+        return least
+
     def slot(self) -> Slot:
         """The slot that is to be scheduled next."""
-        return Slot(self.t, self._mask[:, self.t], self._size[:, self.t], self.workload, self.backlog)
+        workload, result = self.workload, None
+        if self.own_tasks is not None:
+            workload, result = (part[:, self.t] for part in self.own_tasks)
+        return Slot(self.t, self._mask[:, self.t], self._size[:, self.t], workload, self.backlog, result)
 
     def step(self, action: torch.Tensor) -> tuple[torch.Tensor, Slot]:
         """Schedule every task of the current slot and go on to the next.
@@ -283,7 +219,8 @@ class CollaborativeMEC:
         queue = (self.backlog.gather(1, flat) + in_slot) / f
         home = torch.arange(self.num_bs, device=self.device)[:, None]
         upload = (action != home) * now.size
-        transmission = (upload + self.result_size[:, None]).view_as(flat) / v
+        result = self.result_size[:, None] if now.result_size is None else now.result_size
+        transmission = (upload + result).view_as(flat) / v
         delay = (transmission + work / f + queue).view_as(action) * now.mask
         self.backlog = (self.backlog + total - self.capacity * self.slot_length).clamp(min=0)
         self.t += 1

@@ -12,6 +12,7 @@ from common.parameters import ParameterError
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, Slot
 
 PERCENTILES = (50, 95, 99)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Decides(Protocol):
@@ -57,10 +58,12 @@ def summarise(
 ) -> EpisodeStatistics:
     """Statistics of delay [R, .., N] in s where mask [R, .., N] is True.
 
-    alone [R, N] in s is the least delay of each task number, `seconds` the scheduler's wall time.
+    alone [R, N], or as delay, in s is the least delay of each task number or task, `seconds` the scheduler's wall time.
     """
     rows = [d[m] for d, m in zip(delay.cpu().numpy(), mask.cpu().numpy(), strict=True)]
-    share = (delay / alone.view(len(rows), *[1] * (delay.dim() - 2), -1)).flatten(1).sum(1).cpu().numpy()
+    if alone.dim() < delay.dim():
+        alone = alone.view(len(rows), *[1] * (delay.dim() - 2), -1)
+    share = (delay / alone).flatten(1).sum(1).cpu().numpy()
     columns = [(row.mean(), *np.percentile(row, PERCENTILES), row.max()) if row.size else (np.nan,) * 5 for row in rows]
     mean, p50, p95, p99, largest = np.array(columns).T
     tasks = np.array([row.size for row in rows])
@@ -73,23 +76,12 @@ def summarise(
 def check_action(action: torch.Tensor, slot: Slot, name: str) -> None:
     """Raise ParameterError unless every task of the slot gets a number of an edge server."""
     shape, servers = tuple(slot.mask.shape), slot.backlog.shape[1]
-    if tuple(action.shape) != shape or action.is_floating_point() or action.dtype == torch.bool:
+    if tuple(action.shape) != shape or action.dtype not in INTEGERS:
         found = f"{action.dtype} {list(action.shape)}"
         raise ParameterError(None, None, f"{name}.act returned {found}; must be integers {list(shape)}")
     if action.numel() and not 0 <= int(action.min()) <= int(action.max()) < servers:
         found = f"servers {int(action.min())}..{int(action.max())}"
         raise ParameterError(None, None, f"{name}.act returned {found}; must be within 0..{servers - 1}")
-
-
-def chosen(scheduler: Decides, slot: Slot) -> np.ndarray | torch.Tensor:
-    """What the scheduler chooses. Raises ParameterError when its `begin` has left out that of its base."""
-    try:
-        return scheduler.act(slot)
-    except AttributeError as error:
-        if error.obj is scheduler and error.name in ("scenario", "num_bs", "random"):
-            words = f"{type(scheduler).__name__}.begin must call super().begin(scenario, rows), which sets {error.name}"
-            raise ParameterError(None, None, words) from None
-        raise
 
 
 def play(
@@ -104,7 +96,7 @@ def play(
     for _ in range(env.num_slots - 1):
         began = time.perf_counter()
         # What a scheduler is shown is its own to change; and what it returns may be its own to use again.
-        action = torch.as_tensor(chosen(scheduler, slot.copy()), device=env.device)
+        action = torch.as_tensor(scheduler.act(slot.copy()), device=env.device)
         if not scheduler.learns:
             check_action(action, slot, type(scheduler).__name__)
             action = action.to(torch.int64, copy=True)
@@ -132,4 +124,4 @@ def run_episode(
         delays.append(delay)
         masks.append(slot.mask)
     utilisation = worked / (env.capacity * env.slot_length * (env.num_slots - 1))
-    return summarise(torch.stack(delays, 1), torch.stack(masks, 1), env.alone, utilisation, deciding)
+    return summarise(torch.stack(delays, 1), torch.stack(masks, 1), env.least_delays(), utilisation, deciding)

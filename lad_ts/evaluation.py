@@ -17,13 +17,15 @@ from lad_ts.checkpoints import restore, stored_config
 from lad_ts.environment_lad import EnvironmentParameters, draw_arrivals
 from lad_ts.history import History
 from lad_ts.method import Method
+from lad_ts.policy_export import exported_place
 from lad_ts.references import OptTS
 from lad_ts.report import report, report_servers
-from lad_ts.result import Result
+from lad_ts.result import Result, with_export
 from lad_ts.setting import Setting
 
-# What an evaluation may change.
+# What an evaluation may change, and what of it is told.
 ENVIRONMENT = tuple(field.name for field in dataclasses.fields(EnvironmentParameters))
+NAMED = tuple(name for name in ENVIRONMENT if name != "arrivals_sha256")
 
 
 def evaluate_checkpoint(config: Any, given: Collection[str], method: Method) -> Result:
@@ -35,11 +37,11 @@ def evaluate_checkpoint(config: Any, given: Collection[str], method: Method) -> 
     """
     start, place, out = time.perf_counter(), Path(config.evaluate), config.out
     content = load_checkpoint(place, "evaluate")
+    file = config.export
     trained = stored_config(config, set(given) - set(ENVIRONMENT), content, method, "evaluate")
     scheduler = restore(trained, content, method, "evaluate", place)
-    elsewhere = {name: getattr(config, name) for name in ENVIRONMENT if name in given}
-    changed = [name for name, value in elsewhere.items() if value != getattr(trained, name)]
-    config = resolve(type(config), dataclasses.asdict(trained) | elsewhere)
+    config = elsewhere(trained, config, given)
+    changed = [name for name in NAMED if getattr(config, name) != getattr(trained, name)]
     if changed:
         scheduler = scheduler.moved(config)
     scheduler.training = False
@@ -49,6 +51,7 @@ def evaluate_checkpoint(config: Any, given: Collection[str], method: Method) -> 
     config = dataclasses.replace(config, evaluate=str(place))
     setting = Setting.of(config)
     seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
+    writes = exported_place(file, scheduler, scenario)
     with new_folder(out, place.parent / folder_name(config, place, changed)) as folder:
         history, results = History(), []
         with Interruption() as interruption:
@@ -70,8 +73,21 @@ def evaluate_checkpoint(config: Any, given: Collection[str], method: Method) -> 
         lines, summary = report(config, setting, label, folder, history, history.episodes, time.perf_counter() - start)
         if interruption.asked:
             lines.append(f"interrupted after episode {history.episodes}")
-        text = "\n".join([*words, *lines])
-        return Result(config, folder, history.columns(config.seeds), scheduler, summary, text, interruption.code)
+        text, columns = "\n".join([*words, *lines]), history.columns(config.seeds)
+        result = Result(config, folder, columns, scheduler, summary, text, interruption.code)
+    return with_export(result, writes, scenario, method.key, seeds)
+
+
+def elsewhere(trained: Any, config: Any, given: Collection[str]) -> Any:
+    """The parameters of a training in the environment of `config`, as far as it is `given`. Raises ParameterError."""
+    names = {name for name in ENVIRONMENT if name in given}
+    for chooser, options in type(config).FILLS.items():
+        if chooser in given:
+            names |= options.get(getattr(config, chooser), {}).keys()
+    values = {name: getattr(config, name) for name in names}
+    if values.get("arrivals", trained.arrivals) != trained.arrivals:  # a file of its own, so not that of training
+        values.setdefault("arrivals_sha256", None)
+    return resolve(type(config), dataclasses.asdict(trained) | values)
 
 
 def folder_name(config: Any, checkpoint: Path, changed: list[str]) -> str:
@@ -79,4 +95,4 @@ def folder_name(config: Any, checkpoint: Path, changed: list[str]) -> str:
     best = ["best"] if checkpoint.name == "best.pt" else []
     words = "_".join(f"{name}_{getattr(config, name)}" for name in changed)
     plain = re.sub(r"[^\w.-]+", "-", words)[:100]
-    return "_".join(filter(None, ["evaluation", *best, config.evaluation_action, plain]))
+    return "_".join(filter(None, ["evaluation", *best, getattr(config, "evaluation_action", "sample"), plain]))

@@ -4,6 +4,8 @@ Writes results/lad_ts/<run>/ with config.json, delay.csv, delay.png, delay.pdf a
 python lad_ts/main_lad.py --episodes 60 --seeds 2
 """
 
+import common.quiet_start  # noqa: F401
+
 from typing import Any
 
 from common.command_line import command_line

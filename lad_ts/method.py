@@ -61,4 +61,4 @@ class Method:
 
     def label(self, config: Any) -> str:
         """The name, with the variant of methods that learn, as figures and tables show it."""
-        return f"{self.name} ({config.variant})" if self.learns else self.name
+        return f"{self.name} ({config.variant})" if self.learns and config.variant else self.name

@@ -14,8 +14,9 @@ import torch
 from common.parameters import ParameterError, parameter
 from lad_ts.agents import state_size
 from lad_ts.diffusion_lad import Denoiser, posterior_schedule
-from lad_ts.environment_lad import Slot
+from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.method import PRESETS, Method
+from lad_ts.policy_export import ExportedPolicy
 from lad_ts.run_parameters import TrainingParameters
 from lad_ts.soft_actor_critic import SACParameters, SoftActorCritic
 from lad_ts.stacked import Layout
@@ -72,6 +73,7 @@ class LadParameters(SACParameters):
 class LadAgents(SoftActorCritic):
     """The LAD-TS agents of all BSs and seeds."""
 
+    Parameters = LadParameters
     params: LadParameters
 
     def __init__(self, params: LadParameters, seeds: Sequence[int], device: torch.device | str) -> None:
@@ -95,11 +97,13 @@ class LadAgents(SoftActorCritic):
         width = self.num_bs if self.params.replay_latent == "input" else 1
         return {"latent": width, "next_latent": width}
 
+    @property
+    def noise_steps(self) -> int:
+        return self.params.denoising_steps - 1 if self.params.posterior_noise else 0
+
     def draw_noise(self, samples: int) -> torch.Tensor | None:
         """The noise of the steps I .. 2, [G, I - 1, B, samples]."""
-        if not self.params.posterior_noise or self.params.denoising_steps == 1:
-            return None
-        return self.draw("normal", self.params.denoising_steps - 1, self.num_bs, samples)
+        return self.draw("normal", self.noise_steps, self.num_bs, samples) if self.noise_steps else None
 
     def logits(
         self, theta: torch.Tensor, state: torch.Tensor, latent: torch.Tensor | None, noise: torch.Tensor | None
@@ -113,16 +117,29 @@ class LadAgents(SoftActorCritic):
         ].clone()  # the replay needs it after the cell is overwritten
         with torch.no_grad():
             x0 = self.logits(self.theta_actor, state, latent, self.draw_noise(state.shape[2]))
-        probabilities = x0.softmax(1)
-        if self.params.memory == "probabilities":
-            remembered = probabilities
-        elif self.params.memory == "x0_standardised":
-            remembered = (x0 - x0.mean(1, keepdim=True)) / (x0.std(1, keepdim=True, unbiased=False) + 1e-6)
-        else:
-            remembered = x0.clamp(-LARGEST_LATENT, LARGEST_LATENT)
         scheduled = slot.mask.reshape(self.agents, 1, -1)
-        self.memory[slot.t] = torch.where(scheduled, remembered, latent)
-        return self.pick(probabilities)
+        self.memory[slot.t] = torch.where(scheduled, self.remembered(x0), latent)
+        return self.pick(x0.softmax(1))
+
+    def remembered(self, x0: torch.Tensor) -> torch.Tensor:
+        """What a cell holds after a decision that ended in x0 [G, B, M], in the same shape."""
+        if self.params.memory == "probabilities":
+            return x0.softmax(1)
+        if self.params.memory == "x0_standardised":
+            return (x0 - x0.mean(1, keepdim=True)) / (x0.std(1, keepdim=True, unbiased=False) + 1e-6)
+        return x0.clamp(-LARGEST_LATENT, LARGEST_LATENT)
+
+    def policy(self, scenario: Scenario) -> ExportedPolicy:
+        def compute(
+            theta: torch.Tensor, observation: torch.Tensor, latent: torch.Tensor, *noise: torch.Tensor
+        ) -> tuple[torch.Tensor, ...]:
+            steps = noise[0].permute(0, 2, 3, 1) if noise else None
+            x0 = self.logits(theta, observation.transpose(1, 2), latent.transpose(1, 2), steps)
+            return x0.softmax(1).transpose(1, 2), self.remembered(x0).transpose(1, 2)
+
+        outputs = "probabilities", "next_latent"
+        memory = self.memory[:, : self.num_bs].transpose(2, 3)
+        return self.exported(compute, self.theta_actor, outputs, self.noise_steps, memory, remembers=self.params.memory)
 
     def extra_values(self, slot: Slot, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.params.replay_latent == "present":

@@ -18,7 +18,10 @@ class Scales:
 
     @classmethod
     def of(cls, params: EnvironmentParameters) -> "Scales":
-        """The largest input size and workload that the parameters allow."""
+        """The largest input size and workload that the parameters allow, or that are in a file's training."""
+        if params.file_tasks is not None:
+            tasks = params.file_tasks.learnt
+            return cls(float(tasks["size"].max()) or 1.0, float(tasks["workload"].max()))
         return cls(params.input_max, params.density_max * params.quality_max)
 
 
@@ -43,16 +46,33 @@ def observe(slot: Slot, scenario: Scenario, kind: str = "relative", scales: Scal
 
 def features(slot: Slot, capacity: torch.Tensor, kind: str, scales: Scales) -> torch.Tensor:
     """`observe` for capacities [S, B] that lie on the slot's device."""
+    return put_together(task_part(slot.size, slot.workload, kind, scales), queue_part(slot.backlog, capacity, kind))
+
+
+def task_part(size: torch.Tensor, workload: torch.Tensor, kind: str, scales: Scales) -> torch.Tensor:
+    """What an observation tells of tasks with a size and a workload [..], [.., 2] float32. Raises ValueError."""
     if kind not in KINDS:
         raise ValueError(f"kind {kind}: must be one of {', '.join(KINDS)}")
-    size, workload, backlog = slot.size, slot.workload, slot.backlog
-    if kind != "raw":
-        size, workload = size / scales.size, workload / scales.workload
-        backlog = backlog / capacity
+    part = torch.empty(*size.shape, 2, device=size.device)
+    if kind == "raw":
+        part[..., 0], part[..., 1] = size, workload
+    else:
+        torch.div(size, scales.size, out=part[..., 0])
+        torch.div(workload, scales.workload, out=part[..., 1])
+    return part
+
+
+def queue_part(backlog: torch.Tensor, capacity: torch.Tensor, kind: str) -> torch.Tensor:
+    """What an observation tells of backlogs [S, B], [S, F - 2] float32."""
+    if kind == "raw":
+        return backlog.float()
+    seconds = backlog / capacity
     if kind == "scaled":
-        backlog = backlog.log1p()
-    elif kind == "relative":
-        mean = backlog.mean(1, keepdim=True)
-        backlog = torch.cat([mean.log1p(), backlog - mean], 1)
-    backlog = backlog[:, None, None].expand(*size.shape, backlog.shape[1])
-    return torch.cat([size[..., None], workload[..., None], backlog], -1).float()
+        return seconds.log1p().float()
+    mean = seconds.mean(1, keepdim=True)
+    return torch.cat([mean.log1p(), seconds - mean], 1).float()
+
+
+def put_together(task: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
+    """The observations [S, B, N, F] of tasks [S, B, N, 2] and queues [S, F - 2]."""
+    return torch.cat([task, queue[:, None, None].expand(*task.shape[:3], -1)], -1)

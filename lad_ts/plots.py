@@ -1,7 +1,9 @@
 """Plots of delay against episodes, for one run or many. Everything drawn comes from the run folders' CSV files."""
 
 import dataclasses
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,23 +45,39 @@ def overall(values: np.ndarray) -> float:
 
 
 REFERENCE_DASHES = ("--", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
+DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)))
+MARKERS = ("", "o", "s", "^", "D", "v")
+MARKS = 12  # markers along a curve
+LEAST_GAP = 0.001  # percent; less is drawn by no curve, and means as good as Opt-TS
+
+
+def line_style(number: int, reference: bool = False) -> dict[str, Any]:
+    """How the curve of a number is drawn: by colour, then dash, then marker, so that none of the first 30 are alike."""
+    dashes = REFERENCE_DASHES if reference else DASHES
+    colours = ["black"] if reference else [colormaps["tab10"](k) for k in range(10)]
+    by_colour, colour = divmod(number, len(colours))
+    by_dash, dash = divmod(by_colour, len(dashes))
+    marker = MARKERS[by_dash % len(MARKERS)]
+    return {"color": colours[colour], "ls": dashes[dash], "lw": 1.2 if reference else 1.5, "marker": marker, "ms": 4}
+
+
+def legend_text(label: str) -> str:
+    """A label as matplotlib shows it as it is, which reads dollars as formulas and hides what begins with _."""
+    text = textwrap.fill(label, 50).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def draw_curves(axes: Axes, curves: list[Curve], window: int) -> None:
     """Mean over seeds with its 95 % band for every curve; references in black without band."""
-    palette = [colormaps["tab10"](k) for k in range(10)]
-    drawn = [curve for curve in curves if not curve.reference]
-    references = [curve for curve in curves if curve.reference]
+    drawn = {True: 0, False: 0}
     for curve in curves:
         mean, half = mean_interval(smooth(curve.values, window), axis=1)
-        if curve.reference:
-            dashes = REFERENCE_DASHES[references.index(curve) % len(REFERENCE_DASHES)]
-            axes.plot(curve.episodes, mean, ls=dashes, lw=1.2, color="black", label=curve.label)
-            continue
-        colour = palette[drawn.index(curve) % len(palette)]
-        axes.plot(curve.episodes, mean, lw=1.5, color=colour, label=curve.label)
-        if not np.isnan(half).any():
-            axes.fill_between(curve.episodes, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
+        style = line_style(drawn[curve.reference], curve.reference)
+        drawn[curve.reference] += 1
+        marks = max(1, len(curve.episodes) // MARKS)
+        axes.plot(curve.episodes, mean, label=legend_text(curve.label), markevery=marks, **style)
+        if not curve.reference and not np.isnan(half).any():
+            axes.fill_between(curve.episodes, mean - half, mean + half, color=style["color"], alpha=0.2, lw=0)
 
 
 def draw_inset(axes: Axes, curves: list[Curve], window: int) -> None:
@@ -69,8 +87,9 @@ def draw_inset(axes: Axes, curves: list[Curve], window: int) -> None:
     start = 0.8 * last
     finals = np.array([overall(curve.values[curve.episodes >= start]) for curve in curves])
     finals = finals[np.isfinite(finals)] if np.isfinite(finals).any() else np.ones(1)
-    near = finals[np.abs(finals - np.median(finals)) <= 0.25 * np.median(finals)]
-    margin = 0.15 * (near.max() - near.min()) + 0.2
+    middle = np.sort(finals)[(len(finals) - 1) // 2]  # of two in the middle the lower, so that it is a curve's
+    near = finals[np.abs(finals - middle) <= 0.25 * middle]
+    margin = 0.15 * (near.max() - near.min()) + 0.025 * middle
     zoom = axes.inset_axes((0.4, 0.52, 0.57, 0.45))
     draw_curves(zoom, curves, window)
     zoom.set(xlim=(start, last), ylim=(near.min() - margin, near.max() + margin))
@@ -99,10 +118,16 @@ def plot_delays(path: Path, panels: dict[str, list[Curve]], window: int = 5, ins
 
 
 def plot_gaps(path: Path, panels: dict[str, list[Curve]], window: int = 5) -> None:
-    """Percent above Opt-TS against episodes, on a logarithmic axis, one panel for each title and its curves."""
+    """Percent above Opt-TS against episodes, on a logarithmic axis, one panel for each title and its curves.
+
+    The axis has 0.3 to 300 %, and more where curves go further; it ends at LEAST_GAP.
+    """
+    every = [smooth(curve.values, window).mean(1) for curves in panels.values() for curve in curves]
+    shown = np.concatenate([mean[mean >= LEAST_GAP] for mean in every])
+    low, high = (shown.min(), shown.max()) if shown.size else (0.3, 300)
     figure, row = draw_panels(panels, "Mean delay above Opt-TS (%)", window)
     for axes in row:
-        axes.set(yscale="log", ylim=(0.3, 300))
+        axes.set(yscale="log", ylim=(min(0.3, low / 1.2), max(300, high * 1.2)))
         axes.grid(alpha=0.15, which="minor")
         axes.yaxis.set_major_formatter("{x:g}")
     save_figure(figure, path)
@@ -121,6 +146,7 @@ def draw_panels(panels: dict[str, list[Curve]], ylabel: str, window: int) -> tup
         axes.grid(alpha=0.3)
         axes.legend(
             fontsize=8,
+            handlelength=2 if len(curves) <= 10 else 4,  # dashes are told apart by their length
             title=f"mean of {window} episodes; {band}",
             title_fontsize=7,
             ncols=2,

@@ -9,9 +9,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, Slot, presence
+from lad_ts.arrivals import slot_presence
+from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, Slot
 from lad_ts.episodes import EpisodeStatistics
 from lad_ts.scheduler import Scheduler
+
+
+def result_sizes(slot: Slot, scenario: Scenario) -> np.ndarray:
+    """The result sizes [R, B, N] in Mbit of a slot's tasks: their own, or those of the scenario's classes."""
+    if slot.result_size is not None:
+        return slot.result_size.cpu().numpy()
+    return np.broadcast_to(scenario.result_size[:, None], slot.mask.shape)
 
 
 class OptTS(Scheduler):
@@ -32,7 +40,7 @@ class OptTS(Scheduler):
         workload = slot.workload.cpu().numpy().reshape(rows, -1)
         work = np.take_along_axis(flat_mask, cell, 1) * np.take_along_axis(workload, cell, 1)
         upload = size.reshape(rows, -1)[row[:, None], cell]
-        result = self.scenario.result_size[row[:, None], n]
+        result = result_sizes(slot, self.scenario)[row[:, None], bs, n]
         chosen = np.zeros((rows, cells), dtype=np.int64)
         wait = slot.backlog.cpu().numpy() / f  # seconds until an ES would start a new task
         block = max(1, 2_000_000 // (rows * num_bs))  # bounds the memory for many rows or servers
@@ -62,17 +70,17 @@ class VirtualOpt(Scheduler):
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
         super().begin(scenario, rows)
-        self.present = presence(self.params)
+        self.present = slot_presence(self.params)
 
     def act(self, slot: Slot) -> np.ndarray:
         f, v = self.scenario.capacity, self.scenario.link_rate
         mask, size, workload = (x.cpu().numpy() for x in (slot.mask, slot.size, slot.workload))
         rows, num_bs, num_tasks = mask.shape
         row, away = np.arange(rows), 1 - np.eye(num_bs)
-        typical, mean = self.scenario.workload, (self.params.input_min + self.params.input_max) / 2
+        typical, mean = self.scenario.workload, self.params.mean_input
         result = self.scenario.result_size[:, :, None] / v[:, None]
         own = typical[:, :, None] / f[:, None] + result  # [R, N, B]
-        added = self.present[:, None] * typical[:, :, None] / f[:, None]
+        added = self.present[slot.t, :, None] * typical[:, :, None] / f[:, None]
         wait = slot.backlog.cpu().numpy() / f
         waits = np.empty((rows, num_bs, num_bs))  # before each BS's turn
         for b in range(num_bs):
@@ -81,10 +89,10 @@ class VirtualOpt(Scheduler):
             for n in range(num_tasks):
                 best = (wait + own[:, n] + upload).argmin(1)
                 wait[row, best] += added[row, n, best]
-        action = np.zeros(mask.shape, dtype=np.int64)
+        action, results = np.zeros(mask.shape, dtype=np.int64), result_sizes(slot, self.scenario)
         for n in range(num_tasks):
-            work = workload[:, :, n, None] / f[:, None]
-            delay = waits + work + size[:, :, n, None] * away / v[:, None] + result[:, None, n]
+            work, result = workload[:, :, n, None] / f[:, None], results[:, :, n, None] / v[:, None]
+            delay = waits + work + size[:, :, n, None] * away / v[:, None] + result
             action[:, :, n] = best = delay.argmin(-1)
             chosen = (row[:, None], np.arange(num_bs), best)
             waits[chosen] += mask[:, :, n] * work[chosen]
@@ -120,11 +128,12 @@ def pooled_srpt_bound(scenario: Scenario, arrivals: Arrivals, slot_length: float
     mask = np.arange(num_tasks) < arrivals.count[..., None]
     bounds = np.empty(rows)
     for row in range(rows):
-        work = np.broadcast_to(scenario.workload[row], (num_bs, num_tasks))
+        work = scenario.workload[row] if arrivals.workload is None else arrivals.workload[row]
+        work = np.broadcast_to(work, (slots, num_bs, num_tasks))
         remaining = np.empty(0)
         tasks, total = 0, 0.0
         for t in range(slots - 1):
-            new = work[mask[row, t]]
+            new = work[t][mask[row, t]]
             tasks += new.size
             total -= new.size * t * slot_length
             remaining = np.sort(np.concatenate([remaining, new]), kind="stable")
@@ -135,6 +144,7 @@ def pooled_srpt_bound(scenario: Scenario, arrivals: Arrivals, slot_length: float
             if not last and done < remaining.size:
                 remaining[done] = (finish[done] - slot_length) * pool[row]
             remaining = remaining[done:]
-        result = (mask[row, :-1] * scenario.result_size[row]).sum() / scenario.link_rate[row].max()
+        sizes = scenario.result_size[row] if arrivals.result_size is None else arrivals.result_size[row, :-1]
+        result = (mask[row, :-1] * sizes).sum() / scenario.link_rate[row].max()
         bounds[row] = (total + result) / tasks if tasks else np.nan
     return bounds

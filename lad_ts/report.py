@@ -50,7 +50,7 @@ def report(
         for name in ("delay", "opt_delay", "p50", "p95", "p99")
     }
     gap = 100 * (means["delay"] / means["opt_delay"] - 1)
-    cells = [with_interval(values) for values in means.values()]
+    cells = [with_interval(values, None) for values in means.values()]
     pace = history.column("seconds", config.seeds).mean()
     lines = [
         f"results in {folder}; figures below are means of the last {final} of {len(delay)} episodes, in s",

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from lad_ts.environment_lad import Scenario
 from lad_ts.method import Runnable
+from lad_ts.policy_export import export_policy
 
 
 class DivergedError(RuntimeError):
@@ -35,3 +37,14 @@ class Result:
     def paths(self) -> dict[str, Path]:
         """The files of the run's folder by their names, as in paths["checkpoint.pt"]."""
         return {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name[0] != "."}
+
+
+def with_export(result: Result, path: Path | None, scenario: Scenario, key: str, seeds: list[int]) -> Result:
+    """The result once its policy is written into `path`, where there is one and the run is whole; its words tell so."""
+    if path is None:
+        return result
+    if result.interrupted:
+        words = f"{path} is not written, since the run has not come to its end"
+    else:
+        words = export_policy(path, result.learner, scenario, result.config, key, seeds)
+    return dataclasses.replace(result, report=f"{result.report}\n{words}")

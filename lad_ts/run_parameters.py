@@ -62,6 +62,11 @@ class TrainingParameters(RunParameters):
         "tensorboard: write metrics.csv's columns as TensorBoard's event files, too",
         choices=("none", "tensorboard"),
     )
+    export: str | None = parameter(
+        None,
+        "write the policy into this ONNX file when the run is at its end",
+        more="FILE.onnx, of the first seed. With --resume or --evaluate, the policy of what is there.",
+    )
 
     def check(self) -> None:
         super().check()

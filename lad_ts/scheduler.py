@@ -5,16 +5,17 @@ To add a method, subclass `Scheduler` and write `act`. One that learns subclasse
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from common.parameters import ParameterError
 from common.random_streams import Stream, random_generator
-from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, Slot
+from lad_ts.environment_lad import Arrivals, CollaborativeMEC, EnvironmentParameters, Scenario, Slot
 from lad_ts.episodes import EpisodeStatistics, run_episode
 from lad_ts.metrics import Metrics
+from lad_ts.policy_export import ExportedPolicy
 
 
 class Scheduler:
@@ -47,7 +48,10 @@ class Scheduler:
         self.scenario = scenario
 
     def run(self, env: CollaborativeMEC, arrivals: Arrivals, rows: Sequence[tuple[int, int]]) -> EpisodeStatistics:
-        """The delays of an episode in every row of (seed, episode). What a bound has in common with a scheduler."""
+        """The delays of an episode in every row of (seed, episode). What a bound has in common with a scheduler.
+
+        Calls `begin`, then for every slot `act` and, while training, `learn`. Subclasses leave it as it is.
+        """
         return run_episode(env, self, arrivals, rows)
 
     def uniform(self, *shape: int) -> np.ndarray:
@@ -56,11 +60,15 @@ class Scheduler:
 
 
 class LearningScheduler(Scheduler):
-    """A scheduler that learns from the delays it causes. Rows are training seeds."""
+    """A scheduler that learns from the delays it causes. Rows are training seeds.
+
+    `Parameters` is the class of what it takes besides the parameters of every run; a subclass may declare its own.
+    """
 
     learns = True
     training = True
     metrics: Metrics | None = None  # what it measures of its learning, for metrics.csv
+    Parameters: ClassVar[type[EnvironmentParameters]] = EnvironmentParameters
 
     def finite(self) -> bool:
         """Whether all networks are free of NaN and infinity; checked after every episode."""
@@ -74,9 +82,16 @@ class LearningScheduler(Scheduler):
         raise ParameterError(None, None, f"{type(self).__name__} has no moved(params), to be evaluated elsewhere")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything that must be kept at the end of an episode so that training goes on to the same numbers."""
+        """Everything that must be kept at the end of an episode so that training goes on to the same numbers.
+
+        A checkpoint holds tensors, and plain numbers and texts; numpy's arrays and objects are refused.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define state_dict()")
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take back what `state_dict` gave. Raises KeyError or ValueError when it does not fit."""
         raise NotImplementedError(f"{type(self).__name__} must define load_state_dict(state)")
+
+    def policy(self, scenario: Scenario) -> ExportedPolicy:
+        """What --export writes, of the first seed and row. Raises ValueError where there is nothing to write."""
+        raise NotImplementedError(f"{type(self).__name__} does not define policy(scenario), which would be exported")

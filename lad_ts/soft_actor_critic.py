@@ -12,10 +12,11 @@ from typing import ClassVar
 
 import torch
 
-from common.parameters import parameter
+from common.parameters import ParameterError, parameter
 from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents, blend
 from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.metrics import Metrics, norm
+from lad_ts.policy_export import ExportedPolicy
 from lad_ts.stacked import Layout, StackedAdam, forward
 
 
@@ -57,11 +58,15 @@ class SoftActorCritic(StackedAgents):
 
     params: SACParameters
     metrics: Metrics
+    Parameters = SACParameters
     target_actor = False  # whether next actions come from a slowly following copy of the actor
 
     def __init__(self, params: SACParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         super().__init__(params, seeds, device)
         self.metrics = Metrics(len(self.seeds), MEASURED)
+        if params.actor_lr is None or params.critic_lr is None:
+            name = "actor_lr" if params.actor_lr is None else "critic_lr"
+            raise ParameterError(name, None, "must be a number, at least 0; no preset fills it in")
         hidden = params.hidden
         self.critic_layout = Layout(self.state_size, hidden, hidden, self.num_bs)
         self.theta_actor = self.actor_layout().draw(self.generators, self.num_bs, self.device)
@@ -70,7 +75,6 @@ class SoftActorCritic(StackedAgents):
         self.theta_critic_target = self.theta_critic.clone()
         self.theta_actor_target = self.theta_actor.clone() if self.target_actor else self.theta_actor
         self.log_temperature = torch.full((self.agents, 1), math.log(params.temperature), device=self.device)
-        assert params.actor_lr is not None and params.critic_lr is not None, "presets fill them in"
         self.actor_lr = params.actor_lr
         self.actor_adam = StackedAdam(self.theta_actor, params.actor_lr)
         self.critic_adam = StackedAdam(self.theta_critic, params.critic_lr)
@@ -91,6 +95,11 @@ class SoftActorCritic(StackedAgents):
     ) -> torch.Tensor:
         """x_0 [G, B, M]; its softmax is the policy for state [G, F, M]; latent and noise where the actor has them."""
         raise NotImplementedError(f"{type(self).__name__} must define logits(theta, state, latent, noise)")
+
+    @property
+    def noise_steps(self) -> int:
+        """Vectors of standard normal numbers that a decision takes."""
+        return 0
 
     def draw_noise(self, samples: int) -> torch.Tensor | None:
         """The random numbers of the actor for `samples` states of every agent, for actors that need them."""
@@ -159,6 +168,13 @@ class SoftActorCritic(StackedAgents):
             critic_grad_norm=norm(critic_gradient).view(2, -1, 1),
             actor_grad_norm=norm(actor_gradient),
         )
+
+    def policy(self, scenario: Scenario) -> ExportedPolicy:
+        def compute(theta: torch.Tensor, observation: torch.Tensor, *noise: torch.Tensor) -> tuple[torch.Tensor]:
+            steps = noise[0].permute(0, 2, 3, 1) if noise else None
+            return (self.logits(theta, observation.transpose(1, 2), None, steps).transpose(1, 2).softmax(-1),)
+
+        return self.exported(compute, self.theta_actor, ("probabilities",), self.noise_steps)
 
     def critics(self, theta: torch.Tensor, state_twice: torch.Tensor) -> torch.Tensor:
         """Both critics' values [2, G, B, M] of the states, which come twice over, [2 G, F, M]."""

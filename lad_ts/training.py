@@ -28,9 +28,10 @@ from lad_ts.evaluation import evaluate_checkpoint
 from lad_ts.event_log import event_log
 from lad_ts.history import History
 from lad_ts.method import Method, Runnable
+from lad_ts.policy_export import exported_place
 from lad_ts.references import OptTS
 from lad_ts.report import report, report_servers
-from lad_ts.result import DivergedError, Result
+from lad_ts.result import DivergedError, Result, with_export
 from lad_ts.run_parameters import FixedParameters
 from lad_ts.scheduler import LearningScheduler
 from lad_ts.setting import Setting
@@ -78,13 +79,22 @@ def run(config: Any, given: set[str], method: Method) -> Result:
         if not any(Path(config.resume, name).is_file() for name in ("checkpoint.pt", "config.json")):
             raise ParameterError("resume", config.resume, "must be a run's folder, with a checkpoint.pt or config.json")
         with claimed(Path(config.resume), "resume") as folder:
+            file = config.export
             config, scheduler, history = resume_run(config, given, method)
-            return finish_run(config, Setting.of(config), method, folder, scheduler, history, start)
-    setting, kind = Setting.of(config), config.variant if method.learns else "fixed"
+            setting = Setting.of(config)
+            writes = exported_place(file, scheduler, setting.scenario)
+            result = finish_run(config, setting, method, folder, scheduler, history, start)
+            return with_export(result, writes, setting.scenario, method.key, setting.seeds)
+    setting, kind = Setting.of(config), (config.variant or "run") if method.learns else "fixed"
     runnable = method.build(config, setting.seeds, setting.device)
     name = f"{kind}_e{config.episodes}_s{setting.seeds[0]}-{setting.seeds[-1]}"
+    file = config.export if method.learns else None
+    if file:
+        config = dataclasses.replace(config, export=None)  # a place is no property of the run
+    writes = exported_place(file, runnable, setting.scenario)
     with new_folder(config.out, RESULTS / method.key / name) as folder:
-        return finish_run(config, setting, method, folder, runnable, History(), start)
+        result = finish_run(config, setting, method, folder, runnable, History(), start)
+    return with_export(result, writes, setting.scenario, method.key, setting.seeds)
 
 
 def finish_run(
@@ -187,7 +197,7 @@ def run_fixed(
             began = time.perf_counter()
             stats = run_block(config, scenario, runnable, seeds, episodes, stream)
             seconds = (time.perf_counter() - began) / len(episodes)
-            if isinstance(runnable, OptTS):  # the reference itself
+            if type(runnable) is OptTS:  # the reference itself, and no subclass
                 opt = stats.mean
             else:
                 opt = run_block(config, scenario, OptTS(), seeds, episodes, stream).mean

@@ -6,6 +6,8 @@ python meg/make_dataset.py
 python meg/make_dataset.py --generator sdxl --captions captions.txt --images 20
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar

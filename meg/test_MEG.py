@@ -8,6 +8,8 @@ python meg/test_MEG.py --channel rayleigh
 python meg/test_MEG.py --preset published --generator sdxl --decoders results/meg/sdxl
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import math
 from collections.abc import Iterator

@@ -8,6 +8,8 @@ python meg/train_JSCC_merging.py --schedule published --start results/meg/meg_dt
 --data results/meg/data_sdxl --token_columns 4 --as_square
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar

@@ -7,6 +7,8 @@ python meg/train_split.py --told_snr --steps 12000
 python meg/train_split.py --schedule published --generator sdxl --data results/meg/data_sdxl
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar

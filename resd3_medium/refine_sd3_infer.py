@@ -6,6 +6,8 @@ python resd3_medium/refine_sd3_infer.py --prompt "a red bicycle leaning on a blu
 python resd3_medium/refine_sd3_infer.py --num_tasks 10 --steps 10-19 --offload block
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import sys
 import time

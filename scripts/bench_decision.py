@@ -7,6 +7,8 @@ thread, and the least of their times counts, since other programs only ever add.
 python scripts/bench_decision.py
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import time
 from collections.abc import Callable

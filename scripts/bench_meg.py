@@ -6,6 +6,8 @@ Example:
 python scripts/bench_meg.py
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import subprocess
 import sys

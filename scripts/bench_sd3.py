@@ -7,6 +7,8 @@ Example:
 python scripts/bench_sd3.py --models models/random --dtype float16 --sizes 512,1024
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import json
 import subprocess

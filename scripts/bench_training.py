@@ -7,6 +7,8 @@ programs only ever add. Example:
 python scripts/bench_training.py --quick True
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import multiprocessing
 import time

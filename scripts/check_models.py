@@ -4,6 +4,8 @@ Ends with exit code 0 when all files but the optional T5 are right, else with 1.
 python scripts/check_models.py --models models
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import sys
 from pathlib import Path

@@ -7,6 +7,8 @@ and PDF. Settings were chosen on other arrivals and scenarios.
 Example: python scripts/coop_study.py --jobs 2
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -6,6 +6,8 @@ businesses below one million dollars of revenue a year; accept it on the model's
 python scripts/download_models.py --t5 True
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import hashlib
 import shutil

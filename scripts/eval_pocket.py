@@ -7,6 +7,8 @@ and contact sheets. Example:
 python scripts/eval_pocket.py
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -5,6 +5,8 @@ with the project was made by:
 python scripts/make_pocket_captions.py
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any

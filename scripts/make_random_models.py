@@ -5,6 +5,8 @@ memory and time are those of the real weights. Example:
 python scripts/make_random_models.py --size full --dtype float16 --out models/random
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import json
 import struct

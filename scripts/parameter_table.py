@@ -4,11 +4,14 @@ A script is a Python file that ends with `command_line(Class, main, ..)`; they a
 methods share one table, every other script has a section. Example: python scripts/parameter_table.py --verify True
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 from baselines.methods import METHODS
+from baselines.own import LEARNERS_SCRIPT
 from common.command_line import command_line, groups
 from common.entry_scripts import ROOT, Script, find_scripts
 from common.failure import fail
@@ -105,7 +108,8 @@ def tables(scripts: list[Script]) -> str:
 def page() -> str:
     """The whole page."""
     scripts = find_scripts()
-    of_methods = {path: k for k, path in enumerate(dict.fromkeys(method.script for method in METHODS.values()))}
+    paths = [*(method.script for method in METHODS.values()), LEARNERS_SCRIPT]
+    of_methods = {path: k for k, path in enumerate(dict.fromkeys(paths))}
     shared = sorted((script for script in scripts if script.path in of_methods), key=lambda s: of_methods[s.path])
     names = "\n".join(f"- {short(script)}: `{script.path}`" for script in shared)
     parts = [INTRODUCTION, METHODS_TEXT, f"{names}\n", tables(shared)]

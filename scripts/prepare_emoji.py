@@ -6,6 +6,8 @@ Example:
 python scripts/prepare_emoji.py
 """
 
+import common.quiet_start  # noqa: F401
+
 import base64
 import dataclasses
 import hashlib

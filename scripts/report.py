@@ -4,6 +4,8 @@ The page needs no network: it links to the files where they lie. Folders that ar
 and named at the page's end. Example: python scripts/report.py
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import json
 import math
@@ -16,6 +18,7 @@ from PIL import Image
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import PARTIAL, RESULTS, describe, made, write_text
+from common.statistics_seeds import seconds
 from experiments.commands import (
     COMPARISON,
     KINDS,
@@ -125,15 +128,15 @@ def facts(folder: Path) -> str:
         return ""
     words = []
     if "delay_s" in found:
-        words.append(f"mean delay {found['delay_s']:.2f} s")
+        words.append(f"mean delay {seconds(found['delay_s'])} s")
         if opt := found.get("opt_delay_s"):
-            words.append(f"Opt-TS {opt:.2f} s ({found['delay_s'] / opt - 1:+.1%})")
+            words.append(f"Opt-TS {seconds(opt)} s ({found['delay_s'] / opt - 1:+.1%})")
         if "averaged_episodes" in found:
             of = f" of {found['episodes']:.0f}" if "episodes" in found else ""
             words.append(f"over the last {found['averaged_episodes']:.0f}{of} episodes")
-    seconds = found.get("seconds", 60 * sum(minutes) if minutes else None)
-    if seconds is not None:
-        words.append(f"time {seconds:.1f} s" if seconds < 120 else f"time {seconds / 60:.1f} min")
+    took = found.get("seconds", 60 * sum(minutes) if minutes else None)
+    if took is not None:
+        words.append(f"time {took:.1f} s" if took < 120 else f"time {took / 60:.1f} min")
     if "peak_memory_mib" in found:
         words.append(f"peak memory {found['peak_memory_mib']:.0f} MiB")
     return f'<p class="facts">{text(", ".join(words))}</p>' if words else ""

@@ -4,6 +4,8 @@ Runs each method's own script, one process and one thread each, into <out>/runs;
 ended. Then scripts/compare.py writes the figure and the table to <out>. Example: python scripts/reproduce.py
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import subprocess
 import sys

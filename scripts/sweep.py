@@ -5,6 +5,8 @@ python scripts/sweep.py --vary num_tasks --values 20,35,50,65
 python scripts/sweep.py --vary denoising_steps --values 1,2,3,5,8 --methods lad_ts,d2sac_ts,opt_ts
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,22 @@ from common.command_line import command_line
 from common.figures import plt, save_figure
 from common.parameters import ParameterError, Parameters, convert, field_type, parameter
 from common.run_folder import RESULTS, read_csv, write_csv
-from common.statistics_seeds import episode_mean, final_span, mean_interval
+from common.statistics_seeds import episode_mean, final_span, mean_interval, seconds
 from experiments.jobs import Job, folder_name, parse_methods, run_jobs
+from lad_ts.plots import legend_text, line_style
 from lad_ts.run_parameters import TrainingParameters
 
-WIDE = 30  # greatest over least value from which the axis is logarithmic
+WIDE = 30  # greatest over least value from which the axis is logarithmic; of learning rates it always is
 AXIS = {
     "num_tasks": "Most tasks per slot and base station N",
     "num_bs": "Edge servers B",
     "capacity_max": "Greatest capacity of an edge server (Gcycles/s)",
     "quality_max": "Most denoising steps that a task asks for",
     "denoising_steps": "Denoising steps I of the policy",
+    "actor_lr": "Learning rate of the actor",
+    "critic_lr": "Learning rate of the critics",
+    "temperature_lr": "Learning rate of the temperature",
+    "learning_rate": "Learning rate of the Q network",
 }
 
 
@@ -61,9 +68,19 @@ def parse_values(config: SweepConfig, jobs: list[Job]) -> list[float]:
         except ValueError as error:
             reason = error.reason if isinstance(error, ParameterError) else "must be a number"
             raise ParameterError("values", text.strip(), reason) from None
-    if len(set(values)) < 2:
+    values = list(dict.fromkeys(values))
+    if len(values) < 2:
         raise ParameterError("values", config.values, "must be at least two different values")
     return values
+
+
+def check_value(job: Job, vary: str, value: float) -> None:
+    """Refuse a value that contradicts another parameter of a method. Raises ParameterError of --values."""
+    try:
+        job.check_flags()
+    except ParameterError as error:
+        reason = error.reason if error.flag == vary else f"not with {vary} of this value: {error}"
+        raise ParameterError("values", f"{value:g}", f"{job.method} refuses it: {reason}") from None
 
 
 def final_delays(job: Job, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,29 +100,36 @@ def main(config: SweepConfig, given: dict[str, Any]) -> None:
     jobs = {}
     for name in names:
         plain = Job(name, out / "runs" / folder_name(name), flags)
+        plain.check_flags()
         for value in values:
             # A method without the parameter runs once and is drawn as a level line.
             varied = Job(name, plain.folder.with_name(f"{plain.folder.name}_{value!r}"), flags | {config.vary: value})
             jobs[name, value] = varied if plain.takes(config.vary) else plain
+            check_value(jobs[name, value], config.vary, value)
     run_jobs(list(dict.fromkeys(jobs.values())), config.jobs)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
     rows = []
-    for name in names:
+    for k, name in enumerate(names):
         finals = [final_delays(jobs[name, value], config.last) for value in values]
         delay, opt = (np.array(column) for column in zip(*finals, strict=True))  # [values, seeds]
         label = jobs[name, values[0]].label
         for axes, numbers in ((left, delay), (right, 100 * (delay / opt - 1))):
             mean, half = mean_interval(numbers, axis=1)
-            axes.errorbar(values, mean, yerr=np.nan_to_num(half), marker="o", ms=4, capsize=3, lw=1.3, label=label)
+            style = line_style(k)
+            style["marker"] = style["marker"] or "."
+            axes.errorbar(values, mean, yerr=np.nan_to_num(half), capsize=3, label=legend_text(label), **style)
         for value, mine, best in zip(values, delay, opt, strict=True):
             rows += [
                 [name, value, seed, float(a), float(b)] for seed, (a, b) in enumerate(zip(mine, best, strict=True))
             ]
     for axes, label in ((left, "Mean service delay (s)"), (right, "Above Opt-TS (%)")):
         axes.set(xlabel=AXIS.get(config.vary, config.vary.replace("_", " ")), ylabel=label)
-        if min(values) > 0 and max(values) >= WIDE * min(values):  # such as learning rates
+        rate = config.vary.endswith(("_lr", "learning_rate"))
+        if min(values) > 0 and (rate or max(values) >= WIDE * min(values)):
             axes.set_xscale("log")
+            axes.set_xticks(values, [f"{value:g}" for value in values], rotation=30 if len(values) > 6 else 0)
+            axes.minorticks_off()
         axes.grid(alpha=0.3)
     left.set_ylim(bottom=0)
     last = final_span(config.episodes, config.last)
@@ -117,7 +141,7 @@ def main(config: SweepConfig, given: dict[str, Any]) -> None:
     for name in names:
         for value in values:
             delay, opt = final_delays(jobs[name, value], config.last)
-            print(f"{name:24s}{value:16g}{delay.mean():10.2f}{100 * (delay / opt - 1).mean():16.2f}")
+            print(f"{name:24s}{value:16g}{seconds(delay.mean()):>10s}{100 * (delay / opt - 1).mean():16.2f}")
     print(f"figure and CSV in {out}")
 
 

@@ -6,6 +6,8 @@ an interruption, --resume goes on. Example:
 python scripts/train_pocket.py --threads 2
 """
 
+import common.quiet_start  # noqa: F401
+
 import dataclasses
 import hashlib
 import json

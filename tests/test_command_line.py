@@ -277,7 +277,7 @@ def test_evaluation_refuses_what_does_not_fit(checkpoint, tmp_path, capsys):
         (["--num_bs", "2.5"], "--num_bs=2.5"),
         (["--num_bs", "three"], "--num_bs=three"),
         (["--num_bs", "True"], "--num_bs=True"),
-        (["--num_bs"], "--num_bs=True"),
+        (["--num_bs"], "--num_bs: must be followed by an integer, at least 1"),
         (["--rate_min=-1"], "--rate_min=-1"),
         (["--quality_min", "0"], "--quality_min=0"),
         (["--input_min", "6"], "--input_min=6"),

@@ -26,7 +26,8 @@ def test_every_method_schedules_but_the_bound():
     assert set(METHODS) - set(scheduler_names()) == {"lower_bound"}
     assert scheduler_names(learning=True) == [key for key, method in METHODS.items() if method.learns]
     assert all(method_of(name) is METHODS[name] for name in scheduler_names())
-    for name in ("lower_bound", "lad_ts:paper", "nowhere.py:Mine", ""):
+    assert method_of("lad_ts:paper") is METHODS["lad_ts"] and method_of("coop_lad_ts:tail") is METHODS["coop_lad_ts"]
+    for name in ("lower_bound", "lad_ts:best", "opt_ts:paper", "nowhere.py:Mine", ""):
         with pytest.raises(ParameterError, match="must be one of lad_ts") as refused:
             method_of(name)
         assert (refused.value.flag, refused.value.value) == ("scheduler", name)

@@ -3,17 +3,12 @@
 pages.py finds what is wrong with a page. The last tests make up pages with one mistake each, which must be found.
 """
 
-import importlib.util
 import re
 import subprocess
 import sys
 
 import pytest
-import torch
 from pages import FENCE, FORM, MADE_UP, PAGES, PARTS, ROOT, declared, problems, scripts, without_code
-
-from common.parameters import resolve
-from lad_ts.training import run_method
 
 # --- the pages --------------------------------------------------------------------------------------------------------
 
@@ -67,26 +62,6 @@ def test_the_example_scheduler_runs_and_is_short(tmp_path):
     delays = [float(line.split(",")[2]) for line in (tmp_path / "run" / "delay.csv").read_text().splitlines()[1:]]
     assert len(delays) == 2
     assert min(delays) > 0
-
-
-def test_the_example_learner_trains_and_goes_on_to_the_same_numbers(tmp_path, no_plots):
-    blocks = [body for _, _, body in FENCE.findall((ROOT / "docs" / "methods.md").read_text())]
-    (tmp_path / "model_my_bandit.py").write_text(next(block for block in blocks if "class BanditAgents" in block))
-    spec = importlib.util.spec_from_file_location("model_my_bandit", tmp_path / "model_my_bandit.py")
-    bandit = importlib.util.module_from_spec(spec)
-    sys.modules["model_my_bandit"] = bandit  # where dataclasses look their types up
-    spec.loader.exec_module(bandit)
-    small = {"num_bs": 3, "num_tasks": 4, "num_slots": 6, "learning_start": 10}
-
-    def run(**given) -> None:
-        run_method(resolve(bandit.BanditConfig, given), given, bandit.METHOD)
-
-    run(**small, episodes=4, out=str(tmp_path / "whole"))
-    run(**small, episodes=2, out=str(tmp_path / "parts"))
-    run(resume=str(tmp_path / "parts"), episodes=4)
-    assert (tmp_path / "parts" / "delay.csv").read_bytes() == (tmp_path / "whole" / "delay.csv").read_bytes()
-    value = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)["learner"]["value"]
-    assert value.shape == (3, 3) and (value < 0).any()  # mean rewards, which are negative delays
 
 
 # --- mistakes are found -----------------------------------------------------------------------------------------------

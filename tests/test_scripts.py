@@ -56,8 +56,10 @@ def test_reproduce_leaves_a_figure_and_a_table_that_agree_with_the_runs(comparis
     folders = ("sac_ts_tuned", "opt_ts", "lower_bound")
     runs = {folder: rows(comparison / "runs" / folder / "delay.csv") for folder in folders}
     last = [row for row in runs["sac_ts_tuned"] if row["episode"] == "1"]  # the last half of two episodes
-    shown = float(table["SAC-TS (tuned)"]["delay s"].split(" ")[0])
-    assert shown == pytest.approx(np.mean([float(row["delay_s"]) for row in last]), abs=0.005)
+    shown = float(table["SAC-TS (tuned)"]["delay s"])
+    assert shown == pytest.approx(np.mean([float(row["delay_s"]) for row in last]))
+    for row in table.values():  # plain numbers, and nothing where there is none
+        assert all(text == "" or np.isfinite(float(text)) for name, text in row.items() if name != "method")
     for sac, opt, bound in zip(*runs.values(), strict=True):  # one environment, the same arrivals
         assert sac["opt_delay_s"] == opt["delay_s"] == bound["opt_delay_s"]
         assert float(bound["delay_s"]) < float(opt["delay_s"])
@@ -198,7 +200,7 @@ def test_episodes_without_tasks_and_methods_below_opt_are_drawn(tmp_path, capsys
     capsys.readouterr()
     run_here(compare, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
     table = {row["method"]: row["above Opt-TS %"] for row in rows(tmp_path / "out" / "table.csv")}
-    assert table["DQN-TS (tuned)"] == table["Opt-TS"] == "0.00"
+    assert float(table["DQN-TS (tuned)"]) == pytest.approx(0, abs=1e-9) and float(table["Opt-TS"]) == 0
     assert (tmp_path / "out" / "comparison.png").is_file()
 
 
@@ -206,6 +208,66 @@ def test_compare_refuses_to_draw_what_it_does_not_know(comparison, capsys):
     with pytest.raises(SystemExit):
         run_here(compare, "--runs", comparison / "runs", "--draw", "nothing")
     assert "--draw=nothing" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def array(tmp_path_factory) -> Path:
+    """One rule's seeds 0 to 4 in three runs, and Opt-TS's in one."""
+    top = tmp_path_factory.mktemp("array") / "runs"
+    for seed, seeds in ((3, 2), (0, 2), (2, 1)):
+        flags = ["--method=uniform_random", f"--seed={seed}", f"--seeds={seeds}", *SMALL]
+        run_here(main_heuristics, *flags, "--out", top / f"job_{seed}")
+    run_here(main_opt, *SMALL, "--seeds=5", "--out", top / "opt")
+    return top
+
+
+def test_seeds_of_several_runs_are_merged(array, tmp_path):
+    one = tmp_path / "one"
+    run_here(main_heuristics, "--method=uniform_random", *SMALL, "--seeds=5", "--out", one / "uniform_random")
+    shutil.copytree(array / "opt", one / "opt")
+    for place in (array, one):
+        run_here(compare, "--runs", place, "--out", tmp_path / place.name)
+    tables = [rows(tmp_path / name / "table.csv") for name in (array.name, "one")]
+    for merged, whole in zip(*tables, strict=True):
+        assert merged["method"] == whole["method"] and merged["seeds"] == "5"
+        for name in merged.keys() - {"method", "s per episode and seed"}:
+            assert (merged[name] == whole[name] == "") or float(merged[name]) == pytest.approx(float(whole[name]))
+    better = {(row["method"], row["other method"]): row for row in rows(tmp_path / "one" / "improvement.csv")}
+    row = better["Opt-TS", "uniform random"]
+    assert float(row["low"]) <= float(row["probability of lower delay"]) <= float(row["high"])
+    assert "| 1 Opt-TS | - | " in (tmp_path / "one" / "table.md").read_text()
+
+
+def test_labels_tell_runs_of_one_method_apart(array, tmp_path, capsys):
+    top, out = tmp_path / "runs", ("--out", tmp_path / "out")
+    shutil.copytree(array, top)
+    compare_here = ("--runs", top, *out)
+    for hidden in (4, 8):
+        run_here(
+            main_dqn, *SMALL, "--seeds=5", "--learning_start=5", f"--hidden={hidden}", "--out", top / f"h={hidden}"
+        )
+    line = refusal(capsys, compare, *compare_here)
+    assert "h=8 has hidden=8, h=4 4" in line and "--label FOLDER=LABEL" in line
+    labels = ("--label=h=4=DQN $4 | a=b", "--label", "h=8=_DQN 8", "--label=job_*=random")
+    run_here(compare, *compare_here, *labels)
+    expected = {"DQN $4 | a=b", "_DQN 8", "random", "Opt-TS"}
+    assert {row["method"] for row in rows(tmp_path / "out" / "table.csv")} == expected
+    for text, words in (("nowhere=a", "job_0"), ("opt=", "must have a text"), ("opt", "FOLDER=LABEL")):
+        assert words in refusal(capsys, compare, *compare_here, f"--label={text}")
+    assert "must have one label" in refusal(capsys, compare, *compare_here, "--label=opt=a", "--label=o*=b")
+    assert "has method=" in refusal(capsys, compare, *compare_here, *labels[:-1], "--label=job_*=Opt-TS")
+    line = refusal(capsys, compare, *compare_here, *labels[:-1], "--label=job_0=random")
+    assert "seeds=" in line and "must be the same" in line
+    shutil.copytree(top / "job_2", top / "again")
+    assert "seed 2 is in again and job_2" in refusal(capsys, compare, *compare_here, *labels[:-1])
+
+
+def test_a_sweep_blames_the_value_that_contradicts_another_parameter(tmp_path, capsys):
+    flags = ("--methods=opt_ts", "--episodes=2", "--seeds=1", f"--out={tmp_path}")
+    line = refusal(capsys, sweep, "--vary=capacity_max", "--values=5,50", *flags)
+    assert line.startswith("error: --values=5: ") and "--capacity_min=10" in line
+    line = refusal(capsys, sweep, "--vary=capacity_min", "--values=10,70", *flags)
+    assert line.startswith("error: --values=70: ") and "--capacity_max=50" in line
 
 
 def test_sweep_plots_every_method_at_every_value(tmp_path, capsys):

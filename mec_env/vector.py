@@ -1,0 +1,322 @@
+"""Many environments at once, for agents of any library: what a reinforcement learner expects around `CollaborativeMEC`.
+
+`MECVector` has the usual reset and step, with observations, rewards, ends and masks of S environments in one array
+each. Gymnasium, PettingZoo and Stable-Baselines3 are served by thin adapters beside this file. Start reading at
+`MECVector.step`.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from common.parameters import ParameterError, resolve
+from common.random_streams import Stream
+from lad_ts.arrivals import Arrivals, draw_arrivals
+from lad_ts.environment_lad import CollaborativeMEC, Scenario, Slot, draw_scenario
+from lad_ts.environment_parameters import EnvironmentParameters
+from lad_ts.observation import KINDS, Scales, put_together, queue_part, width
+from mec_env.ahead import Ahead
+from mec_env.one_by_one import OneByOne
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Array = np.ndarray | torch.Tensor
+PER = ("bs", "task")
+REWARDS = ("mean", "sum", "team")
+OPTIONS = ("episode", "held_out", "scenario_seed")
+
+
+def environment_parameters(scenario: str | EnvironmentParameters = "paper", **changes: Any) -> EnvironmentParameters:
+    """The parameters of a named scenario (lad_ts/scenarios.py), or given ones, with some changed.
+
+    Raises ParameterError for unknown names and for values out of range.
+    """
+    if isinstance(scenario, str):
+        return resolve(EnvironmentParameters, {"scenario": scenario} | changes)
+    stored = {field.name: getattr(scenario, field.name) for field in dataclasses.fields(EnvironmentParameters)}
+    return resolve(EnvironmentParameters, stored | changes)
+
+
+class MECVector:
+    """S independent environments, advanced together.
+
+    per="bs": a step is a slot. The agent of each of B base stations (BSs) chooses the edge server (ES) of each of its
+    tasks, in N cells. Shapes: observation [S, B, N, F], action [S, B, N], reward [S, B]; info has `mask` [S, B, N],
+    True where there is a task to decide, and after a step `delay` [S, B, N] in s.
+
+    per="task": a step is a task, in the order in which tasks are scheduled: BS 0, 1, .. and task 1, 2, .. of a slot.
+    Shapes: observation [S, F], action [S], reward [S]; info has `slot`, `station` and `task` [S], where that task
+    stands, and after a step `delay` [S] in s. With `in_slot` an observation's backlogs also have the work that was sent
+    earlier in the slot, as only a central agent can know.
+
+    An observation has the features of `lad_ts.observation.observe`, float32: the task's size and workload, and the
+    backlogs. Cells without a task have size and workload 0, and any action may stand there.
+
+    A reward is minus the delay in s, of the task with per="task". With per="bs" it is of the BS's tasks in the slot:
+    their mean ("mean", 0 without tasks), their sum over N ("sum"), or for all BSs the mean over all tasks ("team").
+
+    An episode ends after T - 1 slots. The queues live on, so that is a truncation, and nothing terminates. With
+    `autoreset` the last step of an episode returns the next one's first observation, and info has `final_observation`.
+
+    Everything returned is the caller's own: nothing of it is seen again here.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        scenario: str | EnvironmentParameters = "paper",
+        *,
+        per: str = "bs",
+        observation: str = "relative",
+        in_slot: bool = False,
+        reward: str = "mean",
+        autoreset: bool = True,
+        seed: int = 0,
+        output: str = "numpy",
+        device: str | torch.device = "cpu",
+        **changes: Any,
+    ) -> None:
+        """`changes` are parameters of the environment, as in num_bs=5; `output` is numpy or torch.
+
+        Raises ParameterError for values that are not allowed.
+        """
+        for name, value, allowed in (
+            ("per", per, PER),
+            ("observation", observation, KINDS),
+            ("reward", reward, REWARDS),
+            ("output", output, ("numpy", "torch")),
+        ):
+            if value not in allowed:
+                raise ParameterError(name, value, f"must be one of {', '.join(allowed)}")
+        if in_slot and per != "task":
+            raise ParameterError("in_slot", in_slot, "must be False with per=bs: agents decide at the slot's start")
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ParameterError("num_envs", num_envs, "must be an integer, at least 1")
+        self.params = environment_parameters(scenario, **changes)
+        self.num_envs, self.per, self.kind, self.in_slot = num_envs, per, observation, in_slot
+        self.reward, self.autoreset, self.output = reward, autoreset, output
+        self.device = torch.device(device)
+        self.num_bs, self.num_tasks, self.num_slots = (
+            self.params.num_bs,
+            self.params.num_tasks,
+            self.params.num_slots,
+        )
+        self.scales, self.width = Scales.of(self.params), width(observation, self.num_bs)
+        self.stream = Stream.TRAINING_ARRIVALS
+        self.seeds = self._seeds(seed)
+        self.episodes = np.zeros(num_envs, dtype=np.int64)  # the next episode of each environment
+        self.over = True  # until the first reset
+        self._set_scenario(self.params.scenario_seed)
+
+    # What stays fixed
+
+    @property
+    def scenario(self) -> Scenario:
+        """Capacities, link rates and task classes, a row for each environment; the arrays refuse writing."""
+        return self.mec.scenario
+
+    @functools.cached_property
+    def single_observation_space(self) -> "gymnasium.spaces.Box":
+        """The observations of one environment, as a Gymnasium space."""
+        shape = (self.num_bs, self.num_tasks, self.width) if self.per == "bs" else (self.width,)
+        return _gymnasium().spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+    @functools.cached_property
+    def single_action_space(self) -> "gymnasium.spaces.Space":
+        """The actions of one environment, as a Gymnasium space."""
+        spaces = _gymnasium().spaces
+        if self.per == "task":
+            return spaces.Discrete(self.num_bs)
+        return spaces.MultiDiscrete(np.full((self.num_bs, self.num_tasks), self.num_bs))
+
+    @functools.cached_property
+    def observation_space(self) -> "gymnasium.spaces.Space":
+        """The observations of all environments."""
+        return _gymnasium().vector.utils.batch_space(self.single_observation_space, self.num_envs)
+
+    @functools.cached_property
+    def action_space(self) -> "gymnasium.spaces.Space":
+        """The actions of all environments."""
+        return _gymnasium().vector.utils.batch_space(self.single_action_space, self.num_envs)
+
+    # Episodes
+
+    def reset(
+        self, seed: int | Sequence[int] | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start an episode in every environment. Returns the first observation and info.
+
+        With seed s, environment i has seed s + i (or the i-th of a sequence) and starts at its episode 0; without, each
+        goes on with its next episode. Arrivals are those of the project's trainings: the same seed, episode and
+        parameters give the same tasks there. Options: `episode`, the number to start at; `held_out`, True for the
+        arrivals of evaluations from now on; `scenario_seed`, another scenario from now on.
+
+        Raises ParameterError for values that are not allowed.
+        """
+        options = dict(options or {})
+        if unknown := sorted(options.keys() - set(OPTIONS)):
+            raise ParameterError("options", unknown[0], f"must be one of {', '.join(OPTIONS)}")
+        before = self.seeds
+        if seed is not None:
+            self.seeds, self.episodes = self._seeds(seed), np.zeros(self.num_envs, dtype=np.int64)
+        if "episode" in options:
+            self.episodes = np.full(self.num_envs, _whole("episode", options["episode"]))
+        if "held_out" in options:
+            self.stream = Stream.HELD_OUT_ARRIVALS if options["held_out"] else Stream.TRAINING_ARRIVALS
+        if "scenario_seed" in options:
+            self._set_scenario(_whole("scenario_seed", options["scenario_seed"]))
+        elif self.params.scenario_per_seed and self.seeds != before:
+            self._set_scenario(self.params.scenario_seed)
+        self.over = False
+        if self.per == "task":
+            self.tasks = OneByOne(self.mec.scenario, self.params.slot_length)
+            self.tasks.start(self._arrivals(np.arange(self.num_envs)), np.arange(self.num_envs))
+        else:
+            self._begin_slots()
+        return self._give(self._observe()), self._info()
+
+    def step(self, action: Array) -> tuple[Array, Array, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Decide, and go on: (observation, reward, terminated [S], truncated [S], info).
+
+        action: integers of any width, numpy or torch. Raises RuntimeError before the first reset and after an episode's
+        end, and ValueError for actions of a wrong shape, kind or value; then nothing has changed.
+        """
+        if self.over:
+            raise RuntimeError("no episode is going on: call reset() first")
+        return self._step_task(action) if self.per == "task" else self._step_slot(action)
+
+    def slot(self) -> Slot:
+        """The slot that is to be decided, with per="bs": what a `Scheduler` is shown; a copy."""
+        if self.over or self.per != "bs":
+            raise RuntimeError("there is a slot to decide during an episode with per=bs only")
+        return self._now.copy()
+
+    def close(self) -> None:
+        """Nothing is open; there for those who expect it."""
+
+    # A slot at a time
+
+    @torch.inference_mode()
+    def _step_slot(self, action: Array) -> tuple[Array, Array, np.ndarray, np.ndarray, dict[str, Any]]:
+        now = self._now
+        delay, self._now = self.mec.step(self._checked(action, tuple(now.mask.shape), now.mask))
+        rewards = self._give((delay.sum(2) * self.ahead.weight(now.t)).float())
+        if self.reward == "team":
+            rewards = rewards.sum(1, keepdims=True).repeat(self.num_bs, 1)
+        last = self.mec.t == self.num_slots - 1
+        observation, info = self._give(self._observe()), {"delay": self._give(delay)}
+        if last and self.autoreset:
+            info["final_observation"] = observation
+            self._begin_slots()
+            observation = self._give(self._observe())
+        self.over = last and not self.autoreset
+        ends = np.full(self.num_envs, last)
+        return observation, rewards, np.zeros_like(ends), ends, self._info() | info
+
+    def _begin_slots(self) -> None:
+        arrivals = self._arrivals(np.arange(self.num_envs))
+        self._now = self.mec.reset(arrivals)
+        self.ahead = Ahead(self.mec, arrivals, self.kind, self.scales, self.reward)
+
+    # A task at a time
+
+    def _step_task(self, action: Array) -> tuple[Array, Array, np.ndarray, np.ndarray, dict[str, Any]]:
+        delay = torch.from_numpy(self.tasks.send(self._checked(action, (self.num_envs,), None).cpu().numpy()))
+        ends = self.tasks.over.copy()
+        observation, info = self._give(self._observe()), {"delay": self._give(delay)}
+        if ends.any() and self.autoreset:
+            info["final_observation"] = observation
+            again = ends.nonzero()[0]
+            self.tasks.start(self._arrivals(again), again)
+            observation = self._give(self._observe())
+        self.over = bool(self.tasks.over.all())
+        return observation, self._give(-delay.float()), np.zeros_like(ends), ends, self._info() | info
+
+    # What both share
+
+    def _observe(self) -> torch.Tensor:
+        if self.per == "task":
+            return self.tasks.observe(self.kind, self.scales, self.in_slot)
+        queue = queue_part(self.mec.backlog, self.mec.capacity, self.kind)
+        return put_together(self.ahead.tasks(self.mec.t), queue)
+
+    def _info(self) -> dict[str, Any]:
+        if self.per == "task":
+            names = (("slot", "t"), ("station", "station"), ("task", "n"))
+            return {name: self._give(torch.tensor(getattr(self.tasks, of))) for name, of in names}
+        return {"mask": self._give(self._now.mask.clone())}
+
+    def _give(self, values: torch.Tensor) -> Array:
+        """Values that are nobody else's, in the form that the caller wants."""
+        if self.output == "numpy":
+            return values.cpu().numpy()
+        with torch.inference_mode(False):
+            return values.to(self.device).clone()  # an ordinary tensor, which gradients may meet
+
+    def _checked(self, action: Array, shape: tuple[int, ...], mask: torch.Tensor | None) -> torch.Tensor:
+        """Actions as int64 on the device, 0 where there is no task. Raises ValueError for what is no action."""
+        values = action if isinstance(action, torch.Tensor) else np.asarray(action)
+        if tuple(values.shape) != shape:
+            raise ValueError(f"action: shape {list(values.shape)}, must be {list(shape)}")
+        if isinstance(values, torch.Tensor):
+            whole = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+            chosen = values.to(self.device, torch.int64) if whole else values
+        else:
+            whole = np.issubdtype(values.dtype, np.integer)
+            chosen = torch.from_numpy(values.astype(np.int64)).to(self.device) if whole else values
+        if not whole:
+            raise ValueError(f"action: {values.dtype}, must be integers")
+        if mask is not None:
+            chosen = torch.where(mask, chosen, 0)
+        least, most = (int(end) for end in chosen.aminmax())
+        if not 0 <= least <= most < self.num_bs:
+            raise ValueError(f"action: servers {least}..{most}, must be within 0..{self.num_bs - 1}")
+        return chosen
+
+    def _arrivals(self, which: np.ndarray) -> Arrivals:
+        """The next episode's arrivals of some environments."""
+        rows = [(self.seeds[i], int(self.episodes[i])) for i in which]
+        self.episodes[which] += 1
+        return draw_arrivals(self.params, rows, self.stream)
+
+    def _seeds(self, seed: int | Sequence[int]) -> list[int]:
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+            return [_whole("seed", seed) + i for i in range(self.num_envs)]
+        seeds = [_whole("seed", one) for one in seed]
+        if len(seeds) != self.num_envs:
+            raise ParameterError("seed", seed, f"must be a number, or {self.num_envs} numbers")
+        return seeds
+
+    def _set_scenario(self, scenario_seed: int) -> None:
+        self.params = environment_parameters(self.params, scenario_seed=scenario_seed)
+        self.mec = CollaborativeMEC(draw_scenario(self.params, self.seeds), self.device, self.params.slot_length)
+
+
+def without_unknown(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a reset by another library: what is not known here is left out, with a warning."""
+    options = dict(options or {})
+    if unknown := sorted(map(str, options.keys() - set(OPTIONS))):
+        warnings.warn(f"options not used: {', '.join(unknown)}; known are {', '.join(OPTIONS)}", stacklevel=3)
+    return {name: value for name, value in options.items() if name in OPTIONS}
+
+
+def _whole(name: str, value: Any) -> int:
+    """A number that a generator can be seeded by. Raises ParameterError for others."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
+        raise ParameterError(name, value, "must be an integer, at least 0 and below 2**32")
+    return int(value)
+
+
+def _gymnasium() -> Any:
+    """The package, which only spaces need. Raises ImportError that says how to get it."""
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ImportError("spaces need Gymnasium: pip install -r requirements-rl.txt") from error
+    return gymnasium

@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM while a script imports what it needs: no traceback, whenever they come."""
+
+import ast
+import signal
+import time
+
+import pytest
+from helpers import ROOT, start_script
+
+from common.entry_scripts import command_class
+
+
+def test_every_script_prepares_for_ctrl_c_before_anything_else():
+    found = 0
+    for path in sorted(ROOT.glob("[a-z]*/*.py")):
+        tree = ast.parse(path.read_text())
+        if path.parent.name == "tests" or not command_class(tree):
+            continue
+        found += 1
+        first = next(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
+        assert ast.unparse(first) == "import common.quiet_start", path
+    assert found >= 30
+
+
+@pytest.mark.parametrize("script", ["lad_ts/main_lad.py", "scripts/sweep.py"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_imports_leaves_no_traceback(script, number, tmp_path):
+    for delay in (0.2, 0.5, 1.0):
+        process = start_script(script, "--out", "run", folder=tmp_path)
+        time.sleep(delay)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+        assert "Traceback" not in told
+        assert process.returncode in (128 + number, -signal.SIGTERM if number == signal.SIGTERM else 130), told
