@@ -4,14 +4,17 @@ Comparison, sweep, study, the edge system and the page of parameters take their 
 `METHODS`.
 """
 
+from typing import Any
+
 from baselines import model_d2sac, model_dqn, model_sac
-from baselines.own import FORM, own_class, own_file, own_learner
-from baselines.rules import RULES, rule
-from common.parameters import ParameterError
+from baselines.own import FORM, OwnConfig, own_class, own_file, own_learner
+from baselines.rules import RULES, HeuristicConfig, rule
+from common.parameters import ParameterError, Parameters
 from coop_lad_ts import model_coop
-from lad_ts import model_lad
+from lad_ts import model_lad, training
 from lad_ts.method import Method, Variant
 from lad_ts.references import OptTS
+from lad_ts.result import Result
 from lad_ts.run_parameters import FixedParameters
 
 OPT_TS = Method("opt_ts", "Opt-TS", FixedParameters, OptTS, "baselines/main_opt.py")
@@ -78,3 +81,24 @@ def split(name: str, flag: str) -> tuple[Method, str]:
 def own_method(place: str, flag: str) -> Method:
     """The method of a user's class FILE.py:ClassName, whether it learns or not. Raises ParameterError of `flag`."""
     return (own_learner if own_class(place, flag)[0].learns else rule)(place, flag)
+
+
+def method_of(config: Parameters) -> Method:
+    """The method whose script has parameters like `config`. Raises ParameterError when there is none."""
+    if isinstance(config, HeuristicConfig):
+        return rule(config.method)
+    if isinstance(config, OwnConfig) and config.method is not None:
+        return own_learner(config.method)
+    for method in METHODS.values():
+        if type(config) is method.parameters:
+            return method
+    allowed = ", ".join(sorted({method.parameters.__name__ for method in METHODS.values()}))
+    raise ParameterError(None, None, f"{type(config).__name__} is no method's parameters; must be one of {allowed}")
+
+
+def train(config: Any, progress: bool = True) -> Result:
+    """Run the method of `config` from Python, learning or not: what its script does, without its words and exits.
+
+    `progress` says whether to show a bar. lad_ts.training.train tells the rest, and takes methods of your own.
+    """
+    return training.train(config, method_of(config), progress)

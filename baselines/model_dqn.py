@@ -13,6 +13,7 @@ from common.parameters import parameter
 from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents
 from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.method import PRESETS, Method
+from lad_ts.metrics import Metrics, norm
 from lad_ts.policy_export import ExportedPolicy
 from lad_ts.run_parameters import TrainingParameters
 from lad_ts.stacked import Layout, StackedAdam, forward
@@ -42,6 +43,7 @@ class DQNAgents(StackedAgents):
 
     def __init__(self, params: DQNParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         super().__init__(params, seeds, device)
+        self.metrics = Metrics(len(self.seeds), ("loss", "q_mean", "grad_norm"))
         self.layout = Layout(self.state_size, params.hidden, params.hidden, self.num_bs)
         self.theta = self.layout.draw(self.generators, self.num_bs, self.device)
         self.theta_target = self.theta.clone()
@@ -70,10 +72,12 @@ class DQNAgents(StackedAgents):
         target = batch["reward"][..., 0] + self.params.gamma * self.q(self.theta_target, next_state).amax(1)
         theta = self.theta.detach().requires_grad_()
         chosen = self.q(theta, state).gather(1, batch["action"].long().transpose(1, 2))[:, 0]
-        loss = (chosen - target).square().mean(-1).sum()
-        self.adam.step(torch.autograd.grad(loss, theta)[0], learning)
+        errors = (chosen - target).square()  # [G, M]
+        (gradient,) = torch.autograd.grad(errors.mean(-1).sum(), theta)
+        self.adam.step(gradient, learning)
         due = (self.adam.count % self.params.target_every == 0) & (self.adam.count > 0)
         self.theta_target = torch.where(due, self.theta, self.theta_target)
+        self.metrics.add(learning, loss=errors, q_mean=chosen, grad_norm=norm(gradient))
 
     def modules(self) -> dict[str, object]:
         return super().modules() | {"theta": self.theta, "theta_target": self.theta_target, "adam": self.adam}

@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import traceback
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from typing import Any
 import fire
 
 from common import quiet_start
+from common.failure import fail
 from common.interruption import Terminated, exit_code, terminable
 from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
 
-os.environ["MPLBACKEND"] = (
-    "Agg"  # scripts draw into files; a notebook's backend would end them as they import matplotlib
-)
+if quiet_start.script_starts():  # scripts draw into files; a notebook's backend would end them
+    os.environ["MPLBACKEND"] = "Agg"
 ROOT = Path(__file__).resolve().parents[1]
 TRACEBACK = "DEDGEAI_TRACEBACK"  # a variable of the environment: not empty, mistakes show their whole traceback
 
@@ -68,12 +67,6 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an exception tells that there is too little memory: numpy raises MemoryError, torch RuntimeError."""
     words = ("allocate memory", "out of memory")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
-
-
-def fail(message: str, code: int) -> typing.NoReturn:
-    """End the process with one line on standard error."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
 
 
 ORDER = ("run", "environment", "agent", "method")  # groups that come first in --help

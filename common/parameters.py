@@ -8,10 +8,13 @@ into a command. Start reading at `parameter`.
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Self, TypeVar
 
+P = TypeVar("P", bound="Parameters")
 LARGEST = 2**31 - 1  # no number of this project is larger, and integers of that size fit everywhere
 
 
@@ -53,7 +56,7 @@ def parameter(
 
     `text` is what --help shows in one line, `more` what the page of parameters says besides. `low` and `high` are
     inclusive, `above` is exclusive, `empty` allows a text without characters. A default of None means "by preset" or
-    "not given".
+    "not given". A choice that ends with N stands for all numbers there, as in cuda:N.
     """
     metadata: dict[str, Any] = {"text": text, "unit": unit, "low": low, "high": high, "above": above}
     metadata |= {"choices": choices, "empty": empty, "more": more}
@@ -71,6 +74,42 @@ class Parameters:
     PRESETS: typing.ClassVar[dict[str, dict[str, Any]]] = {}
     FILLS: typing.ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
     GROUP: typing.ClassVar[str] = "parameters"
+    _given = frozenset[str]()  # names that were given; without a type here, it is no parameter
+
+    def __new__(cls, **given: Any) -> Self:
+        self = super().__new__(cls)
+        self._given = frozenset(given)
+        return self
+
+    def __post_init__(self) -> None:
+        """Fill in what the preset, and after it FILLS, say of parameters that were not given."""
+        known = set(self._given)
+        for name, value in self.PRESETS.get(str(getattr(self, "preset", "")), {}).items():
+            if name not in self._given or getattr(self, name) is None:
+                setattr(self, name, value)
+                known.add(name)
+        for chooser, options in self.FILLS.items():
+            for name, value in options.get(str(getattr(self, chooser)), {}).items():
+                if name not in known:
+                    setattr(self, name, value)
+
+    @classmethod
+    def of(cls, **given: Any) -> Self:
+        """Checked parameters: those given, then the preset's, then the defaults, as in of(episodes=3, preset="paper").
+
+        Raises ParameterError for unknown names, wrong types, values out of range and contradictions.
+        """
+        return resolve(cls, given)
+
+    def explicit(self) -> dict[str, Any]:
+        """The parameters that were given, and those that have been changed since."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = type(self)(**{name: values[name] for name in ("preset", *self.FILLS) if name in values})
+        return {name: v for name, v in values.items() if name in self._given or v != getattr(plain, name)}
+
+    def checked(self) -> Self:
+        """The same parameters with values of the right types. Raises ParameterError, as `of` does."""
+        return resolve(type(self), {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, self.explicit())
 
     @classmethod
     def for_arguments(cls, arguments: list[str]) -> "type[Parameters]":
@@ -128,6 +167,8 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     if value is None and optional:
         return None
     allowed = allowed_values(cls, field)
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "shape", None) == ():
+        value = value.item()
     if isinstance(value, int) and abs(value) > 10**20:  # it may be too long to print
         value = math.inf if value > 0 else -math.inf
     refusal = ParameterError(name, "None" if value is None else value, f"must be {allowed}")
@@ -159,22 +200,17 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
             or (above is not None and value <= above)
         ):
             raise refusal
-    if field.metadata["choices"] and value not in field.metadata["choices"]:
+    choices = field.metadata["choices"]
+    if choices and value not in choices and re.sub(r"[0-9]+$", "N", value) not in choices:
         raise refusal
     return value
 
 
-def filled(cls: type[Parameters], values: dict[str, Any]) -> dict[str, Any]:
-    """The values, and those that the class's FILLS add for what is chosen; a value that is there stays."""
-    added: dict[str, Any] = {}
-    for name, options in cls.FILLS.items():
-        added |= options.get(str(values.get(name, getattr(cls, name))), {})
-    return added | values
-
-
-def resolve(cls: type[Parameters], given: dict[str, Any]) -> Parameters:
+def resolve(cls: type[P], given: dict[str, Any], explicit: Collection[str] | None = None) -> P:
     """Checked parameters from the explicitly `given` values, then the preset's and FILLS', then the defaults.
 
+
+    `explicit` tells which of them count as given, where not all do.
     Raises ParameterError for unknown names, wrong types, values out of range and contradictions.
     """
     names = [f.name for f in dataclasses.fields(cls)]
@@ -183,12 +219,8 @@ def resolve(cls: type[Parameters], given: dict[str, Any]) -> Parameters:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean --{close[0]}? " if close else ""
             raise ParameterError(name, given[name], f"no such parameter; {hint}--help lists them all")
-    values = {name: convert(cls, name, value) for name, value in given.items()}
-    preset = str(values.get("preset", getattr(cls, "preset", "")))
-    for name, value in cls.PRESETS.get(preset, {}).items():
-        if values.get(name) is None:
-            values[name] = value
-    config = cls(**filled(cls, values))
+    config = cls(**{name: convert(cls, name, value) for name, value in given.items()})
+    config._given = frozenset(given if explicit is None else explicit)
     if not (getattr(config, "resume", None) or getattr(config, "evaluate", None)):
         config.check()  # otherwise it is checked once the stored run's parameters are in
     return config

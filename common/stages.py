@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from common.parameters import ParameterError
 from common.pictures import save_sheet
+from common.progress import Progress
 from common.run_folder import load_checkpoint, save_checkpoint, write_csv
 
 
@@ -56,7 +56,7 @@ def run_stage(stage: Stage, config: dict[str, Any], folder: Path, every: int) ->
         rows, seconds = content["history"], content["seconds"]
         start = rows[-1][0] if rows else 0
     since, losses = time.perf_counter(), []
-    with tqdm(total=stage.steps, initial=start, unit="step", desc=stage.name, mininterval=1) as bar:
+    with Progress(total=stage.steps, initial=start, unit="step", desc=stage.name, mininterval=1) as bar:
         for number in range(start, stage.steps):
             losses.append(stage.step(number))
             if not math.isfinite(losses[-1]):

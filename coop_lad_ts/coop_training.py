@@ -28,6 +28,7 @@ from coop_lad_ts.routing_table import (
 )
 from coop_lad_ts.view import View
 from lad_ts.environment_lad import Scenario, Slot, presence
+from lad_ts.metrics import Metrics, norm
 from lad_ts.stacked import StackedAdam
 
 KEPT = 10  # episodes whose backlogs the agents remember
@@ -37,8 +38,13 @@ LESSONS, REHEARSAL = 1, 2  # what an episode's choices are for
 class Step(Protocol):
     """What one step of training minimises."""
 
-    def loss(self, actor: Actor, theta: torch.Tensor, seeds: slice) -> torch.Tensor:
-        """A number, the sum over some of the seeds; theta holds their parameters."""
+    name: str  # of its loss, in metrics.csv
+
+    def losses(self, actor: Actor, theta: torch.Tensor, seeds: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses [S, A] of some of the seeds, which their sum counts, and the policies' mean entropy [S] in nat.
+
+        theta holds the seeds' parameters; A is 1, or B with a network at each BS that has a loss of its own.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +54,11 @@ class Distillation:
     view: View
     states: States
     label: torch.Tensor
+    name = "distil_loss"
 
-    def loss(self, actor: Actor, theta: torch.Tensor, seeds: slice) -> torch.Tensor:
-        x0 = actor.logits(actor.split(theta), self.view, self.states.of(seeds))
-        return -(self.label[seeds, None] * x0.log_softmax(-1)).sum(-1).mean((2, 3)).sum()
+    def losses(self, actor: Actor, theta: torch.Tensor, seeds: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        log = actor.logits(actor.split(theta), self.view, self.states.of(seeds)).log_softmax(-1)
+        return -(self.label[seeds, None] * log).sum(-1).mean((2, 3)), mean_entropy(log)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +73,22 @@ class Tuning:
     states: States
     scenario: Scenario
     mask: torch.Tensor
+    name = "tune_loss"
 
-    def loss(self, actor: Actor, theta: torch.Tensor, seeds: slice) -> torch.Tensor:
+    def losses(self, actor: Actor, theta: torch.Tensor, seeds: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The logarithm of each seed's mean cost: relative costs, so that all scenarios count alike."""
         p, scenario = self.params, self.scenario.rows(seeds)
-        probabilities = actor.logits(actor.split(theta), self.view, self.states.of(seeds)).softmax(-1)
+        x0 = actor.logits(actor.split(theta), self.view, self.states.of(seeds))
+        probabilities = x0.softmax(-1)
         model = queue_model(p, scenario, torch.float32, theta.device)
         costs = actor.mean_cost(model, make_objective(p, scenario), probabilities, self.mask[seeds], p.mean_input)
-        return costs.clamp(min=1e-6).log().sum()
+        return costs.clamp(min=1e-6).log()[:, None], mean_entropy(x0.detach().log_softmax(-1))
+
+
+@torch.no_grad()
+def mean_entropy(log: torch.Tensor) -> torch.Tensor:
+    """The mean entropy [S] in nat of policies whose logarithms are log [S, .., B]."""
+    return -(log.exp() * log).sum(-1).flatten(1).mean(1)
 
 
 class CoopTraining:
@@ -87,6 +102,7 @@ class CoopTraining:
     ) -> None:
         self.params, self.seeds, self.actor, self.theta, self.draw = params, list(seeds), actor, theta, draw
         self.device = theta.device
+        self.metrics = Metrics(len(self.seeds), ("distil_loss", "tune_loss", "entropy", "grad_norm"))
         self.adam = StackedAdam(theta, params.distil_rate, beta2=0.99)
         rows, slots, servers = len(self.seeds), params.num_slots - 1, params.num_bs
         zeros = theta.new_zeros
@@ -218,8 +234,13 @@ class CoopTraining:
         parts = []
         for seeds in self.actor.together(len(self.seeds)):
             theta = self.theta[seeds].detach().requires_grad_()
-            parts.append(torch.autograd.grad(step.loss(self.actor, theta, seeds), theta)[0])
-        self.adam.step(torch.cat(parts))
+            losses, entropy = step.losses(self.actor, theta, seeds)
+            (gradient,) = torch.autograd.grad(losses.sum(), theta)
+            parts.append((gradient, losses.detach(), entropy))
+        gradient, losses, entropy = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.adam.step(gradient)
+        norms = norm(gradient).view(len(self.seeds), -1)
+        self.metrics.add(**{step.name: losses}, entropy=entropy[:, None], grad_norm=norms)
 
     def modules(self) -> dict[str, object]:
         """Parts with state, by their names in a checkpoint."""

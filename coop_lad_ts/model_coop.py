@@ -15,7 +15,7 @@ from coop_lad_ts.coop_parameters import CoopConfig, CoopParameters
 from coop_lad_ts.coop_training import CoopTraining
 from coop_lad_ts.routing_table import coordinated_uniforms
 from coop_lad_ts.view import View
-from lad_ts.agents import SeededScheduler
+from lad_ts.agents import SeededScheduler, check_stations
 from lad_ts.environment_lad import Scenario, Slot, draw_scenario, offered_load
 from lad_ts.method import Method, Variant
 from lad_ts.policy_export import ExportedPolicy
@@ -42,6 +42,7 @@ class CoopAgents(SeededScheduler):
         self.weights = self.actor.split(self.theta)
         self.actor.start_memory(self.draw_rows, params.num_slots, params.num_tasks)
         self.course = CoopTraining(params, self.seeds, self.actor, self.theta, self.draw_rows)
+        self.metrics = self.course.metrics
         self.down: torch.Tensor | None = None  # [S, B], servers that are known to have failed
         self.virtual = VirtualOpt(params)
 
@@ -96,6 +97,14 @@ class CoopAgents(SeededScheduler):
         whole = self.course.note(slot, action)
         if whole and not self.greedy.all():  # else nothing that is learned would be used
             self.course.finish_episode(self.scenario, self.view)
+
+    def moved(self, params: CoopParameters) -> "CoopAgents":
+        """One shared network takes any number of BSs. Raises ParameterError for another one with a network at each."""
+        if not self.shared:
+            check_stations(params, self.params.num_bs)
+        other = super().moved(params)
+        assert isinstance(other, CoopAgents)
+        return other
 
     def policy(self, scenario: Scenario) -> ExportedPolicy:
         return exported_policy(self.params, self.actor, self.theta, scenario)

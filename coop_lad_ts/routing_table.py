@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.parameters import parameter
+from common.progress import Progress
 from common.random_streams import Stream, random_generator
 from coop_lad_ts.queue_model import Objective, QueueModel
 from lad_ts.arrivals import draw_counts, slot_presence
@@ -154,7 +154,7 @@ def fit_tables(
     at_once = max(1, FITTED_AT_ONCE // (params.fit_paths * params.num_slots * params.num_tasks * num_bs))
     if rows > at_once:
         parts = [slice(start, start + at_once) for start in range(0, rows, at_once)]
-        bar = tqdm(parts, desc="fitting tables", unit="part", leave=False, disable=not progress)
+        bar = Progress(parts, desc="fitting tables", unit="part", leave=False, disable=not progress)
         fits = [fit_tables(params, scenario.rows(part), list(seeds)[part], stream, False) for part in bar]
         tables, costs = zip(*fits, strict=True)
         log_table, nominal = (torch.cat([getattr(t, name) for t in tables]) for name in ("log_table", "nominal"))
@@ -168,7 +168,9 @@ def fit_tables(
     generators = [random_generator(stream, seed) for seed in seeds]
     size = params.mean_input
     costs = []
-    for step in tqdm(range(params.fit_steps), desc="fitting tables", unit="step", leave=False, disable=not progress):
+    for step in Progress(
+        range(params.fit_steps), desc="fitting tables", unit="step", leave=False, disable=not progress
+    ):
         adam.param_groups[0]["lr"] = params.fit_rate * (1 - step / params.fit_steps) ** 0.5
         drawn = np.stack([draw_counts(params, rng, paths, slots, model.num_bs) for rng in generators])
         count = in_classes(params, torch.from_numpy(drawn)).sum(-2)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from common.progress import Progress
 from common.run_folder import peak_memory, save_checkpoint, write_csv
 from dedgeai.dispatcher import Dispatcher
 from dedgeai.measurement import measure_tasks
@@ -61,7 +61,7 @@ async def run_batch(system: EdgeSystem, tasks: list[Task], stream: TaskStream, s
             system.recall(task, stored.finished[task.number])
     done = {task.number for task in tasks if task.number in stored.finished}
     start: float | None = None  # of the first slot that has something left
-    with tqdm(total=len(tasks), initial=len(done), unit="image", desc=f"{len(tasks)} tasks") as bar:
+    with Progress(total=len(tasks), initial=len(done), unit="image", desc=f"{len(tasks)} tasks") as bar:
         watcher = asyncio.create_task(watch(system, [task.number for task in tasks], bar))
         try:
             for slot, part in stream.slots(system.dispatcher.ready.slot_seconds):
@@ -84,7 +84,7 @@ async def run_batch(system: EdgeSystem, tasks: list[Task], stream: TaskStream, s
     return FinishedRun(records, seconds)
 
 
-async def watch(system: EdgeSystem, numbers: Sequence[int], bar: tqdm) -> None:
+async def watch(system: EdgeSystem, numbers: Sequence[int], bar: Progress) -> None:
     """Keep a progress bar up to date."""
     while True:
         bar.n = sum(number in system.records and system.records[number].final for number in numbers)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.device import DEVICE_CHOICES
 from common.parameters import ParameterError, Parameters, numbers, parameter
 from common.run_folder import RESULTS
 from dedgeai.options import LOOPBACK
@@ -160,7 +161,7 @@ class EdgeImageParameters(Parameters):
     height: int | None = parameter(
         None, "height of the images, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16, high=4096
     )
-    device: str = parameter("auto", "where the models run", choices=("auto", "cuda", "mps", "cpu"))
+    device: str = parameter("auto", "where the models run", choices=DEVICE_CHOICES)
     dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
     offload: str = parameter(
         "none", "memory level of every server, see refine_sd3_infer.py", choices=("none", "model", "block")

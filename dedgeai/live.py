@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from common.command_line import fail
+from common.failure import fail
 from common.run_folder import describe, write_config
 from dedgeai.batch_runs import run_counts, save_agents
 from dedgeai.configuration import FOLDER

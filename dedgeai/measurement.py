@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from common.parameters import ParameterError
+from common.progress import Progress
 from dedgeai.cluster import Cluster
 from dedgeai.server_profile import Profile, fitted
 from dedgeai.tasks import Result, Task
@@ -33,7 +33,7 @@ class Measurement:
         self.problem: str | None = None
         self.waiting: dict[int, list[Task]] = {}  # tasks of servers that are down
         self.deaths = 0
-        self.bar = tqdm(total=expected, unit="image", desc="profile", disable=quiet)
+        self.bar = Progress(total=expected, unit="image", desc="profile", disable=quiet)
 
     def results(self, server: int, results: list[Result]) -> None:
         """Take in results; the last one, or a failure, ends the measurement."""

@@ -118,7 +118,9 @@ def read_prompts(file: str | None, pocket: bool, count: int, seed: int) -> list[
 def model_options(config: DedgeParameters, pocket: bool) -> ModelOptions:
     """The generator of edge servers that compute."""
     names = ("models", "width", "height", "device", "dtype", "offload", "t5")
-    gpu = config.gpus_per_server > 0 or (config.device in ("auto", "cuda") and torch.cuda.is_available())
+    gpu = config.gpus_per_server > 0 or (
+        (config.device == "auto" or config.device.startswith("cuda")) and torch.cuda.is_available()
+    )
     return ModelOptions(pocket, {name: getattr(config, name) for name in names}, config.threads, gpu)
 
 

@@ -7,8 +7,8 @@ at `simulate`.
 import dataclasses
 
 import numpy as np
-from tqdm import tqdm
 
+from common.progress import Progress
 from common.random_streams import Stream, random_generator
 from dedgeai.dispatcher import Backlog, Dispatcher
 from dedgeai.server_profile import Profile
@@ -71,7 +71,7 @@ def simulate(
     server = np.empty(count, dtype=np.int64)
     start, finish = np.empty(count), np.empty(count)
     nominal, queues = Backlog(profile), QueueLengths(profile.servers)
-    with tqdm(total=count, unit="task", unit_scale=True, desc=ready.name, disable=not progress) as bar:
+    with Progress(total=count, unit="task", unit_scale=True, desc=ready.name, disable=not progress) as bar:
         for now, tasks in stream.slots(ready.slot_seconds):
             queues.record(now)
             for part in rounds(stream.base_station[tasks], ready.num_tasks):

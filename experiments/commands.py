@@ -18,6 +18,7 @@ from common.entry_scripts import ROOT, read_script
 from common.parameters import ParameterError, Parameters
 from common.run_folder import describe, read_csv
 from experiments.jobs import folder_name, parse_methods
+from lad_ts.environment_lad import EnvironmentParameters
 
 # What config.json calls the runs that schedule no method, by how it begins: the script and the kind.
 OTHERS = {
@@ -35,6 +36,7 @@ COMPARISON, SWEEP, IMAGES, RUNS, OTHER = "Comparison of methods", "Sweeps", "Ima
 STUDY = OTHERS["coop_study"][1]
 KINDS = tuple(dict.fromkeys([COMPARISON, SWEEP, RUNS, IMAGES, *(kind for _, kind in OTHERS.values()), OTHER]))
 # Where a run goes, and what goes on with it, is no part of what it is.
+ENVIRONMENT = tuple(field.name for field in dataclasses.fields(EnvironmentParameters))
 PLACES = {"out", "resume", "evaluate"}
 HOW_TO_EVALUATE = ("evaluation_episodes", "evaluation_action", "device", "threads")
 
@@ -137,15 +139,16 @@ def scheduling_run(folder: Path, script: str, label: str, stored: dict[str, Any]
     words = f"seed {first}" if seeds == 1 else f"{seeds} seeds from {first} on"
     if not evaluation:
         return Behind(f"{label}: {stored.get('episodes')} episodes, {words}", RUNS, *from_record(script, stored))
-    title, checkpoint = (
-        f"{label}: {stored.get('evaluation_episodes')} episodes, {words}",
-        folder.parent / "checkpoint.pt",
-    )
+    title = f"{label}: {stored.get('evaluation_episodes')} episodes, {words}"
+    checkpoint = folder.parent / Path(stored.get("evaluate") or "checkpoint.pt").name
     if not checkpoint.is_file():
         return Behind(title, RUNS)
     found = read_script(script)
     assert found is not None, script
     how = {name: value for name, value in differing(found.parameters, stored).items() if name in HOW_TO_EVALUATE}
+    if " on " in label:  # in another environment than that of the training
+        trained = read_record(folder.parent)[1]
+        how |= {name: stored[name] for name in ENVIRONMENT if name in stored and stored[name] != trained.get(name)}
     return Behind(title, RUNS, command_words(script, {"evaluate": path_words(checkpoint), **how}))
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.figures import plt, save_figure
+from common.progress import Progress
 from common.run_folder import write_csv, write_text
 from common.statistics_seeds import mean_interval, with_interval
 from experiments.study_trials import Make
@@ -21,7 +21,7 @@ def study_fairness(out: Path, trial: Trial, methods: dict[str, Make], episodes: 
     axes = figure.gca()
     workload = trial.scenario.workload[0]
     order = np.argsort(workload)
-    for k, (name, make) in enumerate(tqdm(methods.items(), unit="method", desc="fairness")):
+    for k, (name, make) in enumerate(Progress(methods.items(), unit="method", desc="fairness")):
         scheduler, total, count = make(trial), 0.0, 0.0
         for arrivals, row in episodes_of(trial, episodes):
             env = CollaborativeMEC(trial.scenario, slot_length=trial.params.slot_length)

@@ -15,17 +15,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from baselines.methods import choose, full_name
-from common.command_line import fail
+from common.failure import fail
 from common.interruption import exit_code
 from common.parameters import ParameterError, resolve
+from common.progress import Progress
 from common.run_folder import PROGRESS, claimed, progress, read_config, read_csv, read_source, unused
 from lad_ts.method import Method
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN_FILES = ("config.json", "delay.csv", "seconds.csv", "utilisation.csv", "delay.png", "delay.pdf", "summary.json")
+RUN_FILES = (
+    *("config.json", "delay.csv", "seconds.csv", "metrics.csv", "evaluation.csv", "best.pt", "utilisation.csv"),
+    *("delay.png", "delay.pdf", "summary.json"),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -212,7 +214,7 @@ def work_off(jobs: list[Job], parallel: int) -> None:
     try:
         total = sum(job.flags["episodes"] for job in jobs)
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt} episodes [{elapsed}{postfix}]"
-        with tqdm(total=total, bar_format=form) as bar:
+        with Progress(total=total, bar_format=form) as bar:
             while waiting or running:
                 while waiting and len(running) < parallel:
                     job = waiting.pop(0)

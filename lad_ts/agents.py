@@ -138,6 +138,16 @@ class SeededScheduler(LearningScheduler):
             else:
                 part.load_state_dict({key: state[f"{name}.{key}"] for key in part.state_dict()})
 
+    def moved(self, params: Any) -> "SeededScheduler":
+        """Cells of a memory that training did not have start as those of untrained agents; others are cut."""
+        other = type(self)(params, self.seeds, self.device)
+        trained = self.state_dict()
+        for name, tensor in other.state_dict().items():
+            common = tuple(slice(min(sizes)) for sizes in zip(tensor.shape, trained[name].shape, strict=True))
+            tensor[common] = trained[name][common]
+        other.training = False
+        return other
+
 
 class StackedAgents(SeededScheduler):
     """Agents of all BSs and seeds, stacked, that learn from replayed transitions."""
@@ -260,12 +270,26 @@ class StackedAgents(SeededScheduler):
         """One step of the agents with the indices `learning` (None: all) on their minibatch [G, M, width]."""
         raise NotImplementedError(f"{type(self).__name__} must define update(batch, learning)")
 
+    def moved(self, params: Any) -> "StackedAgents":
+        """Features keep the scales of training. Raises ParameterError for another number of BSs."""
+        check_stations(params, self.params.num_bs)
+        other = super().moved(params)
+        assert isinstance(other, StackedAgents)
+        other.scales = self.scales
+        return other
+
     def modules(self) -> dict[str, object]:
         return {"replay": self.replay}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         super().load_state_dict(state)
         self._warm = False
+
+
+def check_stations(params: EnvironmentParameters, num_bs: int) -> None:
+    """Raise ParameterError for another number of BSs than that which networks were made for."""
+    if params.num_bs != num_bs:
+        raise ParameterError("num_bs", params.num_bs, f"must be {num_bs}, for which the networks of each BS were made")
 
 
 def blend(target: torch.Tensor, online: torch.Tensor, weight: float, agents: torch.Tensor | None) -> None:

@@ -34,10 +34,17 @@ def block_length(config: EnvironmentParameters, seeds: int) -> int:
 
 
 class OptDelays:
-    """Opt-TS's mean delays on the arrivals of a training, computed some episodes ahead."""
+    """Opt-TS's mean delays on the arrivals of a stream, those of a training by default, some episodes ahead."""
 
-    def __init__(self, config: EnvironmentParameters, scenario: Scenario, seeds: list[int], end: int) -> None:
-        self.config, self.scenario, self.seeds, self.end = config, scenario, seeds, end
+    def __init__(
+        self,
+        config: EnvironmentParameters,
+        scenario: Scenario,
+        seeds: list[int],
+        end: int,
+        stream: Stream = Stream.TRAINING_ARRIVALS,
+    ) -> None:
+        self.config, self.scenario, self.seeds, self.end, self.stream = config, scenario, seeds, end, stream
         self.ahead = range(0)
         self.delays: np.ndarray = np.empty(0)  # [episodes ahead, S]
 
@@ -46,6 +53,6 @@ class OptDelays:
         if episode not in self.ahead:
             block = block_length(self.config, len(self.seeds))
             self.ahead = range(episode, min(episode + block, self.end))
-            stats = run_block(self.config, self.scenario, OptTS(), self.seeds, self.ahead)
+            stats = run_block(self.config, self.scenario, OptTS(), self.seeds, self.ahead, self.stream)
             self.delays = stats.mean.reshape(-1, len(self.seeds))
         return self.delays[episode - self.ahead.start]

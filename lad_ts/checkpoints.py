@@ -1,12 +1,20 @@
 """Checkpoints of a training: written, and taken up again by --resume and --evaluate. Start at `stored_config`."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from common.device import choose_device
 from common.parameters import ParameterError, resolve
-from common.run_folder import load_checkpoint, read_config, read_source, save_checkpoint, with_defaults
+from common.run_folder import (
+    load_checkpoint,
+    read_config,
+    read_source,
+    replace_file,
+    save_checkpoint,
+    with_defaults,
+)
 from lad_ts.history import History
 from lad_ts.method import Method
 from lad_ts.run_parameters import DEVICES, training_seeds
@@ -14,7 +22,7 @@ from lad_ts.scheduler import LearningScheduler
 
 # Parameters that the command line may change for a stored run.
 FREE = {
-    "resume": {"method", "episodes", "device", "threads", "checkpoint_every", "export"},
+    "resume": {"method", "episodes", "device", "threads", "checkpoint_every", "export", "log", "evaluate_every"},
     "evaluate": {"method", "evaluation_episodes", "evaluation_action", "device", "threads", "out", "export"},
 }
 
@@ -23,13 +31,21 @@ def write_checkpoint(folder: Path, config: Any, method: Method, scheduler: Learn
     """checkpoint.pt with all that a run needs to go on to the same numbers."""
     content = {"method": method.name, "config": dataclasses.asdict(config)}
     content |= {"source": method.source} if method.source else {}
-    save_checkpoint(folder / "checkpoint.pt", content | {"learner": scheduler.state_dict(), "history": history.rows})
+    save_checkpoint(folder / "checkpoint.pt", content | {"learner": scheduler.state_dict(), **history.stored()})
 
 
-def stored_config(config: Any, given: dict[str, Any], content: dict[str, Any], method: Method, flag: str) -> Any:
-    """The parameters of a checkpoint with those of `FREE[flag]` taken from the command line.
+def keep_best(folder: Path, history: History) -> None:
+    """Make checkpoint.pt best.pt, too, where it is the best of all evaluations."""
+    if history.episodes and history.best() == history.episodes:
+        whole = (folder / "checkpoint.pt").read_bytes()
+        replace_file(folder / "best.pt", lambda temporary: temporary.write_bytes(whole))
 
-    Parameters that were added since it was written take their defaults, and a line tells so.
+
+def stored_config(config: Any, given: Collection[str], content: dict[str, Any], method: Method, flag: str) -> Any:
+    """The parameters of a checkpoint with those of `FREE[flag]` taken from `config`.
+
+    Parameters that were added since it was written take their defaults, and a line tells so. `given` names those of
+    `config` that the user has given.
 
     Raises ParameterError when the checkpoint is another method's or version's, or when the command line contradicts a
     stored parameter that is not free.
@@ -39,11 +55,11 @@ def stored_config(config: Any, given: dict[str, Any], content: dict[str, Any], m
         raise ParameterError(flag, place, f"holds a run of {content['method']}; must be one of {method.name}")
     check_source(content, method, flag, place)
     stored = with_defaults(type(config), stored, flag, place)
-    for name in given.keys() - free - {flag}:
+    for name in sorted(set(given) - free - {flag}):
         if getattr(config, name) != stored[name]:
             words = f"must be {stored[name]}, as stored in --{flag}={place}"
             raise ParameterError(name, getattr(config, name), words)
-    changes = {name: getattr(config, name) for name in given.keys() & free}
+    changes = {name: getattr(config, name) for name in free.intersection(given)}
     try:
         return resolve(type(config), stored | changes | {"resume": None, "evaluate": None, "export": None})
     except ParameterError as error:
@@ -89,7 +105,7 @@ def begun(folder: Path) -> dict[str, Any]:
     return stored | {"learner": None, "history": []}
 
 
-def resume_run(config: Any, given: dict[str, Any], method: Method) -> tuple[Any, LearningScheduler, History]:
+def resume_run(config: Any, given: Collection[str], method: Method) -> tuple[Any, LearningScheduler, History]:
     """Take up the run in `--resume`'s folder at its last checkpoint; one that is at its end is only drawn again.
 
     A run that was killed before its first checkpoint begins anew, with the parameters of its config.json.
@@ -101,8 +117,8 @@ def resume_run(config: Any, given: dict[str, Any], method: Method) -> tuple[Any,
         return config, built(config, method), History()
     scheduler = restore(config, content, method, "resume", place)
     try:
-        history = History.stored(content["history"], training_seeds(config))
-    except (ValueError, TypeError) as error:
+        history = History.of_checkpoint(content, training_seeds(config))
+    except (LookupError, ValueError, TypeError) as error:
         raise ParameterError("resume", place, f"must hold a whole checkpoint ({error})") from None
     if history.episodes > config.episodes:
         words = f"must be at least the {history.episodes} of --resume={place}"

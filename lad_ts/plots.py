@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.figures import plt, save_figure
+from common.figures import Axes, Figure, colormaps, save_figure
 from common.statistics_seeds import mean_interval
 
 
@@ -54,7 +54,7 @@ LEAST_GAP = 0.001  # percent; less is drawn by no curve, and means as good as Op
 def line_style(number: int, reference: bool = False) -> dict[str, Any]:
     """How the curve of a number is drawn: by colour, then dash, then marker, so that none of the first 30 are alike."""
     dashes = REFERENCE_DASHES if reference else DASHES
-    colours = ["black"] if reference else [plt.get_cmap("tab10")(k) for k in range(10)]
+    colours = ["black"] if reference else [colormaps["tab10"](k) for k in range(10)]
     by_colour, colour = divmod(number, len(colours))
     by_dash, dash = divmod(by_colour, len(dashes))
     marker = MARKERS[by_dash % len(MARKERS)]
@@ -67,7 +67,7 @@ def legend_text(label: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
+def draw_curves(axes: Axes, curves: list[Curve], window: int) -> None:
     """Mean over seeds with its 95 % band for every curve; references in black without band."""
     drawn = {True: 0, False: 0}
     for curve in curves:
@@ -80,7 +80,7 @@ def draw_curves(axes: plt.Axes, curves: list[Curve], window: int) -> None:
             axes.fill_between(curve.episodes, mean - half, mean + half, color=style["color"], alpha=0.2, lw=0)
 
 
-def draw_inset(axes: plt.Axes, curves: list[Curve], window: int) -> None:
+def draw_inset(axes: Axes, curves: list[Curve], window: int) -> None:
     """The last fifth of the episodes again, larger and smoother, around the curves that end near the median."""
     window = max(window, len(curves[0].episodes) // 25)
     last = curves[0].episodes[-1]
@@ -133,9 +133,10 @@ def plot_gaps(path: Path, panels: dict[str, list[Curve]], window: int = 5) -> No
     save_figure(figure, path)
 
 
-def draw_panels(panels: dict[str, list[Curve]], ylabel: str, window: int) -> tuple[plt.Figure, np.ndarray]:
+def draw_panels(panels: dict[str, list[Curve]], ylabel: str, window: int) -> tuple[Figure, np.ndarray]:
     """A figure with one panel for each title and its curves, with labels and legends."""
-    figure, row = plt.subplots(1, len(panels), figsize=(7.5 * len(panels), 5), squeeze=False, sharey=True)
+    figure = Figure(figsize=(7.5 * len(panels), 5))
+    row = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     every = [curve for curves in panels.values() for curve in curves]
     seeds, last = max(curve.values.shape[1] for curve in every), max(curve.episodes[-1] for curve in every)
     band = f"band: 95 % interval over {seeds} seeds" if seeds > 1 else "one seed"

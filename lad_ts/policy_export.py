@@ -11,7 +11,7 @@ takes any number M of tasks at each BS. Inputs are float32, but for the whole nu
 Outputs are probabilities [B, M, servers], or the q_values of DQN-TS, which takes the largest. next_latent
 [B, M, servers] is what is to be remembered of tasks that are there, and memory [T, B, N, servers] what the training has
 left of each slot and task number, whatever the inputs. The metadata tell, as JSON, which method, seed and scenario a
-file is of: see `description`. Start reading at `exporting`.
+file is of: see `description`. Start reading at `export_policy`.
 """
 
 import contextlib
@@ -68,30 +68,28 @@ class Graph(torch.nn.Module):
         return outputs if self.memory is None else (*outputs, self.memory)
 
 
-@contextlib.contextmanager
-def exporting(
-    file: str | None, learner: Any, scenario: Scenario, config: EnvironmentParameters, key: str, seeds: list[int]
-) -> Iterator[None]:
-    """Write the learner's policy of its first seed into `file` once what is done meanwhile has come to its end.
+def exported_place(file: str | None, learner: Any, scenario: Scenario) -> Path | None:
+    """Where the learner's policy is to be written, None without a file.
 
-    `scenario` has a row for each seed, `key` is the method's. Does nothing without a file. Raises ParameterError of
-    --export at once for a place that cannot be written, for missing packages, and for a learner without a policy.
+    `scenario` has a row for each seed. Raises ParameterError of --export for a place that cannot be written, for
+    missing packages, and for a learner without a policy.
     """
     if file is None:
-        yield
-        return
+        return None
     path = checked_place(file)
     policy_of(learner, scenario, file)
-    try:
-        yield
-    except SystemExit:
-        print(f"{path} is not written, since the run has not come to its end")
-        raise
-    policy = policy_of(learner, scenario, file)
+    return path
+
+
+def export_policy(
+    path: Path, learner: Any, scenario: Scenario, config: EnvironmentParameters, key: str, seeds: list[int]
+) -> str:
+    """Write the learner's policy of its first seed, and tell so. `key` is the method's. Raises ParameterError."""
+    policy = policy_of(learner, scenario, str(path))
     content = onnx_bytes(policy, description(policy, scenario, config, key, seeds[0]))
     replace_file(path, lambda temporary: temporary.write_bytes(content))
     others = f", the first of {len(seeds)}" if len(seeds) > 1 else ""
-    print(f"policy of seed {seeds[0]}{others} in {path}")
+    return f"policy of seed {seeds[0]}{others} in {path}"
 
 
 def checked_place(file: str) -> Path:

@@ -1,10 +1,11 @@
 """The parameters of a run that are not the environment's or the method's: how long, how many seeds, where to."""
 
 import dataclasses
+import importlib.util
 from typing import ClassVar
 
 from common.device import choose_device
-from common.parameters import Parameters, parameter
+from common.parameters import ParameterError, Parameters, parameter
 from lad_ts.environment_lad import EnvironmentParameters
 
 DEVICES = ("cuda", "cpu")  # the environment computes in float64, which MPS lacks
@@ -19,7 +20,7 @@ class RunParameters(Parameters):
     episodes: int = parameter(500, "episodes to run", low=1)
     seeds: int = parameter(1, "seeds that run together", low=1, high=1000)
     seed: int = parameter(0, "first seed; the others follow it", low=0)
-    device: str = parameter("auto", "where agents live: auto, cpu or cuda; the rest runs on the CPU")
+    device: str = parameter("auto", "where agents live: auto, cpu, cuda or cuda:N; the rest runs on the CPU")
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the run; default results/<method>/<run>")
 
@@ -48,12 +49,30 @@ class TrainingParameters(RunParameters):
     checkpoint_every: int = parameter(25, "episodes between checkpoints", unit="episodes", low=1)
     resume: str | None = parameter(None, "go on with the run in this folder; --episodes may be raised")
     evaluate: str | None = parameter(None, "evaluate this checkpoint on held-out arrivals instead of training")
-    evaluation_episodes: int = parameter(10, "held-out episodes of an evaluation", low=1)
+    evaluation_episodes: int = parameter(10, "episodes of an evaluation", low=1)
+    evaluate_every: int = parameter(
+        0,
+        "episodes between evaluations during training, on arrivals of their own; 0: none",
+        unit="episodes",
+        low=0,
+        more="They fill evaluation.csv, and the best agents are kept in best.pt.",
+    )
+    log: str = parameter(
+        "none",
+        "tensorboard: write metrics.csv's columns as TensorBoard's event files, too",
+        choices=("none", "tensorboard"),
+    )
     export: str | None = parameter(
         None,
         "write the policy into this ONNX file when the run is at its end",
         more="FILE.onnx, of the first seed. With --resume or --evaluate, the policy of what is there.",
     )
+
+    def check(self) -> None:
+        super().check()
+        if self.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+            words = "needs the package tensorboard: pip install -r requirements-rl.txt"
+            raise ParameterError("log", self.log, words)
 
     @property
     def variant(self) -> str:

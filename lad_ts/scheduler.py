@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from common.parameters import ParameterError
 from common.random_streams import Stream, random_generator
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, EnvironmentParameters, Scenario, Slot
 from lad_ts.episodes import EpisodeStatistics, run_episode
+from lad_ts.metrics import Metrics
 from lad_ts.policy_export import ExportedPolicy
 
 
@@ -65,11 +67,19 @@ class LearningScheduler(Scheduler):
 
     learns = True
     training = True
+    metrics: Metrics | None = None  # what it measures of its learning, for metrics.csv
     Parameters: ClassVar[type[EnvironmentParameters]] = EnvironmentParameters
 
     def finite(self) -> bool:
         """Whether all networks are free of NaN and infinity; checked after every episode."""
         return True
+
+    def moved(self, params: Any) -> "LearningScheduler":
+        """The same agents in another environment, that of `params`, where they do not learn.
+
+        Raises ParameterError of what they were not made for.
+        """
+        raise ParameterError(None, None, f"{type(self).__name__} has no moved(params), to be evaluated elsewhere")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything that must be kept at the end of an episode so that training goes on to the same numbers.

@@ -15,6 +15,7 @@ import torch
 from common.parameters import ParameterError, parameter
 from lad_ts.agents import PAPER_STATE, TUNED_STATE, AgentParameters, StackedAgents, blend
 from lad_ts.environment_lad import Scenario, Slot
+from lad_ts.metrics import Metrics, norm
 from lad_ts.policy_export import ExportedPolicy
 from lad_ts.stacked import Layout, StackedAdam, forward
 
@@ -43,6 +44,10 @@ class SACParameters(AgentParameters):
     }
 
 
+# What metrics.csv holds of every update.
+MEASURED = ("critic_loss", "actor_loss", "entropy", "temperature", "q_mean", "critic_grad_norm", "actor_grad_norm")
+
+
 def log_probabilities(probabilities: torch.Tensor) -> torch.Tensor:
     """Logarithms that stay finite for probabilities of 0."""
     return (probabilities + 1e-8).log()
@@ -52,11 +57,13 @@ class SoftActorCritic(StackedAgents):
     """Stacked discrete SAC. theta_actor is [G, P], theta_critic [2 G, P] (first twins, then second twins)."""
 
     params: SACParameters
+    metrics: Metrics
     Parameters = SACParameters
     target_actor = False  # whether next actions come from a slowly following copy of the actor
 
     def __init__(self, params: SACParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         super().__init__(params, seeds, device)
+        self.metrics = Metrics(len(self.seeds), MEASURED)
         if params.actor_lr is None or params.critic_lr is None:
             name = "actor_lr" if params.actor_lr is None else "critic_lr"
             raise ParameterError(name, None, "must be a number, at least 0; no preset fills it in")
@@ -132,16 +139,18 @@ class SoftActorCritic(StackedAgents):
         theta_critic = self.theta_critic.detach().requires_grad_()
         action = batch["action"].long().transpose(1, 2).expand(2, -1, -1, -1)
         chosen = self.critics(theta_critic, state_twice).gather(2, action)[:, :, 0]
-        loss = (chosen - target).square().mean(-1).sum()
-        self.critic_adam.step(torch.autograd.grad(loss, theta_critic)[0], twice)
+        errors = (chosen - target).square()  # [2, G, M]
+        (critic_gradient,) = torch.autograd.grad(errors.mean(-1).sum(), theta_critic)
+        self.critic_adam.step(critic_gradient, twice)
 
         with torch.no_grad():
             worst = self.critics(self.theta_critic, state_twice).amin(0)
         theta_actor = self.theta_actor.detach().requires_grad_()
         probabilities = self.logits(theta_actor, state, latent, noise).softmax(1)
         entropy = -(probabilities * log_probabilities(probabilities)).sum(1)
-        loss = -(alpha * entropy + (probabilities * worst).sum(1)).mean(-1).sum()
-        self.actor_adam.step(torch.autograd.grad(loss, theta_actor)[0], learning)
+        losses = -(alpha * entropy + (probabilities * worst).sum(1))  # [G, M]
+        (actor_gradient,) = torch.autograd.grad(losses.mean(-1).sum(), theta_actor)
+        self.actor_adam.step(actor_gradient, learning)
 
         gradient = alpha * (entropy.detach() - p.target_entropy).mean(-1, keepdim=True)
         self.temperature_adam.step(gradient, learning)
@@ -149,6 +158,16 @@ class SoftActorCritic(StackedAgents):
         blend(self.theta_critic_target, self.theta_critic, p.target_rate, twice)
         if self.target_actor:
             blend(self.theta_actor_target, self.theta_actor, p.target_rate, learning)
+        self.metrics.add(
+            learning,
+            critic_loss=errors,
+            actor_loss=losses,
+            entropy=entropy,
+            temperature=alpha,
+            q_mean=chosen,
+            critic_grad_norm=norm(critic_gradient).view(2, -1, 1),
+            actor_grad_norm=norm(actor_gradient),
+        )
 
     def policy(self, scenario: Scenario) -> ExportedPolicy:
         def compute(theta: torch.Tensor, observation: torch.Tensor, *noise: torch.Tensor) -> tuple[torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from common.device import DEVICE_CHOICES
 from common.parameters import Parameters, parameter
 from meg.decoders import Base
 from resd3_medium.dtypes import DTYPES
@@ -63,7 +64,7 @@ class GeneratorParameters(Parameters):
         None, "scale of the classifier-free guidance; default the generator's", low=0, high=100
     )
     side: int | None = parameter(None, "side of the images; default the generator's", unit="pixels", low=16)
-    device: str = parameter("auto", "where the models run", choices=("auto", "cuda", "mps", "cpu"))
+    device: str = parameter("auto", "where the models run", choices=DEVICE_CHOICES)
     dtype: str = parameter("auto", "dtype of the generator's weights", choices=("auto", *DTYPES))
 
     def image_options(self) -> ImageOptions:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import LARGEST, ParameterError, parameter
+from common.progress import Progress
 from common.run_folder import (
     RESULTS,
     peak_memory,
@@ -63,7 +63,7 @@ def main(config: DatasetConfig, given: dict[str, Any]) -> None:
     generator = open_generator(config.image_options())
     prompts = [captions[i % len(captions)] for i in range(count)]
     place = run_place(config.resume, config.out, RESULTS / "meg" / f"data_{config.generator}")
-    with place as folder, tqdm(total=count, unit="image", desc="images") as bar:
+    with place as folder, Progress(total=count, unit="image", desc="images") as bar:
         if config.resume:
             if read_lines(folder / "captions.txt", "resume") != prompts:
                 raise ParameterError("captions", config.captions, "must be the captions that the data were begun with")

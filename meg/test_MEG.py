@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import LARGEST, ParameterError, Parameters, parameter
 from common.pictures import save_sheet
+from common.progress import Progress
 from common.run_folder import RESULTS, new_folder, peak_memory, write_config, write_csv, write_text
 from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
 from meg.decoders import TRAINED
@@ -128,7 +128,7 @@ class Experiment:
     def prepare(self) -> None:
         """Make the clean images, and the schemes that send them."""
         config, parts = self.config, []
-        for start in tqdm(range(0, len(self.prompts), config.batch_size), unit="batch", desc="clean images"):
+        for start in Progress(range(0, len(self.prompts), config.batch_size), unit="batch", desc="clean images"):
             few = self.prompts[start : start + config.batch_size]
             parts.append(self.generator.latents(few, [config.seed + start + i for i in range(len(few))]).cpu())
         self.latents = torch.cat(parts)
@@ -166,7 +166,7 @@ class Experiment:
     def run(self, folder: Path) -> None:
         """Measure every point; a sheet for each budget and scheme, whose first row is clean."""
         points, sheets = list(self.points()), {}
-        for budget, scheme, snr_db, symbol_snr_db in tqdm(points, unit="point", desc="points"):
+        for budget, scheme, snr_db, symbol_snr_db in Progress(points, unit="point", desc="points"):
             sheet = sheets.setdefault((budget, scheme.name), [self.images[:SAMPLES]])
             if math.isnan(symbol_snr_db):
                 quality, side = {}, math.nan

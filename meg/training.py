@@ -63,7 +63,9 @@ def rate_at(phases: Sequence[Phase], number: int) -> float:
 
 def accelerator_for(config: TrainingConfig) -> Accelerator:
     """accelerate's view of the device. Raises ParameterError when there is none, or it lacks the precision."""
-    choose_device(config.device)
+    device = choose_device(config.device)
+    if device.index is not None:  # accelerate takes the current one
+        torch.cuda.set_device(device)
     try:
         return Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     except ValueError as error:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar, TypeVar
 
+from common.device import DEVICE_CHOICES
 from common.parameters import Parameters, parameter
 from common.run_folder import RESULTS
 from meg.channel import CHANNELS
@@ -58,7 +59,7 @@ class MachineParameters(Parameters):
 
     seed: int = parameter(0, "seed of batches, noise and new weights", low=0)
     every: int = parameter(500, "steps between checkpoints, with CSV and sample sheet", unit="steps", low=1)
-    device: str = parameter("auto", "where the model is trained", choices=("auto", "cuda", "mps", "cpu"))
+    device: str = parameter("auto", "where the model is trained", choices=DEVICE_CHOICES)
     precision: str = parameter("no", "mixed precision, by accelerate", choices=("no", "bf16", "fp16"))
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the run; default results/meg/<scheme>")

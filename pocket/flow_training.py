@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
+from common.progress import Progress
 from common.stages import AveragedStage
 from pocket.captions import ROWS, Captions
 from pocket.compositions import Compositions, Renderer, draw
@@ -46,7 +46,7 @@ def make_latents(vae: VAE, renderer: Renderer, out: torch.Tensor, count: int, se
         [Compositions.plain(torch.arange(len(out))), draw(count, renderer, out, generator, plain=0.0)]
     )
     raw = []
-    for start in tqdm(range(0, len(wanted), 64), unit="batch", desc="latents", mininterval=1):
+    for start in Progress(range(0, len(wanted), 64), unit="batch", desc="latents", mininterval=1):
         with torch.autocast(renderer.pictures.device.type, torch.bfloat16):
             moments = vae.encoder(renderer(wanted[start : start + 64]))
         raw.append(moments.chunk(2, 1)[0].half().cpu())

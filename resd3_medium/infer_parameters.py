@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
+from common.device import DEVICE_CHOICES
 from common.parameters import ParameterError, Parameters, convert, parameter
 from common.run_folder import RESULTS
 from resd3_medium.dtypes import DTYPES
@@ -90,7 +91,7 @@ class ModelParameters(Parameters):
     models: str | None = parameter(
         None, "folder of the model files; default models, or models/pocket while no model file lies in models"
     )
-    device: str = parameter("auto", "where the models run", choices=("auto", "cuda", "mps", "cpu"))
+    device: str = parameter("auto", "where the models run", choices=DEVICE_CHOICES)
     dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
     offload: str = parameter(
         "none",

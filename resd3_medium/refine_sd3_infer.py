@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import LARGEST, ParameterError
+from common.progress import Progress
 from common.run_folder import claimed, peak_mebibytes, peak_memory
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model, with_stored
 from resd3_medium.opening import open_pipeline
@@ -67,7 +67,9 @@ def run(pipeline: Pipeline, tasks: list[ImageTask], config: InferConfig, out: Pa
         group = [tasks[i] for i in batch]
         numbers = ", ".join(str(i + 1) for i in batch[:4]) + (" .." if len(batch) > 4 else "")
         start = time.perf_counter()
-        with tqdm(total=pipeline.steps(group[0].settings), unit="step", desc=f"image {numbers} of {len(tasks)}") as bar:
+        with Progress(
+            total=pipeline.steps(group[0].settings), unit="step", desc=f"image {numbers} of {len(tasks)}"
+        ) as bar:
             latents = pipeline.denoise(
                 [texts[task.prompt] for task in group],
                 [texts[task.negative_prompt] for task in group],

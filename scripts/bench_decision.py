@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import Parameters, parameter, resolve
+from common.progress import Progress
 from coop_lad_ts.coop_actors import States, StationActors
 from coop_lad_ts.coop_parameters import CoopConfig
 from coop_lad_ts.model_coop import CoopAgents
@@ -87,7 +87,7 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
         decisions[name] = (int(slot.mask.sum()), config.tasks)
     least = {name: [float("inf")] * 2 for name in policies}
     with torch.inference_mode():
-        for _ in tqdm(range(config.repeats), unit="repeat"):
+        for _ in Progress(range(config.repeats), unit="repeat"):
             for name, pair in calls.items():
                 for k, call in enumerate(pair):
                     began = time.perf_counter()

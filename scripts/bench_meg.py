@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import Parameters, parameter
+from common.progress import Progress
 from common.run_folder import peak_mebibytes
 from meg.dataset import Pairs
 from meg.decoders import model_of
@@ -103,7 +103,7 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
         print(torch.cuda.max_memory_allocated() / 2**20 if cuda else peak_mebibytes())
         return
     seconds: dict[str, list[float]] = {name: [] for name in running}
-    for turn in tqdm(range(config.turns), unit="turn"):
+    for turn in Progress(range(config.turns), unit="turn"):
         for name, step in running.items():
             start = time.perf_counter()
             for number in range(config.steps):

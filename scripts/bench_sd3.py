@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from tqdm import tqdm
 
 from common.command_line import command_line
-from common.device import choose_device
+from common.device import DEVICE_CHOICES, choose_device
 from common.parameters import ParameterError, Parameters, parameter
+from common.progress import Progress
 from resd3_medium.dtypes import DTYPES, choose_dtype
 from resd3_medium.folders import MODELS
 from resd3_medium.pipeline import Conditioning, Pipeline, Settings
@@ -37,7 +37,7 @@ class ModelParameters(Parameters):
     GROUP: ClassVar[str] = "model"
 
     models: str = parameter(str(MODELS), "folder of the model files")
-    device: str = parameter("auto", "where the models run", choices=("auto", "cuda", "mps", "cpu"))
+    device: str = parameter("auto", "where the models run", choices=DEVICE_CHOICES)
     dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
 
 
@@ -154,7 +154,7 @@ def compare_step(config: BenchConfig, side: int) -> tuple[float, float, float]:
         lambda: theirs(latent, context, pooled, timestep, return_dict=False)[0],
     )
     times, results = ([], []), [None, None]
-    for repeat in tqdm(range(config.repeats + 1), unit="pair", desc=f"step at {side}"):  # the first warms up
+    for repeat in Progress(range(config.repeats + 1), unit="pair", desc=f"step at {side}"):  # the first warms up
         for k, run in enumerate(runs):
             began = time.perf_counter()
             results[k] = run()

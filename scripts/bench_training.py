@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import Parameters, parameter, resolve
+from common.progress import Progress
 from common.run_folder import peak_memory
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
@@ -147,7 +147,7 @@ def plain_loop_seconds(slots: int) -> float:
     minibatch = torch.randn(64, size), torch.randn(64, config.num_bs), torch.zeros(64, 1).long(), -torch.rand(64, 1)
     slot = env.reset(draw_arrivals(config, [(0, 0)]))
     times = []
-    for _ in tqdm(range(slots), unit="slot", desc="plain loop"):
+    for _ in Progress(range(slots), unit="slot", desc="plain loop"):
         began = time.perf_counter()
         slot = plain_slot(env, slot, agents, latent, minibatch)
         times.append(time.perf_counter() - began)

@@ -13,10 +13,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter, resolve
+from common.progress import Progress
 from common.run_folder import RESULTS, claimed, load_checkpoint, read_config, write_config, write_text
 from coop_lad_ts.model_coop import METHOD, VARIANTS, CoopAgents
 from experiments.fairness import study_fairness
@@ -93,7 +92,7 @@ def study(config: StudyConfig, out: Path) -> None:
     results = StudyResults()
     results.load(out / "trials.csv")
     order = [(tried.experiment, tried.setting, name) for tried in trials for name in tried.methods]
-    for tried in tqdm(trials, unit="trial", desc="trials"):
+    for tried in Progress(trials, unit="trial", desc="trials"):
         if results.run(tried):
             results.save(out / "trials.csv", order)
 

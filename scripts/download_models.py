@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
+from common.progress import Progress
 from common.run_folder import describe, made
 from resd3_medium.folders import MODELS
 from resd3_medium.weights import PARTS, WeightsFile, structure
@@ -43,7 +43,10 @@ class DownloadConfig(Parameters):
 def sha256(path: Path) -> str:
     """The checksum of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc="checking") as bar:
+    with (
+        path.open("rb") as file,
+        Progress(total=path.stat().st_size, unit="B", unit_scale=True, desc="checking") as bar,
+    ):
         while chunk := file.read(2**24):
             digest.update(chunk)
             bar.update(len(chunk))

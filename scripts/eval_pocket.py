@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from common.command_line import command_line
-from common.device import choose_device
+from common.device import DEVICE_CHOICES, choose_device
 from common.parameters import ParameterError, Parameters, parameter
 from common.pictures import save_sheet
+from common.progress import Progress
 from common.run_folder import RESULTS, new_folder, write_config, write_csv
 from pocket.captions import caption
 from pocket.compositions import ATTRIBUTES, BACKGROUNDS, COLOURS, LAYOUTS, Compositions, Renderer, held_out
@@ -48,7 +48,7 @@ class ModelParameters(Parameters):
     steps: int = parameter(20, "denoising steps", unit="steps", low=1, high=1000)
     cfg_scale: float = parameter(3.0, "scale of the classifier-free guidance", low=0, high=100)
     shift: float = parameter(1.0, "shift of the noise levels", low=0.01, high=100)
-    device: str = parameter("auto", "where the model runs", choices=("auto", "cuda", "mps", "cpu"))
+    device: str = parameter("auto", "where the model runs", choices=DEVICE_CHOICES)
     dtype: str = parameter("auto", "dtype of the weights", choices=("auto", *DTYPES))
 
 
@@ -91,7 +91,7 @@ class Evaluation:
         """Pictures of prompts, each with a seed of its own."""
         c, texts, images = self.config, self.pipeline.encode([*prompts, ""]), []
         settings = Settings(c.steps, 64, 64, c.cfg_scale, c.shift)
-        for start in tqdm(range(0, len(prompts), c.batch_size), unit="batch", desc=what):
+        for start in Progress(range(0, len(prompts), c.batch_size), unit="batch", desc=what):
             part = prompts[start : start + c.batch_size]
             seeds = [c.seed + start + i for i in range(len(part))]
             latents = self.pipeline.denoise([texts[p] for p in part], [texts[""]] * len(part), seeds, settings)

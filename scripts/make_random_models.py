@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
+from common.progress import Progress
 from common.run_folder import replace_file
 from resd3_medium.mmdit import MMDiT, MMDiTConfig
 from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, T5Config, T5Encoder
@@ -101,7 +101,7 @@ def write_file(path: Path, tensors: Named, dtype: str, seed: int) -> None:
 
     def chunks() -> Iterator[bytes]:
         yield struct.pack("<Q", len(text)) + text
-        for k, (name, shape) in enumerate(tqdm(tensors.items(), unit="tensor", desc=path.name)):
+        for k, (name, shape) in enumerate(Progress(tensors.items(), unit="tensor", desc=path.name)):
             # T5's token table stands twice in its file, and must be drawn alike.
             number = 0 if name in ("shared.weight", "encoder.embed_tokens.weight") else k + 1
             generator = torch.Generator().manual_seed(seed * 100_003 + number)

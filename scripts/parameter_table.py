@@ -12,8 +12,9 @@ from typing import Any
 
 from baselines.methods import METHODS
 from baselines.own import LEARNERS_SCRIPT
-from common.command_line import command_line, fail, groups
+from common.command_line import command_line, groups
 from common.entry_scripts import ROOT, Script, find_scripts
+from common.failure import fail
 from common.parameters import Parameters, allowed_values, parameter
 from common.run_folder import write_text
 

@@ -18,10 +18,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
+from common.progress import Progress
 from common.run_folder import describe, made, replace_file
 from pocket.emoji import ARCHIVE, matched, save_emoji
 
@@ -65,7 +64,7 @@ def fetch(kind: str, registry: str, folder: Path) -> bytes:
     try:
         with urllib.request.urlopen(f"{registry.rstrip('/')}/{path}", timeout=60) as answer:
             size, parts = int(answer.headers.get("Content-Length") or 0), []
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=kept.name) as bar:
+            with Progress(total=size or None, unit="B", unit_scale=True, desc=kept.name) as bar:
                 while part := answer.read(2**18):
                     parts.append(part)
                     bar.update(len(part))
@@ -95,7 +94,7 @@ def main(config: PrepareConfig, given: dict[str, Any]) -> None:
     assets = {name.removesuffix(".webp"): file for name, file in members(tarballs["pictures"], ".webp").items()}
     entries = json.loads(members(tarballs["names"], "package/emoji.json")["emoji.json"])
     words = json.loads(next(iter(members(tarballs["keywords"], "emoji-en-US.json").values())))
-    emoji = matched(assets, tqdm(entries, unit="emoji", desc="matching"), words)
+    emoji = matched(assets, Progress(entries, unit="emoji", desc="matching"), words)
     save_emoji(out, emoji)
     print(f"{len(emoji)} emoji in {out}, {out.stat().st_size / 1e6:.1f} MB, SHA-256 of the content {emoji.digest()}")
 

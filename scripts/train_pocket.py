@@ -76,7 +76,7 @@ class TrainConfig(FlowParameters, AutoencoderParameters):
     emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py")
     seed: int = parameter(0, "seed of weights, pictures and captions, and of the pairs that are held out", low=0)
     every: int = parameter(1000, "steps between checkpoints, with CSV and sample sheet", unit="steps", low=1)
-    device: str = parameter("auto", "where the models are trained", choices=("auto", *DEVICES))
+    device: str = parameter("auto", "where the models are trained", choices=("auto", "cuda", "cuda:N", "cpu"))
     threads: int = parameter(os.cpu_count() or 1, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the run; default results/pocket/run")
     resume: str | None = parameter(None, "go on with the run in this folder")

@@ -106,8 +106,8 @@ def test_methods_that_learn_run_as_scripts_from_another_folder(tmp_path):
     ]
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    check_run(tmp_path / "lad", outputs[0][0], "LAD-TS (tuned)", {"checkpoint.pt"})
-    check_run(tmp_path / "dqn", outputs[1][0], "DQN-TS (tuned)", {"checkpoint.pt"})
+    check_run(tmp_path / "lad", outputs[0][0], "LAD-TS (tuned)", {"checkpoint.pt", "metrics.csv"})
+    check_run(tmp_path / "dqn", outputs[1][0], "DQN-TS (tuned)", {"checkpoint.pt", "metrics.csv"})
     assert {path.name for path in tmp_path.iterdir()} == {"lad", "dqn"}
 
 
@@ -135,7 +135,7 @@ def test_a_scheduler_of_ones_own_and_a_mistake_as_scripts(tmp_path):
 )
 def test_methods_that_learn_leave_a_whole_run(module, method, more, tmp_path, capsys):
     run_here(module, *LEARN, *more, "--out", tmp_path)
-    check_run(tmp_path, capsys.readouterr().out, method, {"checkpoint.pt"})
+    check_run(tmp_path, capsys.readouterr().out, method, {"checkpoint.pt", "metrics.csv"})
 
 
 @pytest.mark.parametrize("method", ["opt", *SCHEDULERS, "lower_bound"])
@@ -234,7 +234,7 @@ def test_parameters_added_since_a_checkpoint_take_their_defaults(checkpoint, tmp
     assert f"{path} is of an older version" in found[1] and "capacities=None, memory=probabilities" in found[1]
     delays = [(tmp_path / f"of_{place.stem}" / "delay.csv").read_bytes() for place in (checkpoint, path)]
     assert delays[0] == delays[1]
-    assert "--num_bs=5" in refusal(capsys, main_lad, "--evaluate", path, "--num_bs", 5)
+    assert "--gamma=0.5" in refusal(capsys, main_lad, "--evaluate", path, "--gamma", 0.5)
 
 
 @pytest.mark.parametrize("rows", [[[0, 0]], [[0.0] * 9], [["x"] * 9] * 2, [[5.0] * 9] * 2])

@@ -26,7 +26,8 @@ from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_s
 from lad_ts.episodes import play, run_episode
 from lad_ts.model_lad import LadAgents, LadConfig
 from lad_ts.observation import Scales, observe
-from lad_ts.policy_export import exporting
+from lad_ts.policy_export import export_policy, exported_place
+from lad_ts.result import Result, with_export
 from lad_ts.scheduler import LearningScheduler
 from mec_env import example_onnx
 
@@ -60,8 +61,8 @@ def trained(case: tuple[type, type, dict], common: dict[str, Any]) -> tuple[Any,
 
 
 def exported(agents: Any, config: Any, env: CollaborativeMEC, file: Path) -> onnxruntime.InferenceSession:
-    with exporting(str(file), agents, env.scenario, config, "name", [0, 1]):
-        assert not file.exists()
+    assert exported_place(str(file), agents, env.scenario) == file and not file.exists()
+    export_policy(file, agents, env.scenario, config, "name", [0, 1])
     onnx.checker.check_model(str(file), full_check=True)
     return onnxruntime.InferenceSession(file)
 
@@ -214,8 +215,8 @@ def test_a_learner_without_a_policy_and_a_run_without_an_end_export_nothing(tmp_
     file = tmp_path / "policy.onnx"
     with pytest.raises(ParameterError, match="Own does not define policy"):
         exported(Own(), config, env, file)
-    with pytest.raises(SystemExit), exporting(str(file), agents, env.scenario, config, "dqn_ts", [0, 1]):
-        sys.exit(130)
+    result = Result(config, tmp_path, {}, agents, {}, "", 130)
+    assert "is not written" in with_export(result, file, env.scenario, "dqn_ts", [0, 1]).report
     assert not list(tmp_path.iterdir())
 
 
