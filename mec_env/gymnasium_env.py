@@ -19,8 +19,8 @@ class CentralEnv(gymnasium.Env):
     """One agent decides for all BSs.
 
     per="task": it decides one task after another, action a server, observation [F]; with `in_slot` it sees the work
-    sent earlier in the slot. per="bs": it decides a slot at once, action [B, N], observation [B, N, F]; the reward then
-    is minus the mean delay of the slot's tasks in s.
+    sent earlier in the slot. per="bs": it decides a slot at once, action [B N], BS after BS, observation [B, N, F]; the
+    reward then is minus the mean delay of the slot's tasks in s.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012
@@ -49,7 +49,7 @@ class CentralEnv(gymnasium.Env):
             seed=seed,
             **changes,
         )
-        self.observation_space, self.action_space = self.mec.single_observation_space, self.mec.single_action_space
+        self.observation_space, self.action_space = self.mec.single_observation_space, flat_actions(self.mec)
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -61,7 +61,8 @@ class CentralEnv(gymnasium.Env):
 
     def step(self, action: Any) -> Step:
         """Decide. Raises RuntimeError when no episode goes on, ValueError for actions that are none."""
-        observation, reward, _, truncated, info = self.mec.step(np.asarray(action)[None])
+        shape = (1,) if self.mec.per == "task" else (1, self.mec.num_bs, self.mec.num_tasks)
+        observation, reward, _, truncated, info = self.mec.step(shaped(action, shape))
         return (
             observation[0],
             float(np.ravel(reward[0])[0]),
@@ -69,6 +70,21 @@ class CentralEnv(gymnasium.Env):
             bool(truncated[0]),
             {name: values[0] for name, values in info.items()},
         )
+
+
+def flat_actions(mec: MECVector) -> gymnasium.spaces.Space:
+    """The actions of one environment in one row, as learners expect them."""
+    if mec.per == "task":
+        return mec.single_action_space
+    return gymnasium.spaces.MultiDiscrete([mec.num_bs] * (mec.num_bs * mec.num_tasks))
+
+
+def shaped(action: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Actions in the shape that `MECVector` takes. Raises ValueError for another number of them."""
+    values = np.asarray(action)
+    if values.size != np.prod(shape):
+        raise ValueError(f"action: {values.size} numbers, must be {np.prod(shape)}")
+    return values.reshape(shape)
 
 
 class StationEnv(gymnasium.Env):

@@ -191,6 +191,18 @@ class MECVector:
             raise RuntimeError("no episode is going on: call reset() first")
         return self._step_task(action) if self.per == "task" else self._step_slot(action)
 
+    def restart(self, which: np.ndarray) -> tuple[Array, dict[str, Any]]:
+        """Start the next episode in the environments marked by which [S], with per="task"; the others go on.
+
+        Returns all observations and info. Raises RuntimeError with per="bs", where all episodes end together.
+        """
+        if self.per != "task" or not hasattr(self, "tasks"):
+            raise RuntimeError("single environments start anew with per=task only, after a first reset()")
+        again = np.flatnonzero(np.asarray(which, dtype=bool))
+        self.tasks.start(self._arrivals(again), again)
+        self.over = False
+        return self._give(self._observe()), self._info()
+
     def slot(self) -> Slot:
         """The slot that is to be decided, with per="bs": what a `Scheduler` is shown; a copy."""
         if self.over or self.per != "bs":
