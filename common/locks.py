@@ -1,7 +1,7 @@
 """Locks on folders: one process at a time, whatever the file system knows.
 
-A lock goes with its process, even at SIGKILL. Where the file system has no such locks, as some network file systems, a
-lock file says who works in the folder. Start reading at `lock`.
+A lock goes with its process, even at SIGKILL. On network file systems, whose locks may hold for one machine only, and
+where the file system has none, a lock file says who works in the folder. Start reading at `lock`.
 """
 
 import errno
@@ -12,6 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 LOCK = ".lock"  # the file that stands for a lock where there is none
+MOUNTS = Path("/proc/self/mountinfo")  # where Linux tells what kind of file system lies where
+NETWORK = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "glusterfs",
+    "afs",
+    "9p",
+    "orangefs",
+    "pvfs2",
+}
 BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -21,6 +37,8 @@ class BusyError(Exception):
 
 def lock(folder: Path) -> Callable[[], None]:
     """Lock a folder for this process; returns what gives it back. Raises BusyError when it is another's."""
+    if on_network(folder):
+        return lock_file(folder / LOCK)
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,6 +48,20 @@ def lock(folder: Path) -> Callable[[], None]:
             raise BusyError(str(folder)) from None
         return lock_file(folder / LOCK)  # ENOSYS, ENOTSUP, ENOLCK: the file system does not know such locks
     return lambda: os.close(handle)
+
+
+def on_network(folder: Path) -> bool:
+    """Whether a folder lies on a network file system, as far as this machine tells."""
+    whole, kind, longest = folder.resolve(), "", -1
+    try:
+        for line in MOUNTS.read_text(errors="replace").splitlines():
+            before, _, after = line.partition(" - ")
+            place = Path(before.split()[4].replace("\\040", " "))
+            if whole.is_relative_to(place) and len(place.parts) >= longest:
+                kind, longest = after.split()[0], len(place.parts)
+    except (OSError, IndexError):  # no Linux
+        return False
+    return kind in NETWORK or kind.startswith("fuse.ssh")
 
 
 def lock_file(path: Path) -> Callable[[], None]:

@@ -169,3 +169,21 @@ def test_lock_files_of_dead_processes_count_nothing_and_those_of_other_machines_
         with pytest.raises(locks.BusyError):
             locks.lock(tmp_path)
         assert path.read_text() == owner
+
+
+def test_network_file_systems_get_a_lock_file(tmp_path, monkeypatch):
+    """Locks of the system may hold on one machine only there."""
+    (tmp_path / "home" / "local").mkdir(parents=True)
+    mounts = tmp_path / "mountinfo"
+    monkeypatch.setattr(locks, "MOUNTS", mounts)
+    mounts.write_text(
+        "22 1 0:20 / / rw - ext4 /dev/a rw\n"
+        f"30 22 0:40 / {tmp_path}/home rw,relatime shared:1 - nfs4 server:/home rw\n"
+        f"31 30 0:41 / {tmp_path}/home/local rw - ext4 /dev/b rw\n"
+    )
+    for place, network in (("home", True), ("home/local", False), (".", False)):
+        release = locks.lock(tmp_path / place)
+        assert (tmp_path / place / locks.LOCK).exists() == network
+        with pytest.raises(locks.BusyError):
+            locks.lock(tmp_path / place)
+        release()
