@@ -211,11 +211,14 @@ def draw(config: CompareConfig, runs: list[Run], drawn: list[str], out: Path) ->
         labelled = run.label != run.method or run.method not in BUILT_IN or run.method in drawn
         if not run.learns and run.method != "Opt-TS" and labelled:
             shown.append(run)
+    known = {"paper": "Preset paper: the published semantics", "tuned": "Preset tuned: what works better"}
+    presets = [(str(run.parameters.get("preset") or "tuned"), run) for run in runs if run.learns]
+    others = sorted({preset for preset, _ in presets} - known.keys())  # own learners have presets of their own
     panels = {}
-    for preset, words in (("paper", "the published semantics"), ("tuned", "what works better")):
-        learning = [run for run in runs if run.learns and run.parameters.get("preset", "tuned") == preset]
+    for preset in (*known, *others):
+        learning = [run for of, run in presets if of == preset]
         if learning:
-            panels[f"Preset {preset}: {words}"] = learning + shown
+            panels[known.get(preset, f"Preset {preset}")] = learning + shown
 
     def curve(run: Run) -> Curve:
         bound = run.label == "lower bound"
