@@ -10,7 +10,8 @@ import numpy as np
 from baselines.rules import rule
 from lad_ts.environment_parameters import EnvironmentParameters
 from lad_ts.scheduler import Scheduler
-from mec_env.vector import MECVector, without_unknown
+from mec_env.arguments import without_unknown
+from mec_env.vector import MECVector
 
 Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
 
@@ -110,8 +111,8 @@ class StationEnv(gymnasium.Env):
         """Other arguments are those of `MECVector`. Raises ParameterError, and ValueError for no such station."""
         self.render_mode = render_mode
         self.mec = MECVector(1, scenario, observation=observation, autoreset=False, seed=seed, **changes)
-        if not 0 <= station < self.mec.num_bs:
-            raise ValueError(f"station {station}: must be within 0..{self.mec.num_bs - 1}")
+        if not isinstance(station, int | np.integer) or not 0 <= station < self.mec.num_bs:
+            raise ValueError(f"station {station}: must be an integer within 0..{self.mec.num_bs - 1}")
         self.station, self.others = station, others_of(others, self.mec)
         tasks = self.mec.num_tasks
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (tasks, self.mec.width), np.float32)

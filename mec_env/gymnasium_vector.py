@@ -8,8 +8,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lad_ts.environment_parameters import EnvironmentParameters
+from mec_env.arguments import without_unknown
 from mec_env.gymnasium_env import flat_actions, shaped
-from mec_env.vector import MECVector, without_unknown
+from mec_env.vector import MECVector
 
 
 class MECVectorEnv(VectorEnv):

@@ -7,7 +7,8 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
 from lad_ts.environment_parameters import EnvironmentParameters
-from mec_env.vector import MECVector, without_unknown
+from mec_env.arguments import without_unknown
+from mec_env.vector import MECVector
 
 
 class MECParallel(ParallelEnv):
@@ -58,9 +59,15 @@ class MECParallel(ParallelEnv):
 
     def step(self, actions: dict[str, np.ndarray]) -> tuple[dict[str, Any], ...]:
         """Schedule a slot. Raises RuntimeError when no episode goes on, ValueError for missing or wrong actions."""
-        if self.agents and (missing := [agent for agent in self.agents if agent not in actions]):
-            raise ValueError(f"actions: must hold one of every agent, but lack {', '.join(missing[:3])}")
-        together = np.stack([np.asarray(actions[agent]) for agent in self.agents])[None] if self.agents else actions
+        if not self.agents:
+            raise RuntimeError("no episode is going on: call reset() first")
+        if differing := sorted(set(self.agents) ^ actions.keys()):
+            raise ValueError(f"actions: must hold one of every agent and no other; see {', '.join(differing[:3])}")
+        shape = (self.mec.num_tasks,)
+        for agent, action in actions.items():
+            if np.shape(action) != shape:
+                raise ValueError(f"action of {agent}: shape {list(np.shape(action))}, must be {list(shape)}")
+        together = np.stack([np.asarray(actions[agent]) for agent in self.agents])[None]
         observation, reward, _, truncated, info = self.mec.step(together)
         agents = self.agents
         result = (
@@ -76,6 +83,8 @@ class MECParallel(ParallelEnv):
 
     def state(self) -> np.ndarray:
         """All agents' observations at the episode's present slot, [B, N, F]."""
+        if not hasattr(self, "_last"):
+            raise RuntimeError("no episode has begun: call reset() first")
         return self._last.copy()
 
     def _shared(self, observation: np.ndarray) -> dict[str, np.ndarray]:

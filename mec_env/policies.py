@@ -15,7 +15,7 @@ import torch
 
 from common.parameters import ParameterError
 from lad_ts.environment_lad import Scenario, Slot
-from lad_ts.observation import Scales, observe, width
+from lad_ts.observation import KINDS, Scales, observe, width
 from lad_ts.scheduler import Scheduler
 
 
@@ -29,7 +29,7 @@ class SB3Scheduler(Scheduler):
     needs = "q at the slot's start, f, the BS's own tasks; what its training knew"
     path: ClassVar[str] = "policy.zip"
     kind: ClassVar[str] = "relative"  # observations that it was trained with
-    scales: ClassVar[Scales] = Scales()
+    scales: ClassVar[Scales | None] = None  # what d and w were divided by; None: as in the environment at hand
     activation: ClassVar[Any] = torch.tanh
 
     def __init__(self, params: Any = None, seeds: Sequence[int] = (), device: Any = "cpu") -> None:
@@ -37,14 +37,25 @@ class SB3Scheduler(Scheduler):
         place = Path(self.path)
         if not place.is_absolute():
             place = Path(sys.modules[type(self).__module__].__file__ or ".").resolve().parent / place
+        if self.kind not in KINDS:
+            words = f"{type(self).__name__}.kind is {self.kind}; must be one of {', '.join(KINDS)}"
+            raise ParameterError("method", None, words)
         self.layers = actor_layers(place)
+        self.used = self.scales or (Scales() if params is None else Scales.of(params))
+        if params is not None:
+            self.check_sizes(params.num_bs)
+
+    def check_sizes(self, num_bs: int) -> None:
+        """Raise ParameterError unless the policy fits the observations of so many servers."""
+        inputs, servers, needed = self.layers[0][0].shape[1], self.layers[-1][0].shape[0], width(self.kind, num_bs)
+        if (inputs, servers) != (needed, num_bs):
+            words = f"{type(self).__name__} takes {inputs} numbers and knows {servers} servers"
+            kind = f"{self.kind} observations of --num_bs={num_bs} have {needed}"
+            raise ParameterError("method", None, f"{words}; {kind}")
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
         super().begin(scenario, rows)
-        found, needed = self.layers[0][0].shape[1], width(self.kind, self.num_bs)
-        if found != needed or self.layers[-1][0].shape[0] != self.num_bs:
-            words = f"the policy takes {found} numbers and knows {self.layers[-1][0].shape[0]} servers"
-            raise ParameterError("num_bs", self.num_bs, f"{words}; {self.kind} observations here have {needed}")
+        self.check_sizes(self.num_bs)
 
     def probabilities(self, observation: torch.Tensor) -> torch.Tensor:
         """The policy's probabilities [.., B] for observations [.., F]."""
@@ -55,7 +66,7 @@ class SB3Scheduler(Scheduler):
 
     def act(self, slot: Slot) -> np.ndarray:
         with torch.no_grad():
-            level = self.probabilities(observe(slot, self.scenario, self.kind, self.scales)).cumsum(-1).numpy()
+            level = self.probabilities(observe(slot, self.scenario, self.kind, self.used)).cumsum(-1).numpy()
         uniform = self.uniform(*slot.mask.shape[1:])[..., None] * level[..., -1:]
         return np.minimum((level <= uniform).sum(-1), self.num_bs - 1)
 

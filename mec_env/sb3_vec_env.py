@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from lad_ts.environment_parameters import EnvironmentParameters
+from mec_env.arguments import without_unknown
 from mec_env.vector import MECVector
 
 
@@ -43,9 +44,10 @@ class MECVecEnv(VecEnv):
         return [seed] * self.num_envs
 
     def reset(self) -> np.ndarray:
-        """Start an episode. Returns the observations [S B N, F]."""
-        observation, self._info = self.mec.reset(self._next_seed)
+        """Start an episode, with what `seed` and `set_options` have said. Returns the observations [S B N, F]."""
+        observation, self._info = self.mec.reset(self._next_seed, without_unknown(self._options[0]))
         self._next_seed = None
+        self._reset_options()
         return observation.reshape(self.num_envs, -1)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -54,6 +56,8 @@ class MECVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Schedule the slot: observations [S B N, F], rewards and ends [S B N], and infos, with `mask` of the slot."""
+        if self.mec.over:
+            raise RuntimeError("no episode is going on: call reset() first")
         masks = self._info["mask"].ravel()
         observation, _, _, truncated, self._info = self.mec.step(self._actions)
         rewards = (-self._info["delay"].ravel() / self.scale).astype(np.float32)

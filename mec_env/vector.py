@@ -5,22 +5,21 @@ each. Gymnasium, PettingZoo and Stable-Baselines3 are served by thin adapters be
 `MECVector.step`.
 """
 
-import dataclasses
 import functools
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from common.parameters import ParameterError, resolve
+from common.parameters import ParameterError
 from common.random_streams import Stream
 from lad_ts.arrivals import Arrivals, draw_arrivals
 from lad_ts.environment_lad import CollaborativeMEC, Scenario, Slot, draw_scenario
 from lad_ts.environment_parameters import EnvironmentParameters
 from lad_ts.observation import KINDS, Scales, put_together, queue_part, width
 from mec_env.ahead import Ahead
+from mec_env.arguments import OPTIONS, environment_parameters, whole_number
 from mec_env.one_by_one import OneByOne
 
 if TYPE_CHECKING:
@@ -29,18 +28,7 @@ if TYPE_CHECKING:
 Array = np.ndarray | torch.Tensor
 PER = ("bs", "task")
 REWARDS = ("mean", "sum", "team")
-OPTIONS = ("episode", "held_out", "scenario_seed")
-
-
-def environment_parameters(scenario: str | EnvironmentParameters = "paper", **changes: Any) -> EnvironmentParameters:
-    """The parameters of a named scenario (lad_ts/scenarios.py), or given ones, with some changed.
-
-    Raises ParameterError for unknown names and for values out of range.
-    """
-    if isinstance(scenario, str):
-        return resolve(EnvironmentParameters, {"scenario": scenario} | changes)
-    stored = {field.name: getattr(scenario, field.name) for field in dataclasses.fields(EnvironmentParameters)}
-    return resolve(EnvironmentParameters, stored | changes)
+MOST_EMPTY = 1000  # episodes without a task, after which per="task" gives up
 
 
 class MECVector:
@@ -162,21 +150,24 @@ class MECVector:
         options = dict(options or {})
         if unknown := sorted(options.keys() - set(OPTIONS)):
             raise ParameterError("options", unknown[0], f"must be one of {', '.join(OPTIONS)}")
-        before = self.seeds
-        if seed is not None:
-            self.seeds, self.episodes = self._seeds(seed), np.zeros(self.num_envs, dtype=np.int64)
-        if "episode" in options:
-            self.episodes = np.full(self.num_envs, _whole("episode", options["episode"]))
-        if "held_out" in options:
-            self.stream = Stream.HELD_OUT_ARRIVALS if options["held_out"] else Stream.TRAINING_ARRIVALS
-        if "scenario_seed" in options:
-            self._set_scenario(_whole("scenario_seed", options["scenario_seed"]))
+        held_out = options.get("held_out")
+        if not isinstance(held_out, bool | np.bool_ | None):
+            raise ParameterError("held_out", held_out, "must be True or False")
+        whole = {name: whole_number(name, options[name]) for name in ("episode", "scenario_seed") if name in options}
+        before, seeds = self.seeds, self.seeds if seed is None else self._seeds(seed)
+        self.seeds = seeds  # from here on, nothing is refused
+        if seed is not None or "episode" in whole:
+            self.episodes = np.full(self.num_envs, whole.get("episode", 0))
+        if held_out is not None:
+            self.stream = Stream.HELD_OUT_ARRIVALS if held_out else Stream.TRAINING_ARRIVALS
+        if "scenario_seed" in whole:
+            self._set_scenario(whole["scenario_seed"])
         elif self.params.scenario_per_seed and self.seeds != before:
             self._set_scenario(self.params.scenario_seed)
         self.over = False
         if self.per == "task":
             self.tasks = OneByOne(self.mec.scenario, self.params.slot_length)
-            self.tasks.start(self._arrivals(np.arange(self.num_envs)), np.arange(self.num_envs))
+            self._begin_tasks(np.arange(self.num_envs))
         else:
             self._begin_slots()
         return self._give(self._observe()), self._info()
@@ -199,7 +190,7 @@ class MECVector:
         if self.per != "task" or not hasattr(self, "tasks"):
             raise RuntimeError("single environments start anew with per=task only, after a first reset()")
         again = np.flatnonzero(np.asarray(which, dtype=bool))
-        self.tasks.start(self._arrivals(again), again)
+        self._begin_tasks(again)
         self.over = False
         return self._give(self._observe()), self._info()
 
@@ -245,11 +236,19 @@ class MECVector:
         observation, info = self._give(self._observe()), {"delay": self._give(delay)}
         if ends.any() and self.autoreset:
             info["final_observation"] = observation
-            again = ends.nonzero()[0]
-            self.tasks.start(self._arrivals(again), again)
+            self._begin_tasks(ends.nonzero()[0])
             observation = self._give(self._observe())
-        self.over = bool(self.tasks.over.all())
+        self.over = bool(self.tasks.over.all())  # never with autoreset
         return observation, self._give(-delay.float()), np.zeros_like(ends), ends, self._info() | info
+
+    def _begin_tasks(self, which: np.ndarray) -> None:
+        """Start the next episode that has a task in some environments. Raises RuntimeError where none has."""
+        for _ in range(MOST_EMPTY):
+            self.tasks.start(self._arrivals(which), which)
+            which = which[self.tasks.over[which]]
+            if not which.size:
+                return
+        raise RuntimeError(f"{MOST_EMPTY} episodes in a row have no task: with per=task there is nothing to decide")
 
     # What both share
 
@@ -302,8 +301,10 @@ class MECVector:
 
     def _seeds(self, seed: int | Sequence[int]) -> list[int]:
         if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
-            return [_whole("seed", seed) + i for i in range(self.num_envs)]
-        seeds = [_whole("seed", one) for one in seed]
+            return [whole_number("seed", seed) + i for i in range(self.num_envs)]
+        if isinstance(seed, str | bool) or not np.iterable(seed):
+            raise ParameterError("seed", seed, f"must be an integer, or {self.num_envs} integers")
+        seeds = [whole_number("seed", one) for one in seed]
         if len(seeds) != self.num_envs:
             raise ParameterError("seed", seed, f"must be a number, or {self.num_envs} numbers")
         return seeds
@@ -311,21 +312,6 @@ class MECVector:
     def _set_scenario(self, scenario_seed: int) -> None:
         self.params = environment_parameters(self.params, scenario_seed=scenario_seed)
         self.mec = CollaborativeMEC(draw_scenario(self.params, self.seeds), self.device, self.params.slot_length)
-
-
-def without_unknown(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options of a reset by another library: what is not known here is left out, with a warning."""
-    options = dict(options or {})
-    if unknown := sorted(map(str, options.keys() - set(OPTIONS))):
-        warnings.warn(f"options not used: {', '.join(unknown)}; known are {', '.join(OPTIONS)}", stacklevel=3)
-    return {name: value for name, value in options.items() if name in OPTIONS}
-
-
-def _whole(name: str, value: Any) -> int:
-    """A number that a generator can be seeded by. Raises ParameterError for others."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
-        raise ParameterError(name, value, "must be an integer, at least 0 and below 2**32")
-    return int(value)
 
 
 def _gymnasium() -> Any:

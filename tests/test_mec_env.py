@@ -11,7 +11,7 @@ import torch
 from gymnasium import wrappers
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from helpers import make, run_here
+from helpers import make, refusal, run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pettingzoo.test import parallel_api_test, parallel_seed_test
@@ -311,6 +311,49 @@ def test_wrappers_of_the_libraries_take_it():
     DQN("MlpPolicy", CentralEnv(**SMALL), learning_starts=5, device="cpu").learn(20)
 
 
+def test_what_is_refused_changes_nothing_and_episodes_without_a_task_are_passed_over():
+    env, untouched = (MECVector(2, seed=1, **SMALL) for _ in range(2))
+    for options, seed in (
+        ({"scenario_seed": -1}, 7),
+        ({"held_out": "no"}, 7),
+        ({"episode": 2.5, "held_out": True}, None),
+        ({"episodes": 2}, 7),
+        (None, 1.0),
+        (None, "12"),
+        (None, [1]),
+    ):
+        with pytest.raises(ParameterError):
+            env.reset(seed=seed, options=options)
+    assert (env.reset()[0] == untouched.reset()[0]).all()
+
+    rare = SMALL | {"arrivals": "poisson", "arrival_mean": 0.02}
+    for seed in range(4):
+        env = MECVector(3, per="task", seed=seed, **rare)
+        env.reset()
+        for _ in range(20):
+            env.step(np.zeros(3, int))
+    with pytest.raises(RuntimeError, match="no task"):
+        MECVector(1, per="task", **SMALL | {"arrivals": "poisson", "arrival_mean": 1e-9}).reset()
+
+
+def test_adapters_name_what_is_wrong():
+    agents = MECParallel(**SMALL)
+    for call in (agents.state, lambda: agents.step({}), lambda: MECVecEnv(1, **SMALL).step(np.zeros(24, int))):
+        with pytest.raises(RuntimeError, match=r"reset\(\)"):
+            call()
+    agents.reset()
+    good = {agent: np.zeros(6, int) for agent in agents.agents}
+    for wrong, words in ((good | {"bs_1": np.zeros(5, int)}, "bs_1"), (good | {"xx": good["bs_0"]}, "xx")):
+        with pytest.raises(ValueError, match=words):
+            agents.step(wrong)
+    with pytest.raises(ValueError, match=r"station 1\.5"):
+        StationEnv(station=1.5, **SMALL)
+    env = MECVecEnv(1, **SMALL)
+    env.set_options({"held_out": True})
+    held_out, direct = env.reset(), MECVector(1, **SMALL).reset(options={"held_out": True})[0]
+    assert (held_out == direct.reshape(24, -1)).all()
+
+
 def test_the_other_stations_follow_their_rule():
     env = StationEnv(station=1, others="local_only", **SMALL | {"min_tasks": 6})
     env.reset(seed=0)
@@ -341,6 +384,8 @@ def test_ppo_learns_and_its_policy_is_a_method(tmp_path, capsys, monkeypatch):
     seen = torch.from_numpy(env.reset())
     theirs = model.policy.get_distribution(seen).distribution.probs
     assert torch.allclose(ours.probabilities(seen), theirs, atol=1e-6)
+    Path("mine.py").write_text(Path("mine.py").read_text() + "    kind = 'raw'\n")
+    assert "Mine takes 8 numbers" in refusal(capsys, main_heuristics, "--method", "mine.py:Mine", *flags)
 
 
 def test_examples_run(tmp_path, capsys):
