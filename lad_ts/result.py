@@ -32,11 +32,13 @@ class Result:
     summary: dict[str, Any]
     report: str
     interrupted: int
+    exported: Path | None = None  # the policy that was written as ONNX
 
     @property
     def paths(self) -> dict[str, Path]:
-        """The files of the run's folder by their names, as in paths["checkpoint.pt"]."""
-        return {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name[0] != "."}
+        """The files of the run's folder, and an exported policy, by their names, as in paths["checkpoint.pt"]."""
+        files = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name[0] != "."]
+        return {path.name: path for path in (*files, *filter(None, [self.exported]))}
 
 
 def with_export(result: Result, path: Path | None, scenario: Scenario, key: str, seeds: list[int]) -> Result:
@@ -47,4 +49,5 @@ def with_export(result: Result, path: Path | None, scenario: Scenario, key: str,
         words = f"{path} is not written, since the run has not come to its end"
     else:
         words = export_policy(path, result.learner, scenario, result.config, key, seeds)
-    return dataclasses.replace(result, report=f"{result.report}\n{words}")
+    exported = None if result.interrupted else path
+    return dataclasses.replace(result, report=f"{result.report}\n{words}", exported=exported)
