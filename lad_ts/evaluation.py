@@ -15,6 +15,7 @@ from common.run_folder import load_checkpoint, new_folder, write_config
 from lad_ts.blocks import run_block
 from lad_ts.checkpoints import restore, stored_config
 from lad_ts.environment_lad import EnvironmentParameters, draw_arrivals
+from lad_ts.environment_parameters import KINDS
 from lad_ts.history import History
 from lad_ts.method import Method
 from lad_ts.policy_export import exported_place
@@ -79,14 +80,21 @@ def evaluate_checkpoint(config: Any, given: Collection[str], method: Method) -> 
 
 
 def elsewhere(trained: Any, config: Any, given: Collection[str]) -> Any:
-    """The parameters of a training in the environment of `config`, as far as it is `given`. Raises ParameterError."""
+    """The parameters of a training in the environment of `config`, as far as it is `given`.
+
+    A named scenario takes back what that of the training had filled in. Raises ParameterError.
+    """
     names = {name for name in ENVIRONMENT if name in given}
     for chooser, options in type(config).FILLS.items():
         if chooser in given:
             names |= options.get(getattr(config, chooser), {}).keys()
+            before = options.get(getattr(trained, chooser), {})
+            names |= {name for name, value in before.items() if getattr(trained, name) == value}
     values = {name: getattr(config, name) for name in names}
     if values.get("arrivals", trained.arrivals) != trained.arrivals:  # a file of its own, so not that of training
         values.setdefault("arrivals_sha256", None)
+        if values["arrivals"] not in KINDS[1:]:  # which alone have a mean of their own
+            values.setdefault("arrival_mean", None)
     return resolve(type(config), dataclasses.asdict(trained) | values)
 
 

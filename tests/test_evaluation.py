@@ -16,6 +16,7 @@ from coop_lad_ts import main_coop
 from lad_ts import main_lad
 from lad_ts.checkpoints import restore
 from lad_ts.environment_lad import draw_arrivals
+from lad_ts.evaluation import elsewhere
 from lad_ts.model_lad import METHOD, LadAgents, LadConfig
 from lad_ts.setting import Setting
 
@@ -135,3 +136,13 @@ def test_only_a_shared_network_goes_over_to_another_number_of_stations(actor, tm
     else:
         run_here(main_coop, *more, "--num_bs=5", "--out", tmp_path / "stations")
         assert len(read(tmp_path / "stations" / "utilisation.csv")) == 5
+
+
+def test_a_named_scenario_takes_back_what_that_of_the_training_filled_in():
+    trained = make(LadConfig, scenario="overload", num_bs=4)
+    for name, tasks in (("paper", 50), ("light", 20)):
+        there = elsewhere(trained, make(LadConfig, scenario=name), {"scenario"})
+        assert (there.scenario, there.num_tasks, there.num_bs) == (name, tasks, 4)
+    poisson = make(LadConfig, arrivals="poisson", arrival_mean=9.0)
+    assert elsewhere(poisson, make(LadConfig, arrivals="bursty"), {"arrivals"}).arrival_mean == 9.0
+    assert elsewhere(poisson, make(LadConfig, arrivals="uniform"), {"arrivals"}).arrival_mean is None
