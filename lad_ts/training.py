@@ -28,6 +28,7 @@ from lad_ts.evaluation import evaluate_checkpoint
 from lad_ts.event_log import event_log
 from lad_ts.history import History
 from lad_ts.method import Method, Runnable
+from lad_ts.metrics import Metrics
 from lad_ts.policy_export import exported_place
 from lad_ts.references import OptTS
 from lad_ts.report import report, report_servers
@@ -138,7 +139,7 @@ def learn(
     opt_delays = OptDelays(config, scenario, seeds, config.episodes)
     validation = Validation(config, setting, method)
     label, first = method.label(config), history.episodes
-    metrics = scheduler.metrics
+    metrics = scheduler.metrics if isinstance(scheduler.metrics, Metrics) else None  # an own class may use the name
     history.measure(metrics.names if metrics else ())
     keep_best(folder, history)  # a run may have been killed between checkpoint.pt and best.pt
     with (
