@@ -154,8 +154,9 @@ class MECVector:
         if not isinstance(held_out, bool | np.bool_ | None):
             raise ParameterError("held_out", held_out, "must be True or False")
         whole = {name: whole_number(name, options[name]) for name in ("episode", "scenario_seed") if name in options}
-        before, seeds = self.seeds, self.seeds if seed is None else self._seeds(seed)
-        self.seeds = seeds  # from here on, nothing is refused
+        before = self.seeds
+        if seed is not None:
+            self.seeds = self._seeds(seed)  # from here on, nothing is refused
         if seed is not None or "episode" in whole:
             self.episodes = np.full(self.num_envs, whole.get("episode", 0))
         if held_out is not None:
@@ -209,9 +210,9 @@ class MECVector:
     def _step_slot(self, action: Array) -> tuple[Array, Array, np.ndarray, np.ndarray, dict[str, Any]]:
         now = self._now
         delay, self._now = self.mec.step(self._checked(action, tuple(now.mask.shape), now.mask))
-        rewards = self._give((delay.sum(2) * self.ahead.weights[now.t]).float())
+        rewards = delay.sum(2) * self.ahead.weights[now.t]
         if self.reward == "team":
-            rewards = rewards.sum(1, keepdims=True).repeat(self.num_bs, 1)
+            rewards = rewards.sum(1, keepdim=True).expand(-1, self.num_bs).contiguous()
         last = self.mec.t == self.num_slots - 1
         observation, info = self._give(self._observe()), {"delay": self._give(delay)}
         if last and self.autoreset:
@@ -221,7 +222,7 @@ class MECVector:
         self.over = last and not self.autoreset
         terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
         truncated[:] = last
-        return observation, rewards, terminated, truncated, self._info() | info
+        return observation, self._give(rewards.float()), terminated, truncated, self._info() | info
 
     def _begin_slots(self) -> None:
         arrivals = self._arrivals(np.arange(self.num_envs))

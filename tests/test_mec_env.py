@@ -216,11 +216,14 @@ def test_wrong_actions_change_nothing(action, words):
     assert (env.step(good)[0] == untouched.step(np.maximum(good, 0))[0]).all()
 
 
+@pytest.mark.parametrize("output", ["numpy", "torch"])
 @pytest.mark.parametrize("reward", ["mean", "sum", "team"])
-def test_rewards_are_minus_delays(reward):
-    env = MECVector(2, reward=reward, **SMALL)
+def test_rewards_are_minus_delays(reward, output):
+    env = MECVector(2, reward=reward, output=output, **SMALL)
     mask = env.reset()[1]["mask"]
     _, found, _, _, info = env.step(np.zeros((2, 4, 6), int))
+    assert tuple(found.shape) == (2, 4)
+    found, mask, info["delay"] = (np.asarray(values) for values in (found, mask, info["delay"]))
     for s in range(2):
         for b in range(4):
             mine = info["delay"][s, b][mask[s, b]]
