@@ -45,7 +45,7 @@ class CentralEnv(gymnasium.Env):
             per=per,
             observation=observation,
             in_slot=in_slot and per == "task",
-            reward="team",
+            reward="team" if per == "bs" else "mean",
             autoreset=False,
             seed=seed,
             **changes,

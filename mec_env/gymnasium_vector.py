@@ -44,7 +44,7 @@ class MECVectorEnv(VectorEnv):
             per=per,
             observation=observation,
             in_slot=in_slot and per == "task",
-            reward="team",
+            reward="team" if per == "bs" else "mean",
             autoreset=self.same_step,
             seed=seed,
             **changes,

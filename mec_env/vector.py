@@ -84,6 +84,8 @@ class MECVector:
                 raise ParameterError(name, value, f"must be one of {', '.join(allowed)}")
         if in_slot and per != "task":
             raise ParameterError("in_slot", in_slot, "must be False with per=bs: agents decide at the slot's start")
+        if reward != "mean" and per == "task":
+            raise ParameterError("reward", reward, "must be mean with per=task, where it is of the task alone")
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ParameterError("num_envs", num_envs, "must be an integer, at least 1")
         self.params = environment_parameters(scenario, **changes)
