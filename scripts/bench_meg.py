@@ -39,7 +39,7 @@ class BenchConfig(Parameters):
     steps: int = parameter(20, "steps of a turn", unit="steps", low=1)
     turns: int = parameter(7, "turns of each side", low=1)
     batch: int = parameter(16, "images of a step", low=1)
-    device: str = parameter("cpu", "where both run", choices=("cpu", "cuda"))
+    device: str = parameter("cpu", "where both run", choices=("cpu", "cuda", "cuda:N"))
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
     one: str | None = parameter(
         None, "used by the script itself: run this side for its memory", choices=("meg", "plain")
@@ -99,7 +99,7 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
     if config.one:
         for number in range(config.steps):
             running[config.one](number)
-        cuda = config.device == "cuda"
+        cuda = config.device.startswith("cuda")
         print(torch.cuda.max_memory_allocated() / 2**20 if cuda else peak_mebibytes())
         return
     seconds: dict[str, list[float]] = {name: [] for name in running}
