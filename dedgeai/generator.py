@@ -12,10 +12,11 @@ import torch
 
 from common.parameters import ParameterError, resolve
 from dedgeai.tasks import Task
-from resd3_medium import tasks as images
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Settings
+from resd3_medium.png import png_bytes
+from resd3_medium.tasks import ImageTask
 from resd3_medium.weights import missing_files
 
 
@@ -79,5 +80,5 @@ class Generator:
             "dtype": str(self.pipeline.dtype).removeprefix("torch."),
         }
         made = self.pipeline.decode(latents)
-        described = [images.ImageTask(task.prompt, config.negative_prompt, task.seed, settings) for task in tasks]
-        return [images.png_bytes(image, task, more) for image, task in zip(made, described, strict=True)]
+        described = [ImageTask(task.prompt, config.negative_prompt, task.seed, settings) for task in tasks]
+        return [png_bytes(image, task, more) for image, task in zip(made, described, strict=True)]

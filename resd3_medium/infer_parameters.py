@@ -13,8 +13,9 @@ from common.parameters import ParameterError, Parameters, convert, parameter
 from common.run_folder import RESULTS
 from resd3_medium.dtypes import DTYPES
 from resd3_medium.folders import MODELS, POCKET
+from resd3_medium.png import read_task
 from resd3_medium.sd3_impls import SAMPLERS
-from resd3_medium.tasks import parse_steps, read_task
+from resd3_medium.tasks import parse_steps
 from resd3_medium.weights import PARTS, WeightsFile
 
 # Parameters whose defaults a model's file may give, and what they are without.

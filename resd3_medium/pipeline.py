@@ -6,24 +6,22 @@ pixels. Start reading at `Pipeline.generate`.
 """
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from common.parameters import ParameterError
 from common.pictures import to_image
-from common.run_folder import describe
-from resd3_medium.folders import TOKENIZERS
+from resd3_medium.initial_image import load_image
 from resd3_medium.mmdit import MMDiT
-from resd3_medium.refine_other_impls import ClipTextModel, ClipTokenizer, T5Encoder, T5Tokenizer, Tokens, joined
+from resd3_medium.refine_other_impls import Tokens
 from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
 from resd3_medium.streaming import BlockStream
+from resd3_medium.text import Conditioning, TextEncoding
 from resd3_medium.vae import VAE
 from resd3_medium.weights import PARTS, WeightsFile, build, file_dtype, finish, structure
 
@@ -46,14 +44,6 @@ class Settings:
     init_image: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Conditioning:
-    """A prompt as the transformer takes it: context [1, rows, width] and pooled [1, width], on the host."""
-
-    context: torch.Tensor
-    pooled: torch.Tensor
-
-
 class Pipeline:
     """The models of a folder on a device, at a dtype and a memory level.
 
@@ -73,14 +63,15 @@ class Pipeline:
         tile: int = 0,
     ) -> None:
         self.models, self.device, self.dtype, self.level = models, device, dtype, level
-        self.t5_rows, self.zero_rows, self.tile = t5_rows, zero_rows, tile
-        self.clip_tokens = ClipTokenizer(TOKENIZERS)
-        self.t5_tokens = T5Tokenizer(TOKENIZERS) if t5_rows else None
+        self.t5_rows, self.tile = t5_rows, tile
         self.resident: dict[str, nn.Module] = {}
         names = [name for name in PARTS if name != "T5" or t5_rows]
         sizes = {name: structure(PARTS[name], WeightsFile(models / PARTS[name].file)).config for name in names}
         check_fit(models, sizes)
         self.config, self.clip, self.factor = sizes["MMDiT"], sizes["CLIP-L"], sizes["VAE"].factor
+        self.text = TextEncoding(
+            self.bring, self.clip, self.config.context_width, models, device, t5_rows=t5_rows, zero_rows=zero_rows
+        )
         if level == "none":
             for name in names:
                 self.bring(name)
@@ -130,50 +121,15 @@ class Pipeline:
 
     def tokens(self, prompt: str) -> dict[str, Tokens]:
         """The prompt's tokens for every encoder."""
-        fillers = {"CLIP-L": 49407, "CLIP-G": 0}
-        found = {name: self.clip_tokens(prompt, self.clip.rows, filler) for name, filler in fillers.items()}
-        if self.t5_tokens:
-            found["T5"] = self.t5_tokens(prompt, self.t5_rows)
-        return found
+        return self.text.tokens(prompt)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """The prompt's words that a model with a vocabulary of its own has never seen."""
-        known = None if self.clip.known is None else set(self.clip.known)
-        return [] if known is None else [w for w in prompt.split() if not known.issuperset(self.clip_tokens.ids(w))]
+        return self.text.unknown_words(prompt)
 
-    @torch.inference_mode()
     def encode(self, prompts: Sequence[str], progress: Callable[[], None] = lambda: None) -> dict[str, Conditioning]:
-        """Every different prompt's conditioning. An encoder runs over all prompts before the next one is brought in.
-
-        `progress` is called after each prompt and encoder. Raises ParameterError when an encoder has too few tokens.
-        """
-        different = list(dict.fromkeys(prompts))
-        tokens = {prompt: self.tokens(prompt) for prompt in different}
-        outputs: dict[str, list] = {}
-        for name in ("CLIP-L", "CLIP-G", *(["T5"] if self.t5_rows else [])):
-            model: ClipTextModel | T5Encoder = self.bring(name)
-            outputs[name] = []
-            for prompt in different:
-                ids = tokens[prompt][name].ids
-                if getattr(model, "known", None) is None and max(ids) >= model.config.vocabulary:
-                    raise ParameterError(
-                        "models",
-                        self.models,
-                        f"{PARTS[name].file} has {model.config.vocabulary} tokens; must have all of the tokenizer's, "
-                        f"up to {max(ids)}",
-                    )
-                outputs[name].append(model(torch.tensor([ids], device=self.device)))
-                progress()
-            del model  # else it stays in memory beside the next one
-        found = {}
-        for i, prompt in enumerate(different):
-            t5 = outputs["T5"][i] if self.t5_rows else None
-            if t5 is None and self.zero_rows:
-                t5 = torch.zeros(1, self.zero_rows, self.config.context_width, device=self.device)
-            found[prompt] = Conditioning(
-                *(x.cpu() for x in joined(outputs["CLIP-L"][i], outputs["CLIP-G"][i], t5, self.config.context_width))
-            )
-        return found
+        """Every different prompt's conditioning, see `TextEncoding.encode`."""
+        return self.text.encode(prompts, progress)
 
     # --- image ---
 
@@ -272,22 +228,6 @@ def check_fit(models: Path, sizes: dict[str, Any]) -> None:
     for is_wrong, words in wrong:
         if is_wrong:
             raise ParameterError("models", models, f"must hold files that belong together; {words}")
-
-
-def load_image(path: str, width: int, height: int) -> torch.Tensor:
-    """An image file as [1, 3, height, width] in -1..1, upright, on white, resized. Raises ParameterError otherwise."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = ImageOps.exif_transpose(Image.open(path))
-            if image.mode.startswith("I"):  # 16 bits a pixel
-                image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ParameterError("init_image", path, f"must be an image that can be read ({describe(error)})") from None
-    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
 
 
 def batches(settings: Sequence[Settings], size: int) -> Iterator[list[int]]:

@@ -20,18 +20,17 @@ from common.command_line import command_line
 from common.parameters import LARGEST, ParameterError
 from common.progress import Progress
 from common.run_folder import claimed, peak_mebibytes, peak_memory
+from resd3_medium.image_folder import check_table, list_task, save_image
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model, with_stored
+from resd3_medium.initial_image import load_image
 from resd3_medium.opening import open_pipeline
-from resd3_medium.pipeline import Pipeline, Settings, batches, load_image
+from resd3_medium.pipeline import Pipeline, Settings, batches
 from resd3_medium.tasks import (
     ImageTask,
     Measured,
-    check_table,
     choose_prompts,
     draw_tasks,
-    list_task,
     parse_steps,
-    save_image,
 )
 
 

@@ -26,7 +26,8 @@ from common.parameters import ParameterError, Parameters, parameter
 from common.progress import Progress
 from resd3_medium.dtypes import DTYPES, choose_dtype
 from resd3_medium.folders import MODELS
-from resd3_medium.pipeline import Conditioning, Pipeline, Settings
+from resd3_medium.pipeline import Pipeline, Settings
+from resd3_medium.text import Conditioning
 from resd3_medium.weights import PARTS, WeightsFile, build, structure
 
 

@@ -32,7 +32,7 @@ from experiments.commands import (
     path_words,
 )
 from experiments.page_parts import address, command_html, csv_table, document, link, markdown, text
-from resd3_medium.tasks import CHUNK, read_task
+from resd3_medium.png import CHUNK, read_task
 
 GALLERY = "gallery"  # figures that come with the project; shown where nothing else is
 SHOWN = {".png", ".csv", ".md"}
