@@ -15,11 +15,11 @@ from resd3_medium.dtypes import DTYPES
 from resd3_medium.folders import MODELS, POCKET
 from resd3_medium.png import read_task
 from resd3_medium.sd3_impls import SAMPLERS
-from resd3_medium.tasks import parse_steps
+from resd3_medium.tasks import parse_seed, parse_steps
 from resd3_medium.weights import PARTS, WeightsFile
 
 # Parameters whose defaults a model's file may give, and what they are without.
-RELEASED = {"steps": "10-19", "width": 512, "height": 512, "cfg_scale": 5.0, "shift": 3.0}
+RELEASED = {"steps": "10-19", "width": 512, "height": 512, "cfg_scale": 5.0, "shift": 3.0, "sampler": "euler"}
 IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile")  # what else decides about the pixels
 
 
@@ -35,6 +35,11 @@ class PromptParameters(Parameters):
         None, "images to make; default one for each prompt, or one caption of the dataset", low=1, high=1_000_000
     )
     negative_prompt: str = parameter("", "what the image must not show", empty=True)
+    long_prompts: str = parameter(
+        "cut",
+        "prompts of more than 75 tokens. cut: the rest is left out, and shown; chunk: CLIP reads 75 tokens at a time",
+        choices=("cut", "chunk"),
+    )
 
     def check(self) -> None:
         """Raises ParameterError when both kinds of prompts are given."""
@@ -66,10 +71,30 @@ class ImageParameters(Parameters):
     shift: float | None = parameter(
         None, "shift of the noise levels towards 1; default 3, pocket model 1", low=0.01, high=100
     )
-    seed: int = parameter(0, "seed of the first image; image i has seed + i", low=0)
-    sampler: str = parameter("euler", "sampler; dpmpp_2m needs fewer steps", choices=tuple(SAMPLERS))
+    cfg_start: float = parameter(
+        1.0,
+        "noise level from which the guidance acts, 1 is pure noise; above it, steps take one pass instead of two",
+        low=0,
+        high=1,
+    )
+    cfg_end: float = parameter(0.0, "noise level down to which the guidance acts", low=0, high=1)
+    slg_scale: float = parameter(
+        0.0, "scale of the skip-layer guidance, 0 is without; 2.5 suits SD3.5 medium", low=0, high=100
+    )
+    slg_layers: str = parameter("7,8,9", "blocks that skip-layer guidance leaves out, from 0, separated by commas")
+    slg_start: float = parameter(0.01, "share of the steps after which skip-layer guidance begins", low=0, high=1)
+    slg_end: float = parameter(0.2, "share of the steps before which skip-layer guidance ends", low=0, high=1)
+    seed: str = parameter("0", "seed of the first image, 0 to 2^63, or random; image i has seed + i")
+    sampler: str | None = parameter(
+        None, "sampler; dpmpp_2m needs fewer steps; default by model", choices=tuple(SAMPLERS)
+    )
     exact_end: bool = parameter(False, "do not shift the last noise level twice, as the published code does")
     init_image: str | None = parameter(None, "image to start from")
+    fit: str | None = parameter(
+        None,
+        "what an initial image of other proportions undergoes; default crop",
+        choices=("crop", "pad", "stretch"),
+    )
     denoise: float = parameter(0.6, "how much of an initial image is made anew", above=0, high=1)
     from_image: str | None = parameter(None, "make the image of this PNG again, but for parameters given besides")
 
@@ -78,6 +103,7 @@ class ImageParameters(Parameters):
         super().check()
         if self.steps is not None:
             parse_steps(self.steps)
+        parse_seed(self.seed)
         for name in ("width", "height"):
             if (getattr(self, name) or 0) % 16:
                 raise ParameterError(name, getattr(self, name), "must be a multiple of 16")
@@ -90,8 +116,14 @@ class ModelParameters(Parameters):
     GROUP: ClassVar[str] = "model"
 
     models: str | None = parameter(
-        None, "folder of the model files; default models, or models/pocket while no model file lies in models"
+        None, "folder of the model files, or one file; default models, or models/pocket while no model lies in models"
     )
+    weights: str = parameter(
+        "stored",
+        "how large matrices are kept in memory. stored: as in the file; full: at --dtype; int8, fp8: 8 bits",
+        choices=("stored", "full", "int8", "fp8"),
+    )
+    lora: tuple[str, ...] = parameter((), "LoRA file to add, as FILE or FILE:strength")
     device: str = parameter("auto", "where the models run", choices=DEVICE_CHOICES)
     dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
     offload: str = parameter(
@@ -124,6 +156,13 @@ class OutputParameters(Parameters):
 
     batch_size: int = parameter(1, "images that are denoised together, if they have as many steps", low=1, high=1024)
     out: str = parameter(str(RESULTS / "images"), "folder of the images")
+    resume: str | None = parameter(None, "folder of a run whose missing images are made")
+    preview: int = parameter(0, "steps between previews of the image, in preview.png; 0: none", unit="steps", low=0)
+    metadata: str = parameter(
+        "full",
+        "text chunks of the PNG. full: every setting; plain: the line that other programs read; off: none",
+        choices=("full", "plain", "off"),
+    )
 
 
 @dataclasses.dataclass(kw_only=True)

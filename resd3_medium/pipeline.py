@@ -42,6 +42,13 @@ class Settings:
     exact_end: bool = False
     denoise: float = 1.0
     init_image: str | None = None
+    fit: str = "crop"
+    cfg_start: float = 1.0
+    cfg_end: float = 0.0
+    slg_scale: float = 0.0
+    slg_layers: str = "7,8,9"
+    slg_start: float = 0.01
+    slg_end: float = 0.2
 
 
 class Pipeline:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from common.command_line import command_line
-from common.parameters import LARGEST, ParameterError
+from common.parameters import ParameterError
 from common.progress import Progress
 from common.run_folder import claimed, peak_mebibytes, peak_memory
 from resd3_medium.image_folder import check_table, list_task, save_image
@@ -26,10 +26,12 @@ from resd3_medium.initial_image import load_image
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Pipeline, Settings, batches
 from resd3_medium.tasks import (
+    LARGEST_SEED,
     ImageTask,
     Measured,
     choose_prompts,
     draw_tasks,
+    parse_seed,
     parse_steps,
 )
 
@@ -96,9 +98,11 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
     if config.from_image:
         config = with_stored(config, given)
     config = with_model(config)
-    prompts = choose_prompts(config.prompt, config.prompts, config.num_tasks, config.seed)
+    seed = parse_seed(config.seed)
+    prompts = choose_prompts(config.prompt, config.prompts, config.num_tasks, seed)
+    more = {"steps": 1, "fit": config.fit or "crop"}
     settings = Settings(
-        **{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings) if f.name != "steps"}, steps=1
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings) if f.name not in more}, **more
     )
     if config.init_image:
         load_image(config.init_image, 16, 16)  # refuse what cannot be read before anything is loaded
@@ -106,11 +110,9 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
         raise ParameterError("denoise", config.denoise, "must come with --init_image, whose part it is")
     else:
         settings = dataclasses.replace(settings, denoise=1.0)
-    if config.seed + len(prompts) - 1 > LARGEST:
-        raise ParameterError(
-            "seed", config.seed, f"must be at most {LARGEST} for the last of the {len(prompts)} images"
-        )
-    tasks = draw_tasks(prompts, config.negative_prompt, config.seed, parse_steps(config.steps), settings)
+    if seed + len(prompts) - 1 > LARGEST_SEED:
+        raise ParameterError("seed", seed, f"must be at most 2^63 for the last of the {len(prompts)} images")
+    tasks = draw_tasks(prompts, config.negative_prompt, seed, parse_steps(config.steps), settings)
     check_table(Path(config.out))
     pipeline = open_pipeline(config)
     start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from resd3_medium.pipeline import Settings
 
 DATASET = Path(__file__).resolve().parents[1] / "dataset"
 CAPTIONS = ("Flickr8k_text.txt", "prompts.txt")  # the first that is there is drawn from
+
+LARGEST_SEED = 2**63  # of an image; torch takes larger ones, other programs do not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,15 @@ def parse_steps(text: str) -> tuple[int, int]:
     if not 1 <= low <= high <= 1000:
         raise ParameterError("steps", text, "must be a number from 1 to 1000, or a range as in 10-19")
     return low, high
+
+
+def parse_seed(text: str) -> int:
+    """The seed that a text is; a drawn one for `random`. Raises ParameterError otherwise."""
+    if text == "random":
+        return secrets.randbelow(2**53)  # which every program that reads JSON keeps exactly
+    if not re.fullmatch(r"\s*\d{1,19}\s*", text) or int(text) > LARGEST_SEED:
+        raise ParameterError("seed", text, "must be a whole number from 0 to 2^63 (9223372036854775808), or random")
+    return int(text)
 
 
 def read_lines(path: Path, flag: str) -> list[str]:

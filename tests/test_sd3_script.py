@@ -209,7 +209,7 @@ def test_a_full_disk_is_told_in_one_line(models, tmp_path):
         (["--prompt"], "--prompt: must be followed by text"),
         (["--prompt=\udcff"], "--prompt=?: must be UTF-8 text"),
         (["--shift=1e-17"], "--shift=1e-17"),
-        (["--seed=2147483647", "--num_tasks=2"], "--seed=2147483647"),
+        (["--seed=9223372036854775808", "--num_tasks=2"], "--seed=9223372036854775808"),
         (["--out=mine"], "--out=mine: its tasks.csv"),
     ],
 )
