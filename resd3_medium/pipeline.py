@@ -16,17 +16,15 @@ from torch import nn
 
 from common.parameters import ParameterError
 from common.pictures import to_image
+from resd3_medium.building import build
+from resd3_medium.finding import Weights, find_weights
 from resd3_medium.initial_image import load_image
 from resd3_medium.mmdit import MMDiT
+from resd3_medium.parts import PARTS
 from resd3_medium.refine_other_impls import Tokens
 from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
-from resd3_medium.streaming import BlockStream
 from resd3_medium.text import Conditioning, TextEncoding
 from resd3_medium.vae import VAE
-from resd3_medium.weights import PARTS, WeightsFile, build, file_dtype, finish, structure
-
-LAYERS = {"CLIP-L": "text_model.encoder.layers", "CLIP-G": "text_model.encoder.layers"}
-LAYERS |= {"T5": "encoder.block", "MMDiT": "joint_blocks"}  # where the layers lie that level `block` streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +50,9 @@ class Settings:
 
 
 class Pipeline:
-    """The models of a folder on a device, at a dtype and a memory level.
+    """The models that were found on a device, at a dtype and a memory level.
 
+    `weights` may be a folder or file to look in. `keep` says how large matrices are kept, see `building.build`.
     `t5_rows` is the number of T5 tokens per prompt, 0 without T5; `zero_rows` appends as many rows of zeros where T5
     is left out, as diffusers does (256). `tile` is the side, in latent cells, above which the decoder works in tiles.
     Raises ParameterError for files that are not whole, hold other models, or do not belong together.
@@ -61,23 +60,32 @@ class Pipeline:
 
     def __init__(
         self,
-        models: Path,
+        weights: Weights | Path,
         device: torch.device,
         dtype: torch.dtype,
         level: str = "none",
         t5_rows: int = 0,
         zero_rows: int = 0,
         tile: int = 0,
+        keep: str = "stored",
     ) -> None:
-        self.models, self.device, self.dtype, self.level = models, device, dtype, level
+        if isinstance(weights, Path):
+            weights = find_weights(weights, "on" if t5_rows else "off")
+        self.weights, self.device, self.dtype, self.level, self.keep = weights, device, dtype, level, keep
         self.t5_rows, self.tile = t5_rows, tile
         self.resident: dict[str, nn.Module] = {}
         names = [name for name in PARTS if name != "T5" or t5_rows]
-        sizes = {name: structure(PARTS[name], WeightsFile(models / PARTS[name].file)).config for name in names}
-        check_fit(models, sizes)
+        sizes = {name: weights[name].config for name in names}
+        check_fit(weights.given, sizes)
         self.config, self.clip, self.factor = sizes["MMDiT"], sizes["CLIP-L"], sizes["VAE"].factor
         self.text = TextEncoding(
-            self.bring, self.clip, self.config.context_width, models, device, t5_rows=t5_rows, zero_rows=zero_rows
+            self.bring,
+            self.clip,
+            self.config.context_width,
+            weights.given,
+            device,
+            t5_rows=t5_rows,
+            zero_rows=zero_rows,
         )
         if level == "none":
             for name in names:
@@ -88,8 +96,7 @@ class Pipeline:
     def bring(self, name: str) -> nn.Module:
         """The named model on the device. Below level `none`, what was there before goes first.
 
-        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder. Raises
-        ParameterError when the file does not hold the model.
+        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder.
         """
         if name in self.resident:
             return self.resident[name]
@@ -99,30 +106,9 @@ class Pipeline:
                 del self.resident[other]
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        part = PARTS[name]
-        file = WeightsFile(self.models / part.file)
-        mapped = self.device.type == "cpu" and file_dtype(file, part.prefix) == self.dtype
-        if self.level == "block" and name in LAYERS and not mapped:  # else the memory map does the streaming
-            self.resident[name] = self.streamed(name, file)
-        else:
-            self.resident[name] = build(part, self.models, self.device, self.dtype)
+        block = self.level == "block"
+        self.resident[name] = build(self.weights[name], self.device, self.dtype, self.keep, stream=block)
         return self.resident[name]
-
-    def streamed(self, name: str, file: WeightsFile) -> nn.Module:
-        """The model with its layers left in the file's memory map, to be brought in one by one."""
-        part, layers = PARTS[name], LAYERS[name] + "."
-        model = structure(part, file)
-        rest = [n for n in model.state_dict() if not n.startswith(layers)]
-        weights = {n: file.tensor(part.prefix + n).to(self.device, self.dtype) for n in rest}
-        model.load_state_dict(weights, assign=True, strict=False)
-        finish(model, file)
-        blocks = list(model.get_submodule(LAYERS[name]))
-        tensors = [
-            {n: file.tensor(f"{part.prefix}{layers}{i}.{n}") for n in block.state_dict()}
-            for i, block in enumerate(blocks)
-        ]
-        model.stream = BlockStream(blocks, tensors, self.device, self.dtype)
-        return model.requires_grad_(False)
 
     # --- text ---
 

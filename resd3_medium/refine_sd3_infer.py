@@ -115,6 +115,7 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
     tasks = draw_tasks(prompts, config.negative_prompt, seed, parse_steps(config.steps), settings)
     check_table(Path(config.out))
     pipeline = open_pipeline(config)
+    print("\n".join(pipeline.weights.lines()))
     start = time.perf_counter()
     with claimed(Path(config.out)) as out:
         took = run(pipeline, tasks, config, out)
