@@ -78,8 +78,8 @@ class Guidance:
     """How velocities are guided, and when.
 
     Classifier-free guidance (Ho and Salimans 2022) acts where cfg_end <= sigma <= cfg_start: an interval of noise
-    levels (Kynkaanniemi et al. 2024, arXiv 2404.07724) spares its second pass elsewhere. Skip-layer guidance (as in
-    Stability AI's sd3.5 repository) acts in the steps i, from 0, with slg_start < i / steps < slg_end.
+    levels (Kynkäänniemi et al. 2024, arXiv 2404.07724) spares its second pass elsewhere. Skip-layer guidance (as in
+    Stability AI's sd3.5 repository) acts in the steps i, from 0, with slg_start * steps < i < slg_end * steps.
     """
 
     cfg_scale: float
@@ -110,7 +110,7 @@ class Guidance:
 def parse_layers(text: str) -> frozenset[int]:
     """`7,8,9` as {7, 8, 9}. Raises ParameterError for what is no list of numbers."""
     if not re.fullmatch(r"\s*[0-9]{1,4}\s*(,\s*[0-9]{1,4}\s*)*", text):
-        raise ParameterError("slg_layers", text, "must be numbers of blocks, from 0, separated by commas")
+        raise ParameterError("slg_layers", text, "must be numbers of blocks from 0 on, separated by commas")
     return frozenset(int(number) for number in text.split(","))
 
 
