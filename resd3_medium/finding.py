@@ -143,7 +143,7 @@ class Weights:
     def kind(self) -> str:
         """The model that the transformer is, by its shapes and the file's name."""
         config = self["MMDiT"].config
-        if not getattr(config, "qk_norm", False):
+        if not config.qk_norm:
             return "SD3 medium"
         return "SD3.5 medium" if config.dual else "SD3.5 large turbo" if self.turbo else "SD3.5 large"
 

@@ -22,7 +22,15 @@ from resd3_medium.initial_image import load_image
 from resd3_medium.mmdit import MMDiT
 from resd3_medium.parts import PARTS
 from resd3_medium.refine_other_impls import Tokens
-from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
+from resd3_medium.sd3_impls import (
+    SAMPLERS,
+    Guidance,
+    guided,
+    image_to_image_levels,
+    initial_noise,
+    noise_levels,
+    noised,
+)
 from resd3_medium.text import Conditioning, TextEncoding
 from resd3_medium.vae import VAE
 
@@ -142,8 +150,9 @@ class Pipeline:
 
     def levels(self, settings: Settings) -> list[float]:
         """The noise levels [steps + 1] that the sampler goes through, the last of them 0."""
-        levels = noise_levels(settings.steps, settings.shift, settings.exact_end)
-        return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise)
+        schedule = settings.shift, settings.exact_end
+        levels = noise_levels(settings.steps, *schedule)
+        return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise, *schedule)
 
     def steps(self, settings: Settings) -> int:
         """Denoising steps that are really taken: an initial image leaves some out."""
@@ -177,7 +186,8 @@ class Pipeline:
             torch.cat([c.context for c in both]).to(self.device, self.dtype),
             torch.cat([c.pooled for c in both]).to(self.device, self.dtype),
             model.positions(height, width).to(self.device, self.dtype),
-            settings.cfg_scale,
+            Guidance.of(settings),
+            noise_levels(settings.steps, settings.shift, settings.exact_end),
         )
         for latent in SAMPLERS[settings.sampler](velocity, x, levels):
             x = latent

@@ -266,7 +266,10 @@ def flux(path: Path) -> None:
 
 def sdxl(path: Path) -> None:
     path.unlink()
-    save(path, {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2), "conditioner.embedders.0.a": torch.ones(1)})
+    save(
+        path,
+        {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2), "conditioner.embedders.0.a": torch.ones(1)},
+    )
 
 
 @pytest.mark.parametrize(
