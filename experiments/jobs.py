@@ -20,7 +20,8 @@ from common.failure import fail
 from common.interruption import exit_code
 from common.parameters import ParameterError, resolve
 from common.progress import Progress
-from common.run_folder import PROGRESS, claimed, progress, read_config, read_csv, read_source, unused
+from common.run_folder import PROGRESS, claimed, progress, read_config, read_source, unused
+from common.tables import read_csv
 from lad_ts.method import Method
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,8 @@ from common.command_line import command_line
 from common.parameters import LARGEST, ParameterError, Parameters, parameter
 from common.pictures import save_sheet
 from common.progress import Progress
-from common.run_folder import RESULTS, new_folder, peak_memory, write_config, write_csv, write_text
+from common.run_folder import RESULTS, new_folder, peak_memory, write_config, write_text
+from common.tables import write_csv
 from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
 from meg.decoders import TRAINED
 from meg.generators import open_generator

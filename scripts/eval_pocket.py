@@ -23,7 +23,8 @@ from common.device import DEVICE_CHOICES, choose_device
 from common.parameters import ParameterError, Parameters, parameter
 from common.pictures import save_sheet
 from common.progress import Progress
-from common.run_folder import RESULTS, new_folder, write_config, write_csv
+from common.run_folder import RESULTS, new_folder, write_config
+from common.tables import write_csv
 from pocket.captions import caption
 from pocket.compositions import ATTRIBUTES, BACKGROUNDS, COLOURS, LAYOUTS, Compositions, Renderer, held_out
 from pocket.emoji import ARCHIVE, EmojiSet, load_emoji
