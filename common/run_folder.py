@@ -5,7 +5,6 @@ summary.json, which says that the run is whole. Every file is written under a te
 reading at `new_folder`.
 """
 
-import csv
 import dataclasses
 import errno
 import io
@@ -16,7 +15,7 @@ import platform
 import resource
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -132,24 +131,6 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV file; floats are written so that reading gives the same number."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
-
-    replace_file(path, write)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file. Raises OSError or ValueError when it cannot be read."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def write_text(path: Path, text: str) -> None:

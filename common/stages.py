@@ -14,7 +14,8 @@ from torch import nn
 from common.parameters import ParameterError
 from common.pictures import save_sheet
 from common.progress import Progress
-from common.run_folder import load_checkpoint, save_checkpoint, write_csv
+from common.run_folder import load_checkpoint, save_checkpoint
+from common.tables import write_csv
 
 
 class Stage(Protocol):

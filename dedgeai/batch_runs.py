@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from common.progress import Progress
-from common.run_folder import peak_memory, save_checkpoint, write_csv
+from common.run_folder import peak_memory, save_checkpoint
+from common.tables import write_csv
 from dedgeai.dispatcher import Dispatcher
 from dedgeai.measurement import measure_tasks
 from dedgeai.records import FAILED, Stored

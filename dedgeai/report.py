@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.figures import plt, save_figure
-from common.run_folder import write_csv
+from common.tables import write_csv
 from dedgeai.records import DONE, Record
 from dedgeai.server_profile import Profile
 from dedgeai.simulation import Simulated, first_in_first_out

@@ -16,7 +16,8 @@ from baselines.methods import METHODS, choose, default_methods
 from baselines.own import LEARNERS_SCRIPT, RULES_SCRIPT
 from common.entry_scripts import ROOT, read_script
 from common.parameters import ParameterError, Parameters
-from common.run_folder import describe, read_csv
+from common.run_folder import describe
+from common.tables import read_csv
 from experiments.jobs import folder_name, parse_methods
 from lad_ts.environment_lad import EnvironmentParameters
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from baselines.methods import METHODS
 from common.parameters import ParameterError, Parameters
-from common.run_folder import describe, read_config, read_csv, with_defaults
+from common.run_folder import describe, read_config, with_defaults
 from common.statistics_seeds import episode_mean
+from common.tables import read_csv
 from lad_ts.environment_lad import EnvironmentParameters
 from lad_ts.history import HEADER as DELAY_COLUMNS
 from lad_ts.run_parameters import FixedParameters, RunParameters, TrainingParameters, training_seeds

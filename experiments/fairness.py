@@ -6,8 +6,9 @@ import numpy as np
 
 from common.figures import plt, save_figure
 from common.progress import Progress
-from common.run_folder import write_csv, write_text
+from common.run_folder import write_text
 from common.statistics_seeds import mean_interval, with_interval
+from common.tables import write_csv
 from experiments.study_trials import Make
 from experiments.trials import Told, Trial, episodes_of
 from lad_ts.environment_lad import CollaborativeMEC

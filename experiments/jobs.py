@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from common.failure import fail
 from common.interruption import exit_code
 from common.parameters import ParameterError, resolve
 from common.progress import Progress
-from common.run_folder import PROGRESS, claimed, progress, read_config, read_csv, read_source, unused
+from common.run_folder import PROGRESS, claimed, progress, read_config, read_source, unused
+from common.tables import read_csv
 from lad_ts.method import Method
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +139,8 @@ class Job:
 
 def parse_methods(text: str) -> list[str]:
     """The methods of a comma-separated list, each once, with the default variant where none is named."""
-    return list(dict.fromkeys(full_name(name.strip()) for name in text.split(",")))
+    names = (os.path.expanduser(name.strip()) for name in text.split(","))  # noqa: PTH111
+    return list(dict.fromkeys(full_name(name) for name in names))
 
 
 def same_class(stored: str, name: str) -> bool:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from common.run_folder import read_csv, write_csv
 from common.statistics_seeds import with_interval
+from common.tables import read_csv, write_csv
 from experiments.study_trials import Tried
 from experiments.trials import STATISTICS, compare_in
 

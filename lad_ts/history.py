@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from common.run_folder import write_csv
+from common.tables import write_csv
 from lad_ts.episodes import EpisodeStatistics
 
 HEADER = ("seed", "episode", "delay_s", "opt_delay_s", "p50_s", "p95_s", "p99_s", "max_s", "seconds")

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from common.run_folder import peak_mebibytes, peak_memory, write_csv, write_text
+from common.run_folder import peak_mebibytes, peak_memory, write_text
 from common.statistics_seeds import episode_mean, with_interval
+from common.tables import write_csv
 from lad_ts.episodes import EpisodeStatistics
 from lad_ts.history import History
 from lad_ts.plots import Curve, plot_delays

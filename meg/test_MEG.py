@@ -22,7 +22,8 @@ from common.command_line import command_line
 from common.parameters import LARGEST, ParameterError, Parameters, parameter
 from common.pictures import save_sheet
 from common.progress import Progress
-from common.run_folder import RESULTS, new_folder, peak_memory, write_config, write_csv, write_text
+from common.run_folder import RESULTS, new_folder, peak_memory, write_config, write_text
+from common.tables import write_csv
 from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
 from meg.decoders import TRAINED
 from meg.generators import open_generator
@@ -80,8 +81,8 @@ class TestConfig(LinkParameters, GeneratorParameters):
         choices=("default", "published"),
         more="Six images are too few for any distance between sets.",
     )
-    decoders: str = parameter(str(TRAINED), "folder of trained models; what is not there is left out")
-    prompts: str = parameter(str(PROMPTS), "file with a prompt on each line")
+    decoders: str = parameter(str(TRAINED), "folder of trained models; what is not there is left out", path=True)
+    prompts: str = parameter(str(PROMPTS), "file with a prompt on each line", path=True)
     images: int | None = parameter(None, "images for each point; default by preset", low=2)
     budget: str = parameter(
         "both",
@@ -98,7 +99,7 @@ class TestConfig(LinkParameters, GeneratorParameters):
     batch_size: int = parameter(50, "images that are made, sent and decoded together", low=1, high=1024)
     seed: int = parameter(0, "seed of the first image, and of fading and noise", low=0)
     threads: int = parameter(2, "CPU threads", low=1, high=1024)
-    out: str | None = parameter(None, "folder of the results; default results/meg/test")
+    out: str | None = parameter(None, "folder of the results; default results/meg/test", path=True)
 
 
 def chosen_prompts(config: TestConfig) -> list[str]:

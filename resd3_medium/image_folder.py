@@ -7,7 +7,8 @@ from typing import Any
 from PIL import Image
 
 from common.parameters import ParameterError
-from common.run_folder import describe, read_csv, replace_file, write_csv
+from common.run_folder import describe, replace_file
+from common.tables import read_csv, write_csv
 from resd3_medium.png import png_bytes
 from resd3_medium.tasks import ImageTask, Measured
 

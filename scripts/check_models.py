@@ -25,7 +25,7 @@ from resd3_medium.weights import PartWeights
 class CheckConfig(Parameters):
     """Every parameter of check_models.py."""
 
-    models: str = parameter(str(MODELS), "folder of the model files, or one file")
+    models: str = parameter(str(MODELS), "folder of the model files, or one file", path=True)
     hash: bool = parameter(False, "read all of each file, and print its SHA-256")
 
 

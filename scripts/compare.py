@@ -17,7 +17,7 @@ import numpy as np
 from baselines.rules import RULES
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
-from common.run_folder import RESULTS, claimed, write_csv, write_text
+from common.run_folder import RESULTS, claimed, write_text
 from common.statistics_bootstrap import (
     improvement,
     improvement_interval,
@@ -25,6 +25,7 @@ from common.statistics_bootstrap import (
     interquartile_mean,
 )
 from common.statistics_seeds import decimals, episode_mean, final_span, mean_interval, with_interval
+from common.tables import write_csv
 from experiments.compared_runs import ENVIRONMENT, Run, compared_runs
 from lad_ts.plots import LEAST_GAP, Curve, overall, plot_delays, plot_gaps, smooth
 from lad_ts.run_parameters import FixedParameters
@@ -50,8 +51,8 @@ IMPROVEMENT = ("method", "other method", "probability of lower delay", "low", "h
 class CompareConfig(Parameters):
     """Every parameter of compare.py."""
 
-    runs: str = parameter(str(RESULTS / "comparison" / "runs"), "folder below which the run folders lie")
-    out: str = parameter(str(RESULTS / "comparison"), "folder of the figure and the table")
+    runs: str = parameter(str(RESULTS / "comparison" / "runs"), "folder below which the run folders lie", path=True)
+    out: str = parameter(str(RESULTS / "comparison"), "folder of the figure and the table", path=True)
     label: tuple[str, ...] = parameter(
         (),
         "FOLDER=LABEL: runs in that folder below --runs are shown, and merged, as LABEL; * stands for any text; "

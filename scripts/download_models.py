@@ -38,7 +38,7 @@ class DownloadConfig(Parameters):
 
     model: str = parameter("sd3_medium", "model to fetch, with its encoders", choices=tuple(MODEL_FILES))
     t5: str = parameter("off", "also fetch the T5 encoder: fp16 has 9.8 GB, fp8 4.9 GB", choices=("off", *T5_FILES))
-    out: str = parameter(str(MODELS), "folder of the files")
+    out: str = parameter(str(MODELS), "folder of the files", path=True)
 
 
 def wanted_files(config: DownloadConfig) -> dict[str, tuple[str, float]]:

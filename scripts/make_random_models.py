@@ -64,7 +64,7 @@ class RandomConfig(Parameters):
     t5: bool = parameter(False, "also write the T5 encoder (9.5 GB at full size in float16)")
     all_in_one: bool = parameter(False, "write one file with all models, which have the same numbers in it")
     seed: int = parameter(0, "seed of the weights", low=0)
-    out: str = parameter("models/random", "folder of the files; must not hold them already")
+    out: str = parameter("models/random", "folder of the files; must not hold them already", path=True)
 
 
 Named = dict[str, tuple[int, ...]]

@@ -16,8 +16,9 @@ import numpy as np
 from common.command_line import command_line
 from common.figures import plt, save_figure
 from common.parameters import ParameterError, Parameters, convert, field_type, parameter
-from common.run_folder import RESULTS, read_csv, write_csv
+from common.run_folder import RESULTS
 from common.statistics_seeds import episode_mean, final_span, mean_interval, seconds
+from common.tables import read_csv, write_csv
 from experiments.jobs import Job, folder_name, parse_methods, run_jobs
 from lad_ts.plots import legend_text, line_style
 from lad_ts.run_parameters import TrainingParameters
@@ -51,7 +52,7 @@ class SweepConfig(Parameters):
     seeds: int = parameter(2, "seeds of every run, trained together", low=1, high=1000)
     last: int = parameter(20, "the delay is the mean over this many last episodes, at most the last half", low=1)
     jobs: int = parameter(2, "runs at the same time, best the number of cores", low=1)
-    out: str | None = parameter(None, "folder; default results/sweep_<vary>")
+    out: str | None = parameter(None, "folder; default results/sweep_<vary>", path=True)
 
 
 def parse_values(config: SweepConfig, jobs: list[Job]) -> list[float]:

@@ -21,7 +21,7 @@ from PIL import Image
 from ray.exceptions import ActorDiedError
 
 from common.parameters import ParameterError
-from common.run_folder import read_csv
+from common.tables import read_csv
 from dedgeai import main_dedgeai
 from dedgeai.cluster import Cluster, refusal
 from dedgeai.dispatcher import Dispatcher

@@ -10,7 +10,7 @@ from helpers import refusal, run_here
 from baselines.heuristics import LocalOnly
 from baselines.methods import METHODS
 from common.parameters import ParameterError
-from common.run_folder import read_csv
+from common.tables import read_csv
 from coop_lad_ts import main_coop
 from dedgeai import main_dedgeai
 from dedgeai.dispatcher import Dispatcher

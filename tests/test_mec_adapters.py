@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 import mec_env.registration as registration
 from baselines import main_heuristics
-from common.run_folder import read_csv
+from common.tables import read_csv
 from mec_env import example_gymnasium, example_pettingzoo, example_sb3, example_vector
 from mec_env.gymnasium_env import CentralEnv, StationEnv
 from mec_env.gymnasium_vector import MECVectorEnv

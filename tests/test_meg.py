@@ -11,7 +11,7 @@ from helpers import refusal, run_here
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from common.run_folder import read_csv
+from common.tables import read_csv
 from meg import make_dataset, test_MEG, train_JSCC_merging, train_split
 from meg.dataset import load_dataset, part_path
 from meg.decoders import load_model

@@ -11,7 +11,7 @@ from scripts_by_path import load
 from baselines import main_heuristics, main_own
 from baselines.methods import choose, full_name
 from common.parameters import ParameterError
-from common.run_folder import read_csv
+from common.tables import read_csv
 from experiments.commands import command_behind
 
 SMALL = ["--num_bs", 3, "--num_tasks", 4, "--num_slots", 6, "--episodes", 2]
