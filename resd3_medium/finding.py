@@ -306,10 +306,11 @@ def refuse_missing(given: Path, missing: list[str], found: list[Candidate], t5: 
     """Raise ParameterError for models that no file gives. A damaged file with the name of one is not passed over."""
     needed = [part for part in missing if part != "T5" or t5 == "on"]
     for candidate in found:
-        if candidate.error is None:
-            continue
-        if any(usual(part, candidate.name) for part in missing) or candidate.path == given:
+        meant = any(usual(part, candidate.name) for part in missing) or candidate.path == given
+        if meant and candidate.error is not None:
             raise candidate.error
+        if meant and candidate.reason:
+            raise ParameterError("models", given, f"{candidate.name}: {candidate.reason}; must hold weights of SD3")
     if not needed:
         return
     if not given.exists():

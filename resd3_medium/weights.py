@@ -201,7 +201,8 @@ class PartWeights:
             raise self.file.error(f"must have sound metadata ({first_line(error)})") from None
         if other := sorted(set(formats) - set(FORMATS)):
             raise self.file.error(f"is quantised as {', '.join(other)}; must be plain, or one of {', '.join(FORMATS)}")
-        marked = "scaled_fp8" in entries or formats
+        marks = (n.removesuffix("scaled_fp8") for n in self.file.entries if n.endswith("scaled_fp8"))
+        marked = formats or any(self.prefix.startswith(start) for start in marks)
         bare = [n for n, e in entries.items() if e.kind in FLOAT8 and n.endswith(".weight") and n not in found]
         if marked and (bare := [n for n in bare if len(entries[n].shape) == 2 and "embed" not in n and n != SHARED]):
             raise self.file.error(f"lacks {len(bare)} scales, such as that of {listed(self.prefix, sorted(bare))}")

@@ -14,6 +14,7 @@ from weight_forms import all_in_one, fp8, fp8_scaled, is_matrix, named, replaced
 
 from resd3_medium import refine_sd3_infer
 from resd3_medium.finding import find_weights
+from resd3_medium.layouts import llama_t5
 from resd3_medium.pipeline import Pipeline, Settings
 
 CPU = torch.device("cpu")
@@ -137,6 +138,12 @@ def gguf_form(models: Path, out: Path, kind: str) -> tuple[Path, Path]:
         for stem in ("clip_l", "clip_g", "t5xxl"):
             shutil.copy(models / f"{stem}.safetensors", out / folder)
     values = write_gguf(out / "stored" / f"sd3_medium-{kind}.gguf", transformer, kind)
+    if kind == "Q8_0":
+        encoder = {n: t for n, t in load_file(models / "t5xxl.safetensors").items() if "embed_tokens" not in n}
+        (out / "stored" / "t5xxl.safetensors").unlink()
+        theirs = {llama_t5(n).names[0]: t for n, t in encoder.items()}
+        stands_for = write_gguf(out / "stored" / "t5-v1_1-xxl-encoder-Q8_0.gguf", theirs, kind, "t5encoder")
+        save(out / "values" / "t5xxl.safetensors", {n: stands_for[llama_t5(n).names[0]] for n in encoder})
     save(out / "stored" / "vae" / "sd3_vae.safetensors", rest)
     save(out / "values" / "sd3_medium.safetensors", rest | {prefix + n: t for n, t in values.items()})
     return out / "stored", out / "values"
