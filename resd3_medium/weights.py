@@ -27,6 +27,7 @@ SCALES = (".scale_weight", ".weight_scale")  # of X.weight, in the older and the
 SPARE = r"(.*\.)?(logit_scale|scaled_fp8|scale_input|input_scale|comfy_quant)"  # has no use in any model here
 ALIGNED = 16  # bytes; a matrix at another place of a file's map rounds products with a single row otherwise
 ONE_ROW = r"text_projection|text_embedder|[ty]_embedder"  # matrices that have such products
+TABLES = r"embedding\.|embed_tokens|pos_embed|attention_bias|^shared\."  # matrices that no linear layer has
 FORMATS = ("float8_e4m3fn", "float8_e5m2")  # of the newer form
 
 
@@ -204,7 +205,7 @@ class PartWeights:
         marks = (n.removesuffix("scaled_fp8") for n in self.file.entries if n.endswith("scaled_fp8"))
         marked = formats or any(self.prefix.startswith(start) for start in marks)
         bare = [n for n, e in entries.items() if e.kind in FLOAT8 and n.endswith(".weight") and n not in found]
-        if marked and (bare := [n for n in bare if len(entries[n].shape) == 2 and "embed" not in n and n != SHARED]):
+        if marked and (bare := [n for n in bare if len(entries[n].shape) == 2 and not re.search(TABLES, n)]):
             raise self.file.error(f"lacks {len(bare)} scales, such as that of {listed(self.prefix, sorted(bare))}")
         return found
 
@@ -278,7 +279,6 @@ class PartWeights:
         return max(counts, key=lambda words: counts[words])
 
 
-SHARED = "shared.weight"
 WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 WORDS |= {"F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2"}
 
