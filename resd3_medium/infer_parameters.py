@@ -14,7 +14,7 @@ from common.run_folder import RESULTS
 from resd3_medium.dtypes import DTYPES
 from resd3_medium.folders import MODELS, POCKET
 from resd3_medium.png import read_task
-from resd3_medium.sd3_impls import SAMPLERS
+from resd3_medium.sd3_impls import SAMPLERS, parse_layers
 from resd3_medium.tasks import parse_seed, parse_steps
 from resd3_medium.weights import PARTS, WeightsFile
 
@@ -100,11 +100,17 @@ class ImageParameters(Parameters):
     from_image: str | None = parameter(None, "make the image of this PNG again, but for parameters given besides")
 
     def check(self) -> None:
-        """Raises ParameterError for steps that are none, and sizes that are no multiple of 16."""
+        """Raises ParameterError for steps that are none, sizes that are no multiple of 16, and empty intervals."""
         super().check()
         if self.steps is not None:
             parse_steps(self.steps)
         parse_seed(self.seed)
+        parse_layers(self.slg_layers)
+        if self.cfg_start < self.cfg_end:
+            words = f"must be at least --cfg_end={self.cfg_end}: noise goes from 1 down to 0"
+            raise ParameterError("cfg_start", self.cfg_start, words)
+        if self.slg_start > self.slg_end:
+            raise ParameterError("slg_start", self.slg_start, f"must be at most --slg_end={self.slg_end}")
         for name in ("width", "height"):
             if (getattr(self, name) or 0) % 16:
                 raise ParameterError(name, getattr(self, name), "must be a multiple of 16")

@@ -19,7 +19,15 @@ from common.pictures import to_image
 from resd3_medium.initial_image import load_image
 from resd3_medium.mmdit import MMDiT
 from resd3_medium.refine_other_impls import Tokens
-from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
+from resd3_medium.sd3_impls import (
+    SAMPLERS,
+    Guidance,
+    guided,
+    image_to_image_levels,
+    initial_noise,
+    noise_levels,
+    noised,
+)
 from resd3_medium.streaming import BlockStream
 from resd3_medium.text import Conditioning, TextEncoding, contexts
 from resd3_medium.vae import VAE
@@ -162,8 +170,9 @@ class Pipeline:
 
     def levels(self, settings: Settings) -> list[float]:
         """The noise levels [steps + 1] that the sampler goes through, the last of them 0."""
-        levels = noise_levels(settings.steps, settings.shift, settings.exact_end)
-        return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise)
+        schedule = settings.shift, settings.exact_end
+        levels = noise_levels(settings.steps, *schedule)
+        return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise, *schedule)
 
     def steps(self, settings: Settings) -> int:
         """Denoising steps that are really taken: an initial image leaves some out."""
@@ -200,7 +209,8 @@ class Pipeline:
             contexts(positive, negative).to(self.device, self.dtype),
             torch.cat([c.pooled for c in both]).to(self.device, self.dtype),
             model.positions(height, width).to(self.device, self.dtype),
-            settings.cfg_scale,
+            Guidance.of(settings),
+            noise_levels(settings.steps, settings.shift, settings.exact_end),
         )
         for latent in SAMPLERS[settings.sampler](velocity, x, levels):
             x = latent

@@ -20,6 +20,7 @@ from common.command_line import command_line
 from common.parameters import ParameterError
 from common.progress import Progress
 from common.run_folder import claimed, peak_mebibytes, peak_memory
+from resd3_medium.guidance_check import check_guidance, warn_of_guidance
 from resd3_medium.image_folder import check_table, list_task, save_image
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model, with_stored
 from resd3_medium.initial_image import load_image
@@ -54,6 +55,7 @@ def run(pipeline: Pipeline, tasks: list[ImageTask], config: InferConfig, out: Pa
     start = time.perf_counter()
     prompts = [text for task in tasks for text in (task.prompt, task.negative_prompt)]
     warn_of_prompts(pipeline, prompts)
+    warn_of_guidance(pipeline, [task.settings for task in tasks])
     texts = pipeline.encode(prompts)
     text_seconds = (time.perf_counter() - start) / len(tasks)
     more = {name: getattr(config, name) for name in IMAGE_PARAMETERS}
@@ -98,6 +100,7 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
     if config.from_image:
         config = with_stored(config, given)
     config = with_model(config)
+    check_guidance(config, given)
     seed = parse_seed(config.seed)
     prompts = choose_prompts(config.prompt, config.prompts, config.num_tasks, seed)
     more = {"steps": 1, "fit": config.fit or "crop"}
