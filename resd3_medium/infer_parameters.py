@@ -25,7 +25,8 @@ DEFAULTS = {
     "SD3.5 large": dict(zip(NAMES, ("40", 1024, 1024, 4.5, 3.0, "dpmpp_2m"), strict=True)),
     "SD3.5 large turbo": dict(zip(NAMES, ("4", 1024, 1024, 1.0, 3.0, "euler"), strict=True)),
 }
-IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile")  # what else decides about the pixels
+# What else decides about the pixels.
+IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile", "long_prompts")
 
 
 @dataclasses.dataclass(kw_only=True)

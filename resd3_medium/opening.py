@@ -27,6 +27,7 @@ def open_pipeline(config: InferConfig) -> Pipeline:
         t5_rows=config.t5_tokens if "T5" in weights else 0,
         zero_rows=config.zero_rows,
         keep=config.weights,
+        long_prompts=config.long_prompts,
     )
     unit = pipeline.config.patch * pipeline.factor  # pixels along a patch's side, 16 in the released model
     largest = pipeline.config.grid * unit
