@@ -1,39 +1,31 @@
-"""Matrices kept at few bits, and linear layers that bring them up as they are used.
+"""Matrices at few bits, in memory as in the file, and the linear layer that brings them up as it is used.
 
-Kinds are fp8, int8 with a scale for each row, and the block formats of GGUF. Start reading at `PackedLinear.forward`.
+Kinds are 8-bit floating point (F8_E4M3, F8_E5M2), 8-bit integers with a scale for each row (INT8), and the block
+formats of GGUF files (`ggml.BLOCKS`). Rows are brought up a few at a time, so that what is written and read again stays
+in the processor's cache: in float32, with what LoRA adds, then rounded to the dtype of the product. Start reading at
+`PackedLinear.forward`.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
-from resd3_medium.ggml import FORMATS, floats_by_gguf
+from resd3_medium.ggml import BLOCKS
 
-__all__ = [
-    "Packed",
-    "PackedLinear",
-    "floats_by_gguf",
-    "from_ggml",
-    "ggml_kind",
-    "quantised",
-    "row_halves_swapped",
-    "stacked",
-]
-
-CHUNK = 2**18  # numbers that are brought up together, which stay in a core's cache
-FEW_ROWS = 16  # inputs of so many rows are multiplied chunk by chunk, without the whole matrix
+DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "INT8": torch.int8}
+LARGEST = {"int8": 127.0, "fp8": 448.0}  # numbers of the forms that `quantised` makes
+Lora = tuple[int, torch.Tensor, torch.Tensor, float]  # first row, up [out, r], down [r, in] in float32, factor
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Packed:
     """A matrix [rows, columns] at few bits.
 
-    `kind` is F8_E4M3, F8_E5M2, INT8, or one of GGUF's block formats. `data` [rows, ..] is as stored: fp8 and int8 have
-    [rows, columns] of that dtype, block formats the bytes of each row. `scale` in float32 is [rows, 1], [1, 1] or None.
+    `data` is as stored: [rows, columns] of the kind's dtype, or for GGUF's kinds uint8 [rows, bytes of a row]. `scale`,
+    float32 [rows, 1] or [1, 1], multiplies what fp8 and int8 hold.
     """
 
     kind: str
@@ -42,143 +34,204 @@ class Packed:
     shape: tuple[int, int]
 
     def floats(self) -> torch.Tensor:
-        """The matrix in float32."""
-        return brought_up(self.kind, self.data, self.scale, self.shape[1], torch.float32)
+        """The weights, float32 [rows, columns]."""
+        out = torch.empty(self.shape, device=self.data.device)
+        for rows in spans(self.shape, part_weights(self.data.device)):
+            bring_up(self, rows, out[rows])
+        return out
+
+    def bytes(self) -> int:
+        """How much memory it takes."""
+        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def to(self, device: torch.device) -> "Packed":
+        """The same on `device`."""
+        scale = None if self.scale is None else self.scale.to(device)
+        return dataclasses.replace(self, data=self.data.to(device), scale=scale)
 
 
-def values(kind: str, data: torch.Tensor, scale: torch.Tensor | None, columns: int) -> torch.Tensor:
-    """Rows of a packed matrix in float32."""
-    if kind in FORMATS:
-        form = FORMATS[kind]
-        return form.floats(data.reshape(-1, form.bytes)).view(-1, columns)
-    floats = fp8_floats(data) if kind == "F8_E4M3" else data.float()
-    return floats if scale is None else floats.mul_(scale)
+def from_ggml(kind: str, raw: torch.Tensor, shape: tuple[int, int]) -> Packed:
+    """A matrix of a GGUF file: `kind` from `ggml.ggml_kind`, raw its bytes, uint8 of any shape.
 
-
-def fp8_floats(data: torch.Tensor) -> torch.Tensor:
-    """Numbers in e4m3 as float32, by the bits that they have in float16, which is much faster on a CPU.
-
-    e4m3 has an exponent of four bits with bias 7, float16 one of five with bias 15: moved by seven places, a number is
-    2^8 times too small, subnormal ones too. The two codes of e4m3 that are no number are handled apart.
+    Raises ValueError when there are not as many bytes as `shape` takes.
     """
-    codes = data.view(torch.uint8).to(torch.int16)
-    halves = ((codes & 0x80) << 8) | ((codes & 0x7F) << 7)
-    floats = halves.view(torch.float16).float().mul_(256.0)
-    return floats.masked_fill_(floats.abs() == 480, torch.nan)
-
-
-def brought_up(
-    kind: str, data: torch.Tensor, scale: torch.Tensor | None, columns: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """A packed matrix [rows, columns] at a dtype, rounded once."""
-    rows = len(data)
-    out = torch.empty(rows, columns, dtype=dtype, device=data.device)
-    for start, end in spans(rows, columns):
-        out[start:end] = values(kind, data[start:end], cut(scale, start, end), columns)
-    return out
-
-
-def spans(rows: int, columns: int) -> list[tuple[int, int]]:
-    """First and last row of each chunk."""
-    size = max(1, CHUNK // columns)
-    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-def cut(scale: torch.Tensor | None, start: int, end: int) -> torch.Tensor | None:
-    """The scales of some rows."""
-    return scale if scale is None or len(scale) == 1 else scale[start:end]
+    rows, columns = shape
+    block = BLOCKS[kind]
+    if columns % block.size or raw.numel() != rows * columns // block.size * block.bytes:
+        raise ValueError(f"{raw.numel()} bytes of {kind} do not make a matrix of {rows} x {columns}")
+    return Packed(kind, raw.reshape(rows, -1), None, (rows, columns))
 
 
 def stacked(parts: Sequence[Packed]) -> Packed:
-    """Matrices of one kind below each other."""
-    rows = sum(part.shape[0] for part in parts)
+    """The rows of several matrices below each other. Raises ValueError for different kinds or numbers of columns."""
+    first = parts[0]
+    if any((part.kind, part.shape[1]) != (first.kind, first.shape[1]) for part in parts):
+        raise ValueError("matrices of different kinds or widths cannot be stacked")
     scale = None
     if any(part.scale is not None for part in parts):
-        ones = [torch.ones(1, 1) if part.scale is None else part.scale for part in parts]
-        scale = torch.cat([s.expand(part.shape[0], 1) for s, part in zip(ones, parts, strict=True)])
-    data = torch.cat([part.data.view(torch.uint8) for part in parts]).view(parts[0].data.dtype)
-    return Packed(parts[0].kind, data, scale, (rows, parts[0].shape[1]))
+        scale = torch.cat([row_scales(part) for part in parts])
+    data = torch.cat([part.data for part in parts])
+    return Packed(first.kind, data, scale, (len(data), first.shape[1]))
+
+
+def row_scales(packed: Packed) -> torch.Tensor:
+    """The scale of each row, float32 [rows, 1]."""
+    rows = packed.shape[0]
+    return packed.data.new_ones(rows, 1, dtype=torch.float32) if packed.scale is None else packed.scale.expand(rows, 1)
 
 
 def row_halves_swapped(packed: Packed) -> Packed:
     """The second half of the rows first."""
-    half = packed.shape[0] // 2
-    data = packed.data.view(torch.uint8).roll(half, 0).view(packed.data.dtype)
-    scale = packed.scale if packed.scale is None or len(packed.scale) == 1 else packed.scale.roll(half, 0)
-    return dataclasses.replace(packed, data=data, scale=scale)
+    half, scale = packed.shape[0] // 2, packed.scale
+    if scale is not None and len(scale) > 1:
+        scale = torch.cat([scale[half:], scale[:half]])
+    return dataclasses.replace(packed, data=torch.cat([packed.data[half:], packed.data[:half]]), scale=scale)
 
 
-def quantised(weight: torch.Tensor, kind: str) -> Packed:
-    """A float matrix [rows, columns] at 8 bits: `int8` with a scale for each row, or `fp8` (e4m3) with one for all.
+def quantised(weight: torch.Tensor, kind: Literal["int8", "fp8"]) -> Packed:
+    """A floating-point matrix at 8 bits: int8 with a scale for each row, or fp8 (e4m3) with one for all.
 
-    The largest number of a row, or of the matrix, becomes 127, or 448.
+    Computed in float32. Rows of zeros stay so; where a weight is no finite number, all that share its scale become NaN.
     """
-    rows, columns = weight.shape
-    if kind == "int8":
-        scale = weight.abs().amax(1, keepdim=True).float() / 127
+    largest = LARGEST[kind]
+    parts = spans(weight.shape, part_weights(weight.device))
+    scale = torch.cat([weight[rows].float().abs().amax(1, keepdim=True) for rows in parts]) / largest
+    if kind == "fp8":
+        scale = scale.amax().view(1, 1)
+    packed = Packed(
+        {"int8": "INT8", "fp8": "F8_E4M3"}[kind],
+        torch.empty_like(weight, dtype=torch.int8 if kind == "int8" else torch.float8_e4m3fn),
+        scale,
+        tuple(weight.shape),
+    )
+    divisor = torch.where(scale == 0, 1, scale).expand(len(weight), 1)
+    for rows in parts:
+        values = weight[rows].float().div(divisor[rows]).clamp_(-largest, largest)
+        packed.data[rows] = values.round_().nan_to_num_().to(torch.int8) if kind == "int8" else values
+    return packed
+
+
+def spans(shape: Sequence[int], weights: int) -> list[slice]:
+    """Slices of the rows of a matrix, each of about so many weights."""
+    step = max(1, weights // shape[1])
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def part_weights(device: torch.device) -> int:
+    """How many weights are brought up at once: on a CPU so few for each thread that the cache holds them."""
+    return 2**16 * torch.get_num_threads() if device.type == "cpu" else 2**24
+
+
+def bring_up(packed: Packed, rows: slice, out: torch.Tensor) -> None:
+    """Write the weights of some rows, in float32, into `out`, contiguous [rows, columns]."""
+    data = packed.data[rows]
+    if packed.kind in BLOCKS:
+        block = BLOCKS[packed.kind]
+        block.unpack(data.reshape(-1, block.bytes), out.view(-1, block.size))
+        return
+    factor = 1.0
+    if packed.kind == "INT8" or data.device.type != "cpu":
+        out.copy_(data)
     else:
-        scale = weight.abs().amax().float().view(1, 1) / 448
-    scale = torch.where(scale > 0, scale, 1.0)
-    data = torch.empty(rows, columns, dtype=torch.int8 if kind == "int8" else torch.float8_e4m3fn)
-    for start, end in spans(rows, columns):
-        scaled = weight[start:end].float() / cut(scale, start, end)
-        data[start:end] = scaled.round_().to(torch.int8) if kind == "int8" else scaled.to(torch.float8_e4m3fn)
-    return Packed("INT8" if kind == "int8" else "F8_E4M3", data, scale, (rows, columns))
+        halves, factor = as_float16(data)
+        out.copy_(halves)
+    if packed.scale is not None:
+        out.mul_((packed.scale if len(packed.scale) == 1 else packed.scale[rows]) * factor)
+    elif factor != 1:
+        out.mul_(factor)
 
 
-def ggml_kind(kind: Any) -> str | None:
-    """Our name for a type of the gguf package's; None for those that are not kept packed."""
-    return kind.name if kind.name in FORMATS else None
+def as_float16(data: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """8-bit floating point as float16 by shifts of its bits, and what to multiply by: far faster than a CPU's casts.
 
-
-def from_ggml(kind: str, raw: torch.Tensor, shape: tuple[int, ...]) -> Packed:
-    """A matrix as a GGUF file stores it, bytes in any shape."""
-    return Packed(kind, raw.reshape(shape[0], -1), None, (shape[0], shape[1]))
+    E5M2 is the upper half of a float16. E4M3 has its exponent in float16's place after a shift by 7, without the sign,
+    but the exponent counts from 2^-7 there and from 2^-15 in float16, also below the normal numbers. Its NaN are no
+    NaN then, so they are looked for.
+    """
+    if data.dtype == torch.float8_e5m2:
+        return (data.view(torch.uint8).to(torch.int16) << 8).view(torch.float16), 1.0
+    signed, unsigned = data.view(torch.int8), data.view(torch.uint8)
+    bits = signed.to(torch.int16).mul_(128).bitwise_and_(~0x4000)  # the sign is in bits 14 and 15 after the widening
+    if signed.amax() == 0x7F or unsigned.amax() == 0xFF:
+        bits.masked_fill_(unsigned & 0x7F == 0x7F, 0x7E00)
+    return bits.view(torch.float16), 256.0
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose matrix stays packed, and is brought up in float32 and rounded to its input's dtype at use.
+    """A linear layer whose matrix stays packed and is brought up in float32, then rounded to the input's dtype.
 
-    `lora` holds what is added before rounding: the first row, up [rows, rank], down [rank, columns], and a factor.
+    It is made from sizes, as the parts of `Packed` have them; `load_state_dict(assign=True)` then gives it the tensors
+    `packed`, `scale` and `bias`, of which the latter two may be absent. The dtypes of `packed` and `scale` must stay:
+    do not cast the module. `lora` is added to the weights before they are rounded.
     """
 
     def __init__(
         self,
         kind: str,
-        shape: tuple[int, ...],
-        data_shape: tuple[int, ...],
-        scale_shape: tuple[int, ...] | None,
-        bias: bool,
+        shape: tuple[int, int],
+        data_shape: Sequence[int],
+        scale_shape: Sequence[int] | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        dtypes = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "INT8": torch.int8}
         self.kind, self.shape = kind, shape
-        self.register_buffer("packed", torch.empty(data_shape, dtype=dtypes.get(kind, torch.uint8)))
-        if scale_shape is not None:
-            self.register_buffer("scale", torch.empty(scale_shape))
-        else:
-            self.scale = None
-        self.bias = nn.Parameter(torch.empty(shape[0]), requires_grad=False) if bias else None
-        self.lora: list[tuple[int, torch.Tensor, torch.Tensor, float]] = []
+        self.packed = frozen(torch.empty(*data_shape, dtype=DTYPES.get(kind, torch.uint8)))
+        self.scale = None if scale_shape is None else frozen(torch.empty(*scale_shape, dtype=torch.float32))
+        self.bias = frozen(torch.empty(shape[0])) if bias else None
+        self.lora: list[Lora] = []
 
-    def rows(self, start: int, end: int) -> torch.Tensor:
-        """Some rows of the matrix in float32, with what is added."""
-        found = values(self.kind, self.packed[start:end], cut(self.scale, start, end), self.shape[1])
+    @classmethod
+    def of(cls, packed: Packed, bias: torch.Tensor | None = None) -> "PackedLinear":
+        """The layer with this matrix and bias."""
+        with torch.device("meta"):
+            scale_shape = None if packed.scale is None else packed.scale.shape
+            layer = cls(packed.kind, packed.shape, packed.data.shape, scale_shape, bias is not None)
+        tensors = {"packed": packed.data, "scale": packed.scale, "bias": bias}
+        layer.load_state_dict({name: t for name, t in tensors.items() if t is not None}, assign=True)
+        return layer
+
+    def matrix(self) -> Packed:
+        """The matrix as it is stored, without `lora`."""
+        return Packed(self.kind, self.packed, self.scale, self.shape)
+
+    def pieces(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Some rows after others: which they are, and their weights [rows, columns]. Each overwrites the one before."""
+        matrix, device = self.matrix(), self.packed.device
+        at_once = part_weights(device)
+        pieces, parts = spans(self.shape, max(at_once, 2**20)), spans(self.shape, at_once)
+        buffer = torch.empty(pieces[0].stop, self.shape[1], dtype=dtype, device=device)
+        exact = buffer if dtype == torch.float32 else torch.empty_like(buffer[parts[0]], dtype=torch.float32)
+        for piece in pieces:
+            weights = buffer[: piece.stop - piece.start]
+            for part in spans(weights.shape, at_once):
+                rows = slice(piece.start + part.start, piece.start + part.stop)
+                floats = weights[part] if dtype == torch.float32 else exact[: part.stop - part.start]
+                bring_up(matrix, rows, floats)
+                self.add_lora(rows, floats)
+                if dtype != torch.float32:
+                    weights[part] = floats
+            yield piece, weights
+
+    def add_lora(self, rows: slice, weights: torch.Tensor) -> None:
+        """Add to the weights of some rows, float32, what `lora` has for them."""
         for first, up, down, factor in self.lora:
-            a, b = max(first, start), min(first + len(up), end)
-            if a < b:
-                found[a - start : b - start].addmm_(up[a - first : b - first], down, alpha=factor)
-        return found
+            start, stop = max(rows.start, first), min(rows.stop, first + len(up))
+            if start < stop:
+                up, down = up[start - first : stop - first].to(weights.device), down.to(weights.device)
+                weights[start - rows.start : stop - rows.start].addmm_(up, down, alpha=factor)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Rows [.., out] of rows [.., in], in their dtype."""
-        chunks = spans(*self.shape)
-        if x.numel() // x.shape[-1] <= FEW_ROWS:
-            parts = [
-                linear(x, self.rows(a, b).to(x.dtype), None if self.bias is None else self.bias[a:b]) for a, b in chunks
-            ]
-            return torch.cat(parts, dim=-1)
-        matrix = torch.empty(self.shape, dtype=x.dtype, device=x.device)
-        for start, end in chunks:
-            matrix[start:end] = self.rows(start, end)
-        return linear(x, matrix, self.bias)
+        """Rows [..., rows of the matrix] of x [..., columns], in its dtype."""
+        flat = x.reshape(-1, self.shape[1])
+        out = x.new_empty(len(flat), self.shape[0])
+        for rows, weights in self.pieces(x.dtype):
+            if self.bias is None:
+                torch.mm(flat, weights.T, out=out[:, rows])
+            else:
+                torch.addmm(self.bias[rows], flat, weights.T, out=out[:, rows])
+        return out.view(*x.shape[:-1], self.shape[0])
+
+
+def frozen(tensor: torch.Tensor) -> nn.Parameter:
+    """A parameter that is not trained, as tensors of integers have to be."""
+    return nn.Parameter(tensor, requires_grad=False)

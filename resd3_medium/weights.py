@@ -16,10 +16,11 @@ from torch import nn
 
 from common.parameters import ParameterError
 from resd3_medium.file_kinds import other_model
+from resd3_medium.ggml import floats_by_gguf, ggml_kind
 from resd3_medium.layouts import Origin, diffusers_transformer, diffusers_vae, llama_t5, shapes_as_ours
 from resd3_medium.lora import Delta
 from resd3_medium.mmdit import MMDiT
-from resd3_medium.packed import Packed, floats_by_gguf, from_ggml, ggml_kind, row_halves_swapped, stacked
+from resd3_medium.packed import Packed, from_ggml, row_halves_swapped, stacked
 from resd3_medium.parts import Extras, Part
 from resd3_medium.weight_files import DENSE, FLOAT8, Entry, GGUFFile, WeightsFile, first_line
 
