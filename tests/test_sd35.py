@@ -205,7 +205,7 @@ def images(models: Path, out: Path, *arguments: object) -> list[bytes]:
 
 
 def test_parameters_of_the_guidance_reach_the_image_and_its_repetition(models, tmp_path):
-    common = ("--prompt=a boat", "--width=64", "--height=48", "--steps=4")
+    common = ("--prompt=a boat", "--width=32", "--height=32", "--steps=3")
     flags = ("--slg_scale=2", "--slg_layers=0, 1", "--slg_start=0", "--slg_end=1"), ("--cfg_start=0.9",)
     made = [images(models, tmp_path / str(k), *common, *more) for k, more in enumerate(((), *flags))]
     assert len({image for (image,) in made}) == 3
