@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import take_texts
-from common.parameters import ParameterError, Parameters, field_type, parameter
+from common.parameters import ParameterError, Parameters, expanded, field_type, parameter
 from common.run_folder import load_checkpoint, read_config
 from lad_ts.environment_lad import EnvironmentParameters
 from lad_ts.method import Method, Variant
@@ -31,6 +31,7 @@ class OwnConfig(TrainingParameters, EnvironmentParameters):
     method: str | None = parameter(
         None,
         f"learner to train, as {FORM}; with --resume or --evaluate, by default the stored one",
+        path=True,
         more="Its own parameters are told by --help beside --method.",
     )
 
@@ -41,7 +42,10 @@ class OwnConfig(TrainingParameters, EnvironmentParameters):
 
     @classmethod
     def for_arguments(cls, arguments: list[str]) -> type[Parameters]:
-        texts = {name: values[-1] for name, values in take_texts(cls, arguments)[0].items()}
+        texts = {
+            name: expanded(cls.__dataclass_fields__[name], values[-1])
+            for name, values in take_texts(cls, arguments)[0].items()
+        }
         place = texts.get("method")
         if place is None and "resume" in texts:
             place = read_config(Path(texts["resume"]), "resume")[1].get("method")

@@ -51,6 +51,7 @@ class HeuristicConfig(FixedParameters, TableParameters):
         "water_filling",
         "rule to run, by name, or FILE.py:ClassName for your own",
         more=f"One of {', '.join(RULES)}.",
+        path=True,
     )
     classes: int = parameter(3, "task-size classes of size_interval and size_interval_static", low=1, high=20)
 

@@ -20,7 +20,7 @@ import fire
 from common import quiet_start
 from common.failure import fail
 from common.interruption import Terminated, exit_code, terminable
-from common.parameters import ParameterError, Parameters, allowed_values, field_type, resolve
+from common.parameters import ParameterError, Parameters, allowed_values, expanded, field_type, resolve
 
 if quiet_start.script_starts():  # scripts draw into files; a notebook's backend would end them
     os.environ["MPLBACKEND"] = "Agg"
@@ -126,7 +126,7 @@ def parse(cls: type[Parameters], arguments: list[str], description: str, script:
 
     given: dict[str, Any] = {}
     fields = dataclasses.fields(cls)
-    if {"-h", "--help"} & set(arguments):
+    if asks_for_help(cls, arguments):
         print(help_text(cls, description, script))
         sys.exit(0)
     texts, arguments = take_texts(cls, arguments)
@@ -134,6 +134,7 @@ def parse(cls: type[Parameters], arguments: list[str], description: str, script:
         several = field_type(cls, name)[0] is tuple
         if len(values) > 1 and not several:
             raise ParameterError(name, None, f"must be given once, not {len(values)} times")
+        values = [expanded(cls.__dataclass_fields__[name], value) for value in values]
         given[name] = values if several else values[0]
     flags = [match[1].replace("-", "_") for a in arguments if (match := FLAG.match(a))]
     for name in flags:
@@ -152,14 +153,46 @@ def parse(cls: type[Parameters], arguments: list[str], description: str, script:
     ]
     collect.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     fire.Fire(collect, command=arguments, name=script)
-    for letter in [name for name in given if len(name) == 1]:
-        matches = [field.name for field in fields if field.name.startswith(letter)]
-        if len(matches) == 1:  # a letter that only one parameter starts with stands for it
-            given[matches[0]] = given.pop(letter)
     return given
 
 
 FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?$", re.DOTALL)
+HELP = re.compile(r"(-h|--h|--help)(=.*)?$", re.DOTALL)
+
+
+def asks_for_help(cls: type[Parameters], arguments: list[str]) -> bool:
+    """Whether -h or --help is among the arguments, other than as the value of a parameter that may be any text."""
+    value = False
+    for argument in arguments:
+        if HELP.match(argument) and not value:
+            return True
+        name, attached = flag_of(cls, argument)
+        value = not value and attached is None and free_text(cls, name)
+    return False
+
+
+def free_text(cls: type[Parameters], name: str) -> bool:
+    """Whether a name is that of a parameter that may be any text, as a prompt may."""
+    if (field := cls.__dataclass_fields__.get(name)) is None or field.metadata["choices"] or field.metadata["path"]:
+        return False
+    return field_type(cls, name)[0] in (str, tuple)
+
+
+def flag_of(cls: type[Parameters], argument: str) -> tuple[str, str | None]:
+    """The parameter that an argument names, empty when it names none, and the value that is attached to it by =.
+
+    A letter that only one parameter starts with stands for it; -h stands for none.
+    """
+    if (match := FLAG.match(argument)) is None or HELP.match(argument):
+        return "", None
+    name = match[1].replace("-", "_")
+    starting = starting_with(cls, name)
+    return starting[0] if len(starting) == 1 else name, match[2]
+
+
+def starting_with(cls: type[Parameters], letter: str) -> list[str]:
+    """The parameters that start with a letter; none for a longer name."""
+    return [field.name for field in dataclasses.fields(cls) if len(letter) == 1 and field.name.startswith(letter)]
 
 
 def take_texts(cls: type[Parameters], arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -167,28 +200,29 @@ def take_texts(cls: type[Parameters], arguments: list[str]) -> tuple[dict[str, l
 
     fire never sees them: it would read 2024_12 as a number, a,b as a tuple, and fail on long ones.
     """
-    names = [field.name for field in dataclasses.fields(cls)]
     texts: dict[str, list[str]] = {}
     left, rest = [], list(arguments)
     while rest:
         argument = rest.pop(0)
-        match = FLAG.match(argument)
-        name = match[1].replace("-", "_") if match else ""
-        if len(name) == 1:
-            starting = [full for full in names if full.startswith(name)]
-            name = starting[0] if len(starting) == 1 else name
-        if match is None or name not in names:
+        name, attached = flag_of(cls, argument)
+        if starting := starting_with(cls, name):
+            several = " or ".join(f"--{full}" for full in starting)
+            raise ParameterError(name, attached, f"must be the whole name of one parameter: {several}")
+        if name not in cls.__dataclass_fields__:
             left.append(argument)
             continue
         kind, _ = field_type(cls, name)
-        if kind is not bool and match[2] is None and (not rest or rest[0].startswith("--")):
+        following = rest[0] if rest else "--"
+        if attached is None and HELP.match(following) and not free_text(cls, name):
+            continue  # help is asked for, in the value's place
+        if kind is not bool and attached is None and following.startswith("--") and not HELP.match(following):
             raise ParameterError(
                 name, None, f"must be followed by {allowed_values(cls, cls.__dataclass_fields__[name])}"
             )
         if kind not in (str, tuple):
-            left.append(argument)
+            left.append(f"--{name}" if attached is None else f"--{name}={attached}")
             continue
-        text = rest.pop(0) if match[2] is None else match[2]
+        text = rest.pop(0) if attached is None else attached
         try:
             text.encode()
         except UnicodeEncodeError:

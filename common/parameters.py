@@ -8,6 +8,7 @@ into a command. Start reading at `parameter`.
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -50,16 +51,18 @@ def parameter(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     empty: bool = False,
+    path: bool = False,
     more: str = "",
 ) -> Any:
     """A dataclass field whose metadata hold the help text, the unit and the allowed values.
 
     `text` is what --help shows in one line, `more` what the page of parameters says besides. `low` and `high` are
-    inclusive, `above` is exclusive, `empty` allows a text without characters. A default of None means "by preset" or
-    "not given". A choice that ends with N stands for all numbers there, as in cuda:N.
+    inclusive, `above` is exclusive, `empty` allows a text without characters, `path` says that the text names a file or
+    folder. A default of None means "by preset" or "not given". A choice that ends with N stands for all numbers there,
+    as in cuda:N.
     """
     metadata: dict[str, Any] = {"text": text, "unit": unit, "low": low, "high": high, "above": above}
-    metadata |= {"choices": choices, "empty": empty, "more": more}
+    metadata |= {"choices": choices, "empty": empty, "path": path, "more": more}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -160,6 +163,11 @@ def allowed_values(cls: type[Parameters], field: dataclasses.Field) -> str:
     return ", ".join(filter(None, [words, " and ".join(bounds)]))
 
 
+def expanded(field: dataclasses.Field, text: str) -> str:
+    """A text; of a path, with the home folder that a leading ~ or ~user stands for, if there is such a user."""
+    return os.path.expanduser(text) if field.metadata["path"] else text  # noqa: PTH111
+
+
 def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     """`value` as the type of field `name`, checked against its range. Raises ParameterError."""
     field = cls.__dataclass_fields__[name]
@@ -175,11 +183,11 @@ def convert(cls: type[Parameters], name: str, value: Any) -> Any:
     if kind is tuple:
         if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
             raise refusal
-        return tuple(value)
+        return tuple(expanded(field, text) for text in value)
     if kind is str:
         if isinstance(value, bool) or value is None or (value == "" and not field.metadata["empty"]):
             raise refusal
-        value = str(value)
+        value = expanded(field, str(value))
     elif kind is bool:
         if not isinstance(value, bool):
             raise refusal

@@ -30,8 +30,8 @@ class ModeParameters(Parameters):
     simulate: bool = parameter(False, "run on simulated servers and a virtual clock instead")
     serve: bool = parameter(False, "answer HTTP requests until Ctrl-C instead")
     seed: int = parameter(0, "seed of tasks, images and scheduler", low=0)
-    out: str | None = parameter(None, "folder of the run; default results/dedgeai/<mode and scheduler>")
-    resume: str | None = parameter(None, "go on with the tasks that are left of the run in this folder")
+    out: str | None = parameter(None, "folder of the run; default results/dedgeai/<mode and scheduler>", path=True)
+    resume: str | None = parameter(None, "go on with the tasks that are left of the run in this folder", path=True)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,7 +45,7 @@ class TaskParameters(Parameters):
     load: float | None = parameter(
         None, "offered load of Poisson arrivals; default: all tasks arrive at once", above=0, high=100
     )
-    prompts: str | None = parameter(None, "file with a prompt on each line; default captions of the dataset")
+    prompts: str | None = parameter(None, "file with a prompt on each line; default captions of the dataset", path=True)
 
     @functools.cached_property
     def counts(self) -> list[int]:
@@ -75,11 +75,14 @@ class SchedulerParameters(Parameters):
         "lad_ts",
         "method that decides, by name, or FILE.py:ClassName for your own",
         more=f"One of {', '.join(scheduler_names())}.",
+        path=True,
     )
     checkpoint: str | None = parameter(
-        None, "checkpoint of a method that learns; default: it is trained on the profile's servers, once"
+        None,
+        "checkpoint of a method that learns; default: it is trained on the profile's servers, once",
+        path=True,
     )
-    policies: str = parameter(str(POLICIES), "folder of what is trained here")
+    policies: str = parameter(str(POLICIES), "folder of what is trained here", path=True)
     policy_episodes: int = parameter(60, "episodes of that training", unit="episodes", low=1)
     round_tasks: int = parameter(
         10,
@@ -126,6 +129,7 @@ class ServerParameters(Parameters):
         None,
         "file of the servers' speeds; made when absent",
         more="Default: results/dedgeai/profile_<what is measured>.json.",
+        path=True,
     )
     profile_repeats: int = parameter(3, "images of the fewest and of the most steps that a profile takes", low=1)
     threads: int = parameter(1, "CPU threads of every edge server", low=1, high=1024)
@@ -154,6 +158,7 @@ class EdgeImageParameters(Parameters):
         None,
         "folder of the model files; default models",
         more="While no model file lies in models, the default is models/pocket.",
+        path=True,
     )
     width: int | None = parameter(
         None, "width of the images, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16, high=4096

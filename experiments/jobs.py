@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -138,7 +139,8 @@ class Job:
 
 def parse_methods(text: str) -> list[str]:
     """The methods of a comma-separated list, each once, with the default variant where none is named."""
-    return list(dict.fromkeys(full_name(name.strip()) for name in text.split(",")))
+    names = (os.path.expanduser(name.strip()) for name in text.split(","))  # noqa: PTH111
+    return list(dict.fromkeys(full_name(name) for name in names))
 
 
 def same_class(stored: str, name: str) -> bool:

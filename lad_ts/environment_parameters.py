@@ -67,6 +67,7 @@ class EnvironmentParameters(Parameters):
         "how tasks arrive: uniform, poisson, bursty, diurnal, or a CSV file of tasks",
         more="uniform: min_tasks to num_tasks, equally likely. poisson: Poisson counts. bursty: Poisson, with "
         "bursts at each BS. diurnal: Poisson, with the rate of a day. Those above num_tasks are cut off.",
+        path=True,
     )
     arrival_mean: float | None = parameter(
         None,

@@ -22,7 +22,7 @@ class RunParameters(Parameters):
     seed: int = parameter(0, "first seed; the others follow it", low=0)
     device: str = parameter("auto", "where agents live: auto, cpu, cuda or cuda:N; the rest runs on the CPU")
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
-    out: str | None = parameter(None, "folder of the run; default results/<method>/<run>")
+    out: str | None = parameter(None, "folder of the run; default results/<method>/<run>", path=True)
 
     def check(self) -> None:
         super().check()
@@ -47,8 +47,10 @@ class TrainingParameters(RunParameters):
     """What the scripts of methods that learn take besides."""
 
     checkpoint_every: int = parameter(25, "episodes between checkpoints", unit="episodes", low=1)
-    resume: str | None = parameter(None, "go on with the run in this folder; --episodes may be raised")
-    evaluate: str | None = parameter(None, "evaluate this checkpoint on held-out arrivals instead of training")
+    resume: str | None = parameter(None, "go on with the run in this folder; --episodes may be raised", path=True)
+    evaluate: str | None = parameter(
+        None, "evaluate this checkpoint on held-out arrivals instead of training", path=True
+    )
     evaluation_episodes: int = parameter(10, "episodes of an evaluation", low=1)
     evaluate_every: int = parameter(
         0,
@@ -66,6 +68,7 @@ class TrainingParameters(RunParameters):
         None,
         "write the policy into this ONNX file when the run is at its end",
         more="FILE.onnx, of the first seed. With --resume or --evaluate, the policy of what is there.",
+        path=True,
     )
 
     def check(self) -> None:

@@ -26,7 +26,7 @@ from lad_ts.scheduler import Scheduler
 class ExampleConfig(Parameters):
     """Every parameter of example_onnx.py."""
 
-    policy: str = parameter("policy.onnx", "file that --export of a training has written")
+    policy: str = parameter("policy.onnx", "file that --export of a training has written", path=True)
 
 
 class OnnxPolicy(Scheduler):

@@ -36,7 +36,7 @@ class ExampleConfig(Parameters):
     seed: int = parameter(100, "seed of the arrivals, the weights and the actions", low=0)
     scenario: str = parameter("paper", "named scenario, as in docs/environment.md")
     num_slots: int = parameter(60, "slots of an episode", low=2)
-    policy: str = parameter(str(PLACE), "file that the policy is written to")
+    policy: str = parameter(str(PLACE), "file that the policy is written to", path=True)
 
 
 def main(config: ExampleConfig, given: dict[str, Any]) -> None:

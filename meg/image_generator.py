@@ -58,7 +58,7 @@ class GeneratorParameters(Parameters):
     GROUP: ClassVar[str] = "generator"
 
     generator: str = parameter("pocket", "what makes the images", choices=GENERATORS)
-    models: str | None = parameter(None, "folder of the generator's files; default that of the generator")
+    models: str | None = parameter(None, "folder of the generator's files; default that of the generator", path=True)
     steps: int | None = parameter(None, "denoising steps; default the generator's", unit="steps", low=1, high=1000)
     cfg_scale: float | None = parameter(
         None, "scale of the classifier-free guidance; default the generator's", low=0, high=100

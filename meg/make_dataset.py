@@ -39,14 +39,14 @@ class DatasetConfig(GeneratorParameters):
 
     GROUP: ClassVar[str] = "data"
 
-    captions: str = parameter(str(CAPTIONS), "file with a caption on each line")
+    captions: str = parameter(str(CAPTIONS), "file with a caption on each line", path=True)
     images: int | None = parameter(
         None, "images to make; captions are gone through again and again; default one each", low=1
     )
     seed: int = parameter(0, "seed of the first image; image i has seed + i", low=0)
     batch_size: int = parameter(64, "images that are made together", low=1, high=PART)
-    out: str | None = parameter(None, "folder of the data; default results/meg/data_<generator>")
-    resume: str | None = parameter(None, "go on with the data in this folder")
+    out: str | None = parameter(None, "folder of the data; default results/meg/data_<generator>", path=True)
+    resume: str | None = parameter(None, "go on with the data in this folder", path=True)
 
 
 FREE = ("device", "batch_size", "resume", "out")  # what --resume may change

@@ -81,8 +81,8 @@ class TestConfig(LinkParameters, GeneratorParameters):
         choices=("default", "published"),
         more="Six images are too few for any distance between sets.",
     )
-    decoders: str = parameter(str(TRAINED), "folder of trained models; what is not there is left out")
-    prompts: str = parameter(str(PROMPTS), "file with a prompt on each line")
+    decoders: str = parameter(str(TRAINED), "folder of trained models; what is not there is left out", path=True)
+    prompts: str = parameter(str(PROMPTS), "file with a prompt on each line", path=True)
     images: int | None = parameter(None, "images for each point; default by preset", low=2)
     budget: str = parameter(
         "both",
@@ -99,7 +99,7 @@ class TestConfig(LinkParameters, GeneratorParameters):
     batch_size: int = parameter(50, "images that are made, sent and decoded together", low=1, high=1024)
     seed: int = parameter(0, "seed of the first image, and of fading and noise", low=0)
     threads: int = parameter(2, "CPU threads", low=1, high=1024)
-    out: str | None = parameter(None, "folder of the results; default results/meg/test")
+    out: str | None = parameter(None, "folder of the results; default results/meg/test", path=True)
 
 
 def chosen_prompts(config: TestConfig) -> list[str]:

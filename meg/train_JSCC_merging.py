@@ -36,6 +36,7 @@ class MergingConfig(TrainingConfig):
         None,
         "file of a MEG-DT model to start from; default that of models/meg",
         more="It is meg_dt.safetensors, with --told_snr meg_dt_snr.safetensors.",
+        path=True,
     )
     ratio: float = parameter(0.5, "share of the tokens that are merged into others", low=0, high=LARGEST)
     token_rows: int = parameter(1, "latent cells of a token, downwards", low=1, high=16)

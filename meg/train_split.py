@@ -34,8 +34,8 @@ class SplitConfig(TrainingConfig):
     GROUP: ClassVar[str] = "model"
 
     generator: str = parameter("pocket", "whose decoder it starts from", choices=GENERATORS)
-    models: str | None = parameter(None, "folder of the generator's files; default that of the generator")
-    start: str | None = parameter(None, "file of a MEG-DT model to start from instead")
+    models: str | None = parameter(None, "folder of the generator's files; default that of the generator", path=True)
+    start: str | None = parameter(None, "file of a MEG-DT model to start from instead", path=True)
 
 
 def main(config: SplitConfig, given: dict[str, Any]) -> None:

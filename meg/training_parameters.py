@@ -16,7 +16,9 @@ class ScheduleParameters(Parameters):
 
     GROUP: ClassVar[str] = "training"
 
-    data: str = parameter(str(RESULTS / "meg" / "data_pocket"), "folder of latents and images by make_dataset.py")
+    data: str = parameter(
+        str(RESULTS / "meg" / "data_pocket"), "folder of latents and images by make_dataset.py", path=True
+    )
     schedule: str = parameter(
         "short",
         "short: --steps at --rate; published: six phases of one image a step",
@@ -62,8 +64,8 @@ class MachineParameters(Parameters):
     device: str = parameter("auto", "where the model is trained", choices=DEVICE_CHOICES)
     precision: str = parameter("no", "mixed precision, by accelerate", choices=("no", "bf16", "fp16"))
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
-    out: str | None = parameter(None, "folder of the run; default results/meg/<scheme>")
-    resume: str | None = parameter(None, "go on with the run in this folder")
+    out: str | None = parameter(None, "folder of the run; default results/meg/<scheme>", path=True)
+    resume: str | None = parameter(None, "go on with the run in this folder", path=True)
 
 
 FREE = ("device", "threads", "every", "resume", "out")  # what --resume may change

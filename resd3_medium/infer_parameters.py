@@ -30,7 +30,7 @@ class PromptParameters(Parameters):
     GROUP: ClassVar[str] = "prompt"
 
     prompt: tuple[str, ...] = parameter((), "what the image shows")
-    prompts: str | None = parameter(None, "file with a prompt on each line")
+    prompts: str | None = parameter(None, "file with a prompt on each line", path=True)
     num_tasks: int | None = parameter(
         None, "images to make; default one for each prompt, or one caption of the dataset", low=1, high=1_000_000
     )
@@ -89,14 +89,16 @@ class ImageParameters(Parameters):
         None, "sampler; dpmpp_2m needs fewer steps; default by model", choices=tuple(SAMPLERS)
     )
     exact_end: bool = parameter(False, "do not shift the last noise level twice, as the published code does")
-    init_image: str | None = parameter(None, "image to start from")
+    init_image: str | None = parameter(None, "image to start from", path=True)
     fit: str | None = parameter(
         None,
         "what an initial image of other proportions undergoes; default crop",
         choices=("crop", "pad", "stretch"),
     )
     denoise: float = parameter(0.6, "how much of an initial image is made anew", above=0, high=1)
-    from_image: str | None = parameter(None, "make the image of this PNG again, but for parameters given besides")
+    from_image: str | None = parameter(
+        None, "make the image of this PNG again, but for parameters given besides", path=True
+    )
 
     def check(self) -> None:
         """Raises ParameterError for steps that are none, and sizes that are no multiple of 16."""
@@ -116,14 +118,16 @@ class ModelParameters(Parameters):
     GROUP: ClassVar[str] = "model"
 
     models: str | None = parameter(
-        None, "folder of the model files, or one file; default models, or models/pocket while no model lies in models"
+        None,
+        "folder of the model files, or one file; default models, or models/pocket while no model lies in models",
+        path=True,
     )
     weights: str = parameter(
         "stored",
         "how large matrices are kept in memory. stored: as in the file; full: at --dtype; int8, fp8: 8 bits",
         choices=("stored", "full", "int8", "fp8"),
     )
-    lora: tuple[str, ...] = parameter((), "LoRA file to add, as FILE or FILE:strength")
+    lora: tuple[str, ...] = parameter((), "LoRA file to add, as FILE or FILE:strength", path=True)
     device: str = parameter("auto", "where the models run", choices=DEVICE_CHOICES)
     dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
     offload: str = parameter(
@@ -155,8 +159,8 @@ class OutputParameters(Parameters):
     GROUP: ClassVar[str] = "run"
 
     batch_size: int = parameter(1, "images that are denoised together, if they have as many steps", low=1, high=1024)
-    out: str = parameter(str(RESULTS / "images"), "folder of the images")
-    resume: str | None = parameter(None, "folder of a run whose missing images are made")
+    out: str = parameter(str(RESULTS / "images"), "folder of the images", path=True)
+    resume: str | None = parameter(None, "folder of a run whose missing images are made", path=True)
     preview: int = parameter(0, "steps between previews of the image, in preview.png; 0: none", unit="steps", low=0)
     metadata: str = parameter(
         "full",

@@ -37,7 +37,7 @@ class ModelParameters(Parameters):
 
     GROUP: ClassVar[str] = "model"
 
-    models: str = parameter(str(MODELS), "folder of the model files")
+    models: str = parameter(str(MODELS), "folder of the model files", path=True)
     device: str = parameter("auto", "where the models run", choices=DEVICE_CHOICES)
     dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
 

@@ -21,7 +21,7 @@ from resd3_medium.weights import PARTS, Part, WeightsFile, file_dtype, structure
 class CheckConfig(Parameters):
     """Every parameter of check_models.py."""
 
-    models: str = parameter(str(MODELS), "folder of the model files")
+    models: str = parameter(str(MODELS), "folder of the model files", path=True)
 
 
 def judged(part: Part, models: Path) -> tuple[bool, str]:

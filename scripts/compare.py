@@ -51,8 +51,8 @@ IMPROVEMENT = ("method", "other method", "probability of lower delay", "low", "h
 class CompareConfig(Parameters):
     """Every parameter of compare.py."""
 
-    runs: str = parameter(str(RESULTS / "comparison" / "runs"), "folder below which the run folders lie")
-    out: str = parameter(str(RESULTS / "comparison"), "folder of the figure and the table")
+    runs: str = parameter(str(RESULTS / "comparison" / "runs"), "folder below which the run folders lie", path=True)
+    out: str = parameter(str(RESULTS / "comparison"), "folder of the figure and the table", path=True)
     label: tuple[str, ...] = parameter(
         (),
         "FOLDER=LABEL: runs in that folder below --runs are shown, and merged, as LABEL; * stands for any text; "

@@ -39,7 +39,7 @@ class StudyConfig(Parameters):
     )
     jobs: int = parameter(2, "trainings at the same time, best the number of cores", low=1)
     quick: bool = parameter(False, "tiny trainings and few trials, to see that all runs; the numbers mean nothing")
-    out: str = parameter(str(RESULTS / "coop_study"), "folder of the study")
+    out: str = parameter(str(RESULTS / "coop_study"), "folder of the study", path=True)
 
 
 def train(config: StudyConfig, out: Path) -> dict[str, CoopAgents]:

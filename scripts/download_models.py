@@ -36,7 +36,7 @@ FILES = {  # our name: (name in the repository, about how many GB)
 class DownloadConfig(Parameters):
     """Every parameter of download_models.py."""
 
-    out: str = parameter(str(MODELS), "folder of the files")
+    out: str = parameter(str(MODELS), "folder of the files", path=True)
     t5: bool = parameter(False, "also fetch the T5 encoder (9.8 GB)")
 
 

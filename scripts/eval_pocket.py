@@ -45,7 +45,7 @@ class ModelParameters(Parameters):
 
     GROUP: ClassVar[str] = "model"
 
-    models: str = parameter(str(POCKET), "folder of the pocket model's files")
+    models: str = parameter(str(POCKET), "folder of the pocket model's files", path=True)
     steps: int = parameter(20, "denoising steps", unit="steps", low=1, high=1000)
     cfg_scale: float = parameter(3.0, "scale of the classifier-free guidance", low=0, high=100)
     shift: float = parameter(1.0, "shift of the noise levels", low=0.01, high=100)
@@ -59,14 +59,14 @@ class EvaluationConfig(ModelParameters):
 
     GROUP: ClassVar[str] = "evaluation"
 
-    emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py")
-    names: str = parameter(str(NAMES), "file of frequent names, one per line")
+    emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py", path=True)
+    names: str = parameter(str(NAMES), "file of frequent names, one per line", path=True)
     seed: int = parameter(0, "seed of the first image; image i has seed + i", low=0)
     training_seed: int = parameter(0, "seed of the training, which tells what was held out", low=0)
     per_name: int = parameter(3, "images of each frequent name", low=1)
     limit: int = parameter(0, "use only so many names and pairs of each kind, for a quick look; 0: all", low=0)
     batch_size: int = parameter(64, "images that are made together", low=1, high=1024)
-    out: str | None = parameter(None, "folder of the results; default results/pocket/evaluation")
+    out: str | None = parameter(None, "folder of the results; default results/pocket/evaluation", path=True)
 
 
 def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:

@@ -28,13 +28,13 @@ from resd3_medium.tasks import DATASET
 class CaptionsConfig(Parameters):
     """Every parameter of make_pocket_captions.py."""
 
-    emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py")
+    emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py", path=True)
     captions: int = parameter(3200, "captions for the data", low=1)
     test_captions: int = parameter(200, "captions for the test", low=1)
     test_emoji: int = parameter(160, "emoji that only the test shows", low=1)
     plain: float = parameter(0.5, "share of captions without attributes", low=0, high=1)
     seed: int = parameter(0, "seed of the draws", low=0)
-    out: str = parameter(str(DATASET), "folder of pocket_captions.txt and pocket_test_captions.txt")
+    out: str = parameter(str(DATASET), "folder of pocket_captions.txt and pocket_test_captions.txt", path=True)
 
 
 def main(config: CaptionsConfig, given: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ class RandomConfig(Parameters):
     dtype: str = parameter("float32", "dtype of the weights", choices=tuple(DTYPES))
     t5: bool = parameter(False, "also write the T5 encoder (9.5 GB at full size in float16)")
     seed: int = parameter(0, "seed of the weights", low=0)
-    out: str = parameter("models/random", "folder of the files; must not hold them already")
+    out: str = parameter("models/random", "folder of the files; must not hold them already", path=True)
 
 
 Named = dict[str, tuple[int, ...]]

@@ -39,7 +39,7 @@ The last column names the scripts that take a parameter:
 class TableConfig(Parameters):
     """Every parameter of parameter_table.py."""
 
-    out: str = parameter(str(PAGE), "file of the page")
+    out: str = parameter(str(PAGE), "file of the page", path=True)
     verify: bool = parameter(False, "write nothing, and end with exit code 1 when the file differs")
 
 

@@ -46,8 +46,10 @@ class PrepareConfig(Parameters):
     """Every parameter of prepare_emoji.py."""
 
     registry: str = parameter(REGISTRY, "address of the npm registry, or of a mirror")
-    downloads: str = parameter(str(ARCHIVE.parent / ".downloads"), "folder that keeps the downloaded packages")
-    out: str = parameter(str(ARCHIVE), "file of the archive; one that is there is replaced")
+    downloads: str = parameter(
+        str(ARCHIVE.parent / ".downloads"), "folder that keeps the downloaded packages", path=True
+    )
+    out: str = parameter(str(ARCHIVE), "file of the archive; one that is there is replaced", path=True)
 
 
 def checksum(content: bytes) -> str:

@@ -47,8 +47,8 @@ are shortened to five digits; the files, which are linked, hold all.</p>"""
 class ReportConfig(Parameters):
     """Every parameter of report.py."""
 
-    results: str = parameter(str(RESULTS), "folder whose results are gathered")
-    out: str | None = parameter(None, "file of the page; default index.html in that folder")
+    results: str = parameter(str(RESULTS), "folder whose results are gathered", path=True)
+    out: str | None = parameter(None, "file of the page; default index.html in that folder", path=True)
 
 
 @dataclasses.dataclass

@@ -32,7 +32,7 @@ class ReproduceConfig(Parameters):
         "methods, separated by commas; FILE.py:ClassName is one of your own; default: the papers' in both presets",
         more=f"The default is {', '.join(default_methods())}.",
     )
-    out: str = parameter(str(RESULTS / "comparison"), "folder of the comparison")
+    out: str = parameter(str(RESULTS / "comparison"), "folder of the comparison", path=True)
 
 
 def main(config: ReproduceConfig, given: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ class SweepConfig(Parameters):
     seeds: int = parameter(2, "seeds of every run, trained together", low=1, high=1000)
     last: int = parameter(20, "the delay is the mean over this many last episodes, at most the last half", low=1)
     jobs: int = parameter(2, "runs at the same time, best the number of cores", low=1)
-    out: str | None = parameter(None, "folder; default results/sweep_<vary>")
+    out: str | None = parameter(None, "folder; default results/sweep_<vary>", path=True)
 
 
 def parse_values(config: SweepConfig, jobs: list[Job]) -> list[float]:

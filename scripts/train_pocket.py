@@ -49,7 +49,9 @@ class AutoencoderParameters(Parameters):
 
     GROUP: ClassVar[str] = "autoencoder"
 
-    vae: str | None = parameter(None, "folder of a pocket model whose autoencoder is taken instead of training one")
+    vae: str | None = parameter(
+        None, "folder of a pocket model whose autoencoder is taken instead of training one", path=True
+    )
     vae_steps: int = parameter(20_000, "training steps of the autoencoder", unit="steps", low=1)
     vae_batch: int = parameter(8, "pictures of a step of the autoencoder", low=1)
     vae_rate: float = parameter(2e-3, "learning rate of the autoencoder", above=0)
@@ -73,13 +75,13 @@ class TrainConfig(FlowParameters, AutoencoderParameters):
 
     GROUP: ClassVar[str] = "run"
 
-    emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py")
+    emoji: str = parameter(str(ARCHIVE), "archive made by prepare_emoji.py", path=True)
     seed: int = parameter(0, "seed of weights, pictures and captions, and of the pairs that are held out", low=0)
     every: int = parameter(1000, "steps between checkpoints, with CSV and sample sheet", unit="steps", low=1)
     device: str = parameter("auto", "where the models are trained", choices=("auto", "cuda", "cuda:N", "cpu"))
     threads: int = parameter(os.cpu_count() or 1, "CPU threads", low=1, high=1024)
-    out: str | None = parameter(None, "folder of the run; default results/pocket/run")
-    resume: str | None = parameter(None, "go on with the run in this folder")
+    out: str | None = parameter(None, "folder of the run; default results/pocket/run", path=True)
+    resume: str | None = parameter(None, "go on with the run in this folder", path=True)
 
 
 FREE = ("device", "threads", "every", "resume", "out")  # what --resume may change, without another result
