@@ -22,7 +22,7 @@ from resd3_medium.infer_parameters import InferConfig
 
 METHOD = "images"  # what config.json calls the run
 FREE = ("resume", "models", "device", "offload", "batch_size", "preview")  # what --resume may change
-PATHS = ("models", "init_image", "prompts", "from_image")
+PATHS = tuple(field.name for field in dataclasses.fields(InferConfig) if field.metadata["path"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,11 @@ def hash_of(path: str | None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def whole_paths(given: str | Sequence[str]) -> str | list[str]:
+    """A path, or several, from the root on; a strength may follow a name."""
+    return os.path.abspath(given) if isinstance(given, str) else [os.path.abspath(one) for one in given]  # noqa: PTH100
+
+
 @contextmanager
 def recorded(folder: Path, config: InferConfig, record: Record, names: Sequence[str]) -> Iterator[None]:
     """Have the run's config.json meanwhile and afterwards; after an error that came before any image, what was there.
@@ -66,8 +71,7 @@ def recorded(folder: Path, config: InferConfig, record: Record, names: Sequence[
     path = folder / "config.json"
     before = path.read_bytes() if path.exists() else None
     parameters = dataclasses.asdict(config) | {"resume": None}
-    parameters |= {name: os.path.abspath(parameters[name]) for name in PATHS if parameters[name]}  # noqa: PTH100
-    parameters["lora"] = [os.path.abspath(text) for text in config.lora]  # noqa: PTH100  each may end with a strength
+    parameters |= {name: whole_paths(parameters[name]) for name in PATHS if parameters[name]}
     write_config(folder, METHOD, parameters, more=dataclasses.asdict(record))
     try:
         yield

@@ -171,10 +171,12 @@ class Pipeline:
         seeds: Sequence[int],
         settings: Settings,
         step_done: Callable[[], None] = lambda: None,
+        watch: Callable[[torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """Scaled latents [B, channels, H/8, W/8] in float32 for B prompts, negative prompts and seeds.
 
-        `step_done` is called after each denoising step. Raises ParameterError when the initial image cannot be read, or
+        `step_done` is called after each denoising step, and `watch` with the latents that it points at, where its
+        straight line reaches the noise level 0. Raises ParameterError when the initial image cannot be read, or
         the latents are not finite, as at float16 they may be; ValueError for images beyond the position table.
         """
         height, width = settings.height // self.factor, settings.width // self.factor
@@ -193,7 +195,9 @@ class Pipeline:
             model.positions(height, width).to(self.device, self.dtype),
             settings.cfg_scale,
         )
-        for latent in SAMPLERS[settings.sampler](velocity, x, levels):
+        for i, latent in enumerate(SAMPLERS[settings.sampler](velocity, x, levels)):
+            if watch is not None:
+                watch(x + (latent - x) * (levels[i] / (levels[i] - levels[i + 1])))
             x = latent
             step_done()
         self.check_finite(x, "latent")
