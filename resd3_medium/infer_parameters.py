@@ -20,7 +20,8 @@ from resd3_medium.weights import PARTS, WeightsFile
 
 # Parameters whose defaults a model's file may give, and what they are without.
 RELEASED = {"steps": "10-19", "width": 512, "height": 512, "cfg_scale": 5.0, "shift": 3.0, "sampler": "euler"}
-IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile")  # what else decides about the pixels
+# What else decides about the pixels.
+IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile", "long_prompts")
 
 
 @dataclasses.dataclass(kw_only=True)

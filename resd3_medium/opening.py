@@ -29,6 +29,7 @@ def open_pipeline(config: InferConfig) -> Pipeline:
         config.offload,
         t5_rows=config.t5_tokens if t5 else 0,
         zero_rows=config.zero_rows,
+        long_prompts=config.long_prompts,
     )
     unit = pipeline.config.patch * pipeline.factor  # pixels along a patch's side, 16 in the released model
     largest = pipeline.config.grid * unit

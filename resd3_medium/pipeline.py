@@ -6,7 +6,7 @@ pixels. Start reading at `Pipeline.generate`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from resd3_medium.mmdit import MMDiT
 from resd3_medium.refine_other_impls import Tokens
 from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
 from resd3_medium.streaming import BlockStream
-from resd3_medium.text import Conditioning, TextEncoding
+from resd3_medium.text import Conditioning, TextEncoding, contexts
 from resd3_medium.vae import VAE
 from resd3_medium.weights import PARTS, WeightsFile, build, file_dtype, finish, structure
 
@@ -56,6 +56,7 @@ class Pipeline:
 
     `t5_rows` is the number of T5 tokens per prompt, 0 without T5; `zero_rows` appends as many rows of zeros where T5
     is left out, as diffusers does (256). `tile` is the side, in latent cells, above which the decoder works in tiles.
+    `long_prompts` is "cut" or "chunk", see `TextEncoding`.
     Raises ParameterError for files that are not whole, hold other models, or do not belong together.
     """
 
@@ -68,6 +69,7 @@ class Pipeline:
         t5_rows: int = 0,
         zero_rows: int = 0,
         tile: int = 0,
+        long_prompts: str = "cut",
     ) -> None:
         self.models, self.device, self.dtype, self.level = models, device, dtype, level
         self.t5_rows, self.tile = t5_rows, tile
@@ -77,7 +79,7 @@ class Pipeline:
         check_fit(models, sizes)
         self.config, self.clip, self.factor = sizes["MMDiT"], sizes["CLIP-L"], sizes["VAE"].factor
         self.text = TextEncoding(
-            self.bring, self.clip, self.config.context_width, models, device, t5_rows=t5_rows, zero_rows=zero_rows
+            self.bring, self.clip, self.config.context_width, models, device, t5_rows, zero_rows, long_prompts
         )
         if level == "none":
             for name in names:
@@ -138,6 +140,10 @@ class Pipeline:
         """Every different prompt's conditioning, see `TextEncoding.encode`."""
         return self.text.encode(prompts, progress)
 
+    def batch_key(self, prompt: str, negative_prompt: str, settings: Settings) -> Hashable:
+        """What images of one batch have in common, see `batches`: settings, and how long their contexts are."""
+        return settings, self.text.chunks(prompt, *([] if settings.cfg_scale == 1 else [negative_prompt]))
+
     # --- image ---
 
     def generators(self, seeds: Sequence[int]) -> list[torch.Generator]:
@@ -176,9 +182,12 @@ class Pipeline:
         """Scaled latents [B, channels, H/8, W/8] in float32 for B prompts, negative prompts and seeds.
 
         `step_done` is called after each denoising step, and `watch` with the latents that it points at, where its
-        straight line reaches the noise level 0. Raises ParameterError when the initial image cannot be read, or
-        the latents are not finite, as at float16 they may be; ValueError for images beyond the position table.
+        straight line reaches the noise level 0. Raises ParameterError when the initial image cannot be read, or the
+        latents are not finite, as at float16 they may be; ValueError for images beyond the position table, and for
+        prompts with different `batch_key`.
         """
+        if settings.cfg_scale == 1:
+            negative = positive  # nobody asks for the others, so they must not lengthen the context
         height, width = settings.height // self.factor, settings.width // self.factor
         levels = self.levels(settings)
         generators = self.generators(seeds)
@@ -190,7 +199,7 @@ class Pipeline:
         both = [*positive, *negative]
         velocity = guided(
             model,
-            torch.cat([c.context for c in both]).to(self.device, self.dtype),
+            contexts(positive, negative).to(self.device, self.dtype),
             torch.cat([c.pooled for c in both]).to(self.device, self.dtype),
             model.positions(height, width).to(self.device, self.dtype),
             settings.cfg_scale,
@@ -241,10 +250,10 @@ def check_fit(models: Path, sizes: dict[str, Any]) -> None:
             raise ParameterError("models", models, f"must hold files that belong together; {words}")
 
 
-def batches(settings: Sequence[Settings], size: int) -> Iterator[list[int]]:
-    """Indices of images that are made together: those with equal settings, in their order, at most `size` each."""
-    alike: dict[Settings, list[int]] = {}
-    for i, setting in enumerate(settings):
-        alike.setdefault(setting, []).append(i)
+def batches(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:
+    """Indices of images that are made together: those with equal keys, in their order, at most `size` each."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(keys):
+        alike.setdefault(key, []).append(i)
     parts = [group[k : k + size] for group in alike.values() for k in range(0, len(group), size)]
     yield from sorted(parts)
