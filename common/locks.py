@@ -82,11 +82,19 @@ def held(path: Path) -> bool:
     """Whether the process that a lock file names may still run; those of other machines may."""
     try:
         host, process = path.read_text().split()
-        if host != socket.gethostname():
-            return True
-        os.kill(int(process), 0)
-    except (ProcessLookupError, FileNotFoundError):
+        return host != socket.gethostname() or alive(int(process))
+    except FileNotFoundError:
         return False
-    except (OSError, ValueError):  # another user's process, or a file that is being written
+    except (OSError, ValueError):  # a file that is being written
+        return True
+
+
+def alive(process: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
         return True
     return True

@@ -12,8 +12,10 @@ import itertools
 import json
 import os
 import platform
+import re
 import resource
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,11 +25,12 @@ from typing import Any
 
 import torch
 
-from common.locks import LOCK, BusyError, lock
+from common.locks import LOCK, BusyError, alive, lock
 from common.parameters import ParameterError, Parameters, resolve
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PARTIAL = ".partial"  # in the names of files that are being written
+WRITER = re.compile(rf"\.([0-9]+)-[0-9]+{re.escape(PARTIAL)}(\.[^.]*)?$")  # in such names: the process
 PROGRESS = ".progress"  # how many episodes are done, in the folder of a run that is going on
 
 
@@ -38,9 +41,10 @@ def new_folder(out: str | None, default: Path) -> Iterator[Path]:
     Raises ParameterError when `out` holds files, is another process's, or cannot be written.
     """
     if out is not None:
-        with claimed(Path(out)) as folder:
+        with locked(Path(out)) as folder:
             if not unused(folder):
                 raise ParameterError("out", folder, "must be a new or empty folder, to overwrite nothing")
+            sweep(folder)
             yield folder
         return
     for number in itertools.count(1):
@@ -73,26 +77,37 @@ def claimed(folder: Path, flag: str = "out") -> Iterator[Path]:
     Nothing in it is touched before it is this process's. Raises ParameterError of `flag` when another one works in it,
     or it cannot be made or written.
     """
+    with locked(folder, flag):
+        sweep(folder)
+        yield folder
+
+
+@contextmanager
+def locked(folder: Path, flag: str = "out") -> Iterator[Path]:
+    """Keep a folder for this process, made if need be, as it is. Raises ParameterError of `flag`, as `claimed` does."""
     made(folder, flag)
     try:
         release = lock(folder)
     except BusyError:
         raise ParameterError(flag, folder, "must be free, but another process is working in it") from None
     try:
-        sweep(folder)
         yield folder
     finally:
         release()
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed run has left half written. For folders that are this process's."""
+    """Remove what processes that are no more have left half written. For folders that are this process's.
+
+    Files that stand alone, as a page of results, are written without a lock, maybe at this moment.
+    """
     for leftover in half_written(folder):
-        leftover.unlink()
+        if not (process := WRITER.search(leftover.name)) or not alive(int(process[1])):
+            leftover.unlink(missing_ok=True)
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Files that `replace_file` was writing: .name.partial with the suffix of the file, as in .delay.partial.csv."""
+    """Files that `replace_file` was writing, by their names; see `half_name`."""
     return [
         path
         for path in folder.glob(f".*{PARTIAL}*")
@@ -118,12 +133,19 @@ def made(folder: Path, flag: str = "out") -> Path:
 
 
 def half_name(path: Path) -> Path:
-    """What `path` is called while it is being written."""
-    return path.with_name(f".{path.stem}{PARTIAL}{path.suffix}")
+    """What `path` is called while this thread writes it: .delay.PROCESS-THREAD.partial.csv for delay.csv.
+
+    Nobody else uses the name, so that two who write one file each give it whole; the last one's stays.
+    """
+    writer = f"{os.getpid()}-{threading.get_native_id()}"
+    return path.with_name(f".{path.stem[:40]}.{writer}{PARTIAL}{path.suffix}")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)` and rename the result to `path`, so that `path` is always whole."""
+    """Call `write(temporary path)` and rename the result to `path`, so that `path` is always whole.
+
+    Several files that belong together, and files that a run goes on to change, need a folder that is `claimed`.
+    """
     temporary = half_name(path)
     try:
         write(temporary)

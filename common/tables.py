@@ -8,7 +8,7 @@ import errno
 import io
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,8 @@ class Table:
 
     def __init__(self, path: Path, header: Sequence[str]) -> None:
         self.path, self.header = path, list(header)
-        self.end = -1  # the file's length in bytes when it was last known to be whole
+        self.end = -1  # the file's length in bytes after the last row that was written here
+        self.count = 0  # rows that `grow` has written
         self.told = False
 
     def rows(self) -> list[dict[str, str]]:
@@ -129,9 +130,9 @@ class Table:
         """
         return self.whole()[0]
 
-    def append(self, row: Sequence[Any]) -> None:
-        """Add a row, in one write. Raises OSError or ValueError, as `rows` and `lines` do."""
-        content = b"".join(lines(self.header, [row]))
+    def append(self, *rows: Sequence[Any]) -> None:
+        """Add rows, in one write. Raises OSError or ValueError, as `rows` and `lines` do."""
+        content = b"".join(lines(self.header, rows))
         with self.path.open("ab", buffering=0) as file:
             end = file.tell()
             if end != self.end:  # somebody else has written it
@@ -143,6 +144,20 @@ class Table:
                 file.truncate(end)
                 raise OSError(errno.ENOSPC, "no space left on the device", str(self.path))
             self.end = end + len(content)
+
+    def grow(self, rows_from: Callable[[int], Sequence[Sequence[Any]]]) -> None:
+        """Make the table hold certain rows, `rows_from(k)` being those from number k on.
+
+        Earlier calls' rows are not written again, unless somebody has changed the file. Raises OSError or ValueError.
+        """
+        if self.path.is_file() and self.path.stat().st_size == self.end:
+            rows = rows_from(self.count)
+            self.append(*rows)
+            self.count += len(rows)
+        else:
+            rows = rows_from(0)
+            write_csv(self.path, self.header, rows)
+            self.end, self.count = self.path.stat().st_size, len(rows)
 
     def whole(self) -> tuple[list[dict[str, str]], int]:
         """The whole rows, and how many bytes they take with the header. Raises OSError or ValueError."""

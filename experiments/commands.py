@@ -4,7 +4,6 @@ A run's config.json names its method and every resolved parameter; the method te
 differ from the script's defaults are shown. Comparisons and sweeps have no config.json: their runs and tables tell.
 """
 
-import csv
 import dataclasses
 import json
 import shlex
@@ -171,7 +170,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file. Raises FolderError."""
     try:
         return read_csv(path)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise FolderError(f"{path.name} cannot be read ({describe(error)})") from None
 
 

@@ -12,7 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from common.tables import cells_of_any_length
+
 ROWS, COLUMNS = 12, 16  # of a table on the page; the file has the rest
+LONGEST = 500  # characters of a cell on the page
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -61,11 +64,11 @@ def command_html(command: str) -> str:
 
 
 def cell_html(cell: str, tag: str = "td") -> str:
-    """A cell of a table; numbers are shortened to five digits and stand at the right."""
+    """A cell of a table; numbers are shortened to five digits and stand at the right, long texts are cut."""
     try:
         number = float(cell)
     except ValueError:
-        return f"<{tag}>{text(cell)}</{tag}>"
+        return f"<{tag}>{text(cell if len(cell) <= LONGEST else f'{cell[:LONGEST]} ..')}</{tag}>"
     short = f"{number:.5g}" if math.isfinite(number) and len(cell) > 7 and not cell.lstrip("-").isdigit() else cell
     return f'<{tag} class="number">{text(short)}</{tag}>'
 
@@ -79,7 +82,7 @@ def table_html(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def csv_table(path: Path, start: Path, name: str) -> str:
     """A CSV file: its first rows and columns, and a named link to it. Raises OSError, ValueError or csv.Error."""
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file, cells_of_any_length():
         reader = csv.reader(file)
         header = next(reader, [])
         rows, count = [], 0

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from common.parameters import ParameterError
+from common.run_folder import describe
 from common.statistics_seeds import with_interval
 from common.tables import read_csv, write_csv
 from experiments.study_trials import Tried
@@ -32,15 +34,18 @@ class StudyResults:
         return bool(missing)
 
     def load(self, path: Path) -> None:
-        """Take back the rows of an interrupted study."""
-        if path.is_file():
-            for row in read_csv(path):
+        """Take back the rows of an interrupted study. Raises ParameterError when its table is another one."""
+        try:
+            for row in read_csv(path) if path.is_file() else ():
                 try:
                     setting: float | str = float(row["setting"])
                 except ValueError:
                     setting = row["setting"]
                 ratios = (float(row[name]) for name in STATISTICS)
                 self.rows.append([row["experiment"], setting, row["method"], int(row["seed"]), *ratios])
+        except (OSError, ValueError, LookupError) as error:
+            words = f"its {path.name} must be one of this script ({describe(error)})"
+            raise ParameterError("out", path.parent, words) from None
 
     def save(self, path: Path, order: list[tuple[str, float | str, str]]) -> None:
         """Write trials.csv, first the rows of `order`."""

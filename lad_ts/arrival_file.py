@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.parameters import LARGEST, ParameterError
+from common.tables import cells_of_any_length
 
 NEEDED, OPTIONAL = ("time_s", "base_station", "input_mbit", "steps"), ("density", "result_mbit")
 WHOLE = ("base_station", "steps")
@@ -179,7 +180,7 @@ def header(path: str) -> list[str]:
 def unreadable(path: str, names: list[str]) -> str:
     """The first line that is no row of numbers, and what is wrong with it."""
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with Path(path).open(encoding="utf-8", newline="") as file, cells_of_any_length():
             rows = csv.reader(file)
             next(rows)
             for row in rows:
@@ -205,7 +206,7 @@ def number(text: str) -> bool:
 def line_of(path: str, wrong: np.ndarray) -> int:
     """The line of the first task that is marked in wrong [M]."""
     task = int(wrong.argmax())
-    with Path(path).open(encoding="utf-8", newline="") as file:
+    with Path(path).open(encoding="utf-8", newline="") as file, cells_of_any_length():
         rows = csv.reader(file)
         next(rows)
         for row in rows:

@@ -34,9 +34,9 @@ class EventLog:
 
     def episode(self, history: History, episode: int) -> None:
         """What the history holds of an episode."""
-        header, rows = history.metrics()
         count = len(self.seeds)
-        table = np.array(rows[episode * count : (episode + 1) * count])
+        header, rows = history.metrics(episode * count, (episode + 1) * count)
+        table = np.array(rows)
         self.write(episode, {name: table[:, k] for k, name in enumerate(header) if k > 1})
         evaluated = np.array([row for row in history.evaluations if row[0] == episode + 1])
         if len(evaluated):

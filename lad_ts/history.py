@@ -1,12 +1,12 @@
 """What a run has measured, episode by episode: the rows of delay.csv, seconds.csv, metrics.csv and evaluation.csv."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.tables import write_csv
+from common.tables import Table
 from lad_ts.episodes import EpisodeStatistics
 
 HEADER = ("seed", "episode", "delay_s", "opt_delay_s", "p50_s", "p95_s", "p99_s", "max_s", "seconds")
@@ -26,6 +26,7 @@ class History:
         self.names: tuple[str, ...] | None = None
         self.measured: list[list[float]] = []
         self.evaluations: list[list[float]] = []
+        self.tables: dict[Path, Table] = {}
 
     def measure(self, names: Sequence[str]) -> None:
         """Make this the history of a training whose learner measures `names`; NaN where earlier episodes lack one."""
@@ -33,6 +34,7 @@ class History:
         rows = self.measured or [[] for _ in self.rows]
         self.measured = [[row[before[name]] if name in before else np.nan for name in names] for row in rows]
         self.names = tuple(names)
+        self.tables = {}
 
     def add(
         self,
@@ -97,10 +99,10 @@ class History:
             found[name] = np.array([row[k] for row in self.measured]).reshape(-1, seeds)
         return found | {"above_opt_percent": 100 * (found["delay_s"] / found["opt_delay_s"] - 1)}
 
-    def metrics(self) -> tuple[tuple[str, ...], list[list[float]]]:
-        """Header and rows of metrics.csv."""
-        above = [100 * (row[2] / row[3] - 1) for row in self.rows]
-        rows = [[*row[:2], *m, row[2], a] for row, m, a in zip(self.rows, self.measured, above, strict=True)]
+    def metrics(self, first: int = 0, end: int | None = None) -> tuple[tuple[str, ...], list[list[float]]]:
+        """Header of metrics.csv, and its rows from number `first` on, to the one before `end`."""
+        pairs = zip(self.rows[first:end], self.measured[first:end], strict=True)
+        rows = [[*row[:2], *m, row[2], 100 * (row[2] / row[3] - 1)] for row, m in pairs]
         return ("seed", "episode", *(self.names or ()), *OUTCOME), rows
 
     def best(self) -> int | None:
@@ -120,17 +122,17 @@ class History:
 
         metrics.csv is a training's, and evaluation.csv that of one with evaluations.
         """
-        write_csv(folder / "delay.csv", HEADER[:-1], [[int(r[0]), int(r[1]), *r[2:-1]] for r in self.rows])
-        write_csv(
-            folder / "seconds.csv",
-            ("seed", "episode", "seconds"),
-            [[int(r[0]), int(r[1]), round(r[-1], 4)] for r in self.rows],
-        )
+
+        def write(name: str, header: Sequence[str], rows_from: Callable[[int], list[list[Any]]]) -> None:
+            self.tables.setdefault(folder / name, Table(folder / name, header)).grow(rows_from)
+
+        write("delay.csv", HEADER[:-1], lambda k: [[int(r[0]), int(r[1]), *r[2:-1]] for r in self.rows[k:]])
+        seconds = ("seed", "episode", "seconds")
+        write("seconds.csv", seconds, lambda k: [[int(r[0]), int(r[1]), round(r[-1], 4)] for r in self.rows[k:]])
         if self.names is not None:
-            header, rows = self.metrics()
-            write_csv(folder / "metrics.csv", header, map(whole_then_known, rows))
+            write("metrics.csv", self.metrics(end=0)[0], lambda k: list(map(whole_then_known, self.metrics(k)[1])))
         if self.evaluations:
-            write_csv(folder / "evaluation.csv", EVALUATED, map(whole_then_known, self.evaluations))
+            write("evaluation.csv", EVALUATED, lambda k: list(map(whole_then_known, self.evaluations[k:])))
 
 
 def whole_then_known(row: list[float]) -> list[Any]:

@@ -107,8 +107,9 @@ def checked_place(file: str) -> Path:
     try:
         if path.exists() and not written_here(path):
             raise ParameterError("export", file, "must be a new file, or one that --export has written")
-        half_name(path).touch()
-        half_name(path).unlink()
+        trial = half_name(path)
+        trial.touch()
+        trial.unlink()
     except OSError as error:
         raise ParameterError("export", file, f"must be a file that can be written ({error.strerror})") from None
     return path

@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 
 from common.command_line import command_line
 from common.parameters import Parameters, parameter
-from common.run_folder import RESULTS, made
+from common.run_folder import RESULTS, made, replace_file
 from mec_env.policies import SB3Scheduler
 from mec_env.sb3_vec_env import MECVecEnv
 
@@ -59,7 +59,7 @@ def main(config: ExampleConfig, given: dict[str, Any]) -> None:
     model.learn(config.episodes * steps * env.num_envs, progress_bar=False)
     place = Path(config.policy)
     made(place.parent, "policy")
-    model.save(place)
+    replace_file(place, model.save)
     print(f"policy in {place}")
 
 

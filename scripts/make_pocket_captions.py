@@ -16,7 +16,7 @@ import torch
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
-from common.run_folder import write_text
+from common.run_folder import claimed, write_text
 from pocket.captions import Captions
 from pocket.compositions import Compositions, Renderer, draw, held_out
 from pocket.emoji import ARCHIVE, load_emoji
@@ -38,6 +38,12 @@ class CaptionsConfig(Parameters):
 
 
 def main(config: CaptionsConfig, given: dict[str, Any]) -> None:
+    """Draw both files' captions, in a folder of this process. Raises ParameterError."""
+    with claimed(Path(config.out)) as out:
+        draw_captions(config, out)
+
+
+def draw_captions(config: CaptionsConfig, folder: Path) -> None:
     """Draw both files' captions, one after the other. Raises ParameterError."""
     emoji = load_emoji(Path(config.emoji))
     if config.test_emoji >= len(emoji):
@@ -57,8 +63,8 @@ def main(config: CaptionsConfig, given: dict[str, Any]) -> None:
             drawn = draw(4 * count, renderer, out, generator, config.plain)
             parts.append(drawn[members[drawn.emoji]])
         texts = captions.draw(Compositions.joined(parts)[:count], words)
-        write_text(Path(config.out) / name, "\n".join(texts) + "\n")
-        print(f"{count} captions of {int(members.sum())} emoji in {Path(config.out) / name}")
+        write_text(folder / name, "\n".join(texts) + "\n")
+        print(f"{count} captions of {int(members.sum())} emoji in {folder / name}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from baselines.methods import default_methods
 from common.command_line import command_line
 from common.parameters import Parameters, parameter
-from common.run_folder import RESULTS
+from common.run_folder import RESULTS, claimed
 from experiments.jobs import ROOT, Job, folder_name, parse_methods, run_jobs
 
 
@@ -42,6 +42,8 @@ def main(config: ReproduceConfig, given: dict[str, Any]) -> None:
     print(f"{config.episodes} episodes, seeds: {config.seeds}; the tables of docs/scheduling.md take --episodes 500")
     names = default_methods() if config.methods is None else parse_methods(config.methods)
     jobs = [Job(name, out / "runs" / folder_name(name), flags) for name in names]
+    with claimed(out):  # which compare.py will need
+        pass
     run_jobs(jobs, config.jobs)
     compare = [sys.executable, str(ROOT / "scripts/compare.py"), f"--runs={out / 'runs'}", f"--out={out}"]
     code = subprocess.run(compare, check=False).returncode

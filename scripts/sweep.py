@@ -16,7 +16,7 @@ import numpy as np
 from common.command_line import command_line
 from common.figures import plt, save_figure
 from common.parameters import ParameterError, Parameters, convert, field_type, parameter
-from common.run_folder import RESULTS
+from common.run_folder import RESULTS, claimed, describe
 from common.statistics_seeds import episode_mean, final_span, mean_interval, seconds
 from common.tables import read_csv, write_csv
 from experiments.jobs import Job, folder_name, parse_methods, run_jobs
@@ -85,10 +85,16 @@ def check_value(job: Job, vary: str, value: float) -> None:
 
 
 def final_delays(job: Job, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean delay and Opt-TS's mean delay over the last episodes, for every seed."""
-    rows = read_csv(job.folder / "delay.csv")
-    columns = (np.array([float(row[name]) for row in rows]) for name in ("delay_s", "opt_delay_s"))
-    delay, opt = (column.reshape(-1, job.flags["seeds"]) for column in columns)
+    """Mean delay and Opt-TS's mean delay over the last episodes, for every seed.
+
+    Raises ParameterError when the run's table is not whole.
+    """
+    try:
+        rows = read_csv(job.folder / "delay.csv")
+        columns = [np.array([float(row[name]) for row in rows]) for name in ("delay_s", "opt_delay_s")]
+        delay, opt = (column.reshape(-1, job.flags["seeds"]) for column in columns)
+    except (OSError, ValueError, LookupError) as error:
+        raise ParameterError("out", job.folder, f"must hold a whole delay.csv ({describe(error)})") from None
     span = final_span(len(delay), last)
     return episode_mean(delay[-span:]), episode_mean(opt[-span:])
 
@@ -107,8 +113,15 @@ def main(config: SweepConfig, given: dict[str, Any]) -> None:
             varied = Job(name, plain.folder.with_name(f"{plain.folder.name}_{value!r}"), flags | {config.vary: value})
             jobs[name, value] = varied if plain.takes(config.vary) else plain
             check_value(jobs[name, value], config.vary, value)
-    run_jobs(list(dict.fromkeys(jobs.values())), config.jobs)
+    with claimed(out):
+        run_jobs(list(dict.fromkeys(jobs.values())), config.jobs)
+        report(config, names, values, jobs, out)
 
+
+def report(
+    config: SweepConfig, names: list[str], values: list[float], jobs: dict[tuple[str, float], Job], out: Path
+) -> None:
+    """The figure, sweep.csv, and a printed table of the jobs of all methods and values."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
     rows = []
     for k, name in enumerate(names):
