@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -24,8 +24,6 @@ from resd3_medium.text import Conditioning
 
 ENCODED = 64  # prompts that are encoded together, before their images are made
 KEPT = 256 * 2**20  # bytes of their contexts; one batch may have more of both
-WARNINGS = 10  # lines of warnings about prompts
-SHOWN = 300  # characters of one
 
 
 class Finishing(Interruption):
@@ -39,29 +37,6 @@ class Finishing(Interruption):
         super().ask(number)
         with contextlib.suppress(OSError):  # straight to the file: a progress bar may be about to write, too
             os.write(2, f"\nfinishing {self.work}; press Ctrl-C again to stop at once\n".encode())
-
-
-def prompt_warnings(pipeline: Pipeline, prompt: str) -> Iterator[str]:
-    """Which words a small model has never seen, and which end of a prompt an encoder does not read."""
-    if unknown := pipeline.unknown_words(prompt):
-        yield f"the model does not know: {', '.join(dict.fromkeys(unknown))}"
-    for encoder, tokens in pipeline.tokens(prompt).items():
-        if tokens.left_out and encoder != "CLIP-G":  # which reads what CLIP-L reads
-            yield f"{encoder.removesuffix('-L')} leaves out: {tokens.left_out!r}"
-
-
-def warn_of_prompts(pipeline: Pipeline, prompts: Sequence[str]) -> None:
-    """Print the warnings of every different prompt: the first ones, and how many there are besides."""
-    told = 0
-    for prompt in dict.fromkeys(prompts):
-        for words in prompt_warnings(pipeline, prompt):
-            told += 1
-            if told <= WARNINGS:
-                half = SHOWN // 2
-                short = words if len(words) <= SHOWN else f"{words[:half]} .. {words[-half:]}"
-                print(f"warning: {short}", file=sys.stderr)
-    if told > WARNINGS:
-        print(f"warning: {told - WARNINGS} more warnings of this kind", file=sys.stderr)
 
 
 def peak(device: torch.device) -> float:
@@ -96,19 +71,21 @@ class ImageRun:
         self.more |= {name: getattr(config, name) for name in ("models", "offload", "batch_size")}  # for the record
         self.more |= {"device": str(pipeline.device)}
 
-    def run(self, missing: Sequence[int]) -> int:
+    def run(self, missing: Set[int]) -> int:
         """Make the images of these tasks. Returns 0, or the exit code of the signal that ended it after a batch.
 
         Raises ParameterError when a value is no longer finite.
         """
-        warn_of_prompts(self.pipeline, [text for i in missing for text in self.prompts(i)])
+        for line in self.pipeline.text.warnings_of([text for i in sorted(missing) for text in self.prompts(i)]):
+            print(line, file=sys.stderr)
         for chunk in self.chunks(missing):
             start = time.perf_counter()
             self.encode(chunk)
             text_seconds = (time.perf_counter() - start) / sum(len(batch) for batch in chunk)
             for batch in chunk:
-                with Finishing(self.words(batch)) as interruption:
-                    self.make(batch, text_seconds)
+                wanted = [i for i in batch if i in missing]
+                with Finishing(self.words(wanted)) as interruption:
+                    self.make(batch, wanted, text_seconds)
                 if interruption.asked:
                     return interruption.code
         return 0
@@ -127,20 +104,25 @@ class ImageRun:
     def size(self, prompt: str) -> int:
         """The bytes of a prompt's context."""
         text = self.pipeline.text
-        return 4 * text.context_width * (text.clip.rows + (text.t5_rows or text.zero_rows))
+        return 4 * text.context_width * (text.clip.rows * text.chunks(prompt) + (text.t5_rows or text.zero_rows))
 
-    def chunks(self, missing: Sequence[int]) -> Iterator[list[list[int]]]:
-        """Batches whose prompts are encoded together: a few, so that memory does not grow with a run's length."""
+    def chunks(self, missing: Set[int]) -> Iterator[list[list[int]]]:
+        """Batches whose prompts are encoded together: a few, so that memory does not grow with a run's length.
+
+        A batch in which one image is missing is made whole again, since its size may decide about the last bit.
+        """
         chunk: list[list[int]] = []
         texts: set[str] = set()
-        for batch in batches([self.tasks[i].settings for i in missing], self.config.batch_size):
-            indices = [missing[k] for k in batch]
-            own = {text for i in indices for text in self.prompts(i)}
+        keys = [self.pipeline.batch_key(*self.prompts(i), task.settings) for i, task in enumerate(self.tasks)]
+        for batch in batches(keys, self.config.batch_size):
+            if missing.isdisjoint(batch):
+                continue
+            own = {text for i in batch for text in self.prompts(i)}
             together = texts | own
             if chunk and (len(together) > ENCODED or sum(map(self.size, together)) > KEPT):
                 yield chunk
                 chunk, together = [], own
-            chunk.append(indices)
+            chunk.append(batch)
             texts = together
         if chunk:
             yield chunk
@@ -157,10 +139,10 @@ class ImageRun:
 
     # --- images ---
 
-    def make(self, batch: Sequence[int], text_seconds: float) -> None:
-        """Make the images of a batch, save and list them."""
+    def make(self, batch: Sequence[int], wanted: Sequence[int], text_seconds: float) -> None:
+        """Make the images of a batch; save and list the wanted ones."""
         group, start = [self.tasks[i] for i in batch], time.perf_counter()
-        total, desc = self.pipeline.steps(group[0].settings), f"{self.words(batch)} of {len(self.tasks)}"
+        total, desc = self.pipeline.steps(group[0].settings), f"{self.words(wanted)} of {len(self.tasks)}"
         with Progress(total=total, unit="step", desc=desc) as bar:
             latents = self.pipeline.denoise(
                 [self.texts[task.prompt] for task in group],
@@ -170,10 +152,10 @@ class ImageRun:
                 bar.update,
             )
         denoised = time.perf_counter()
-        made = self.pipeline.decode(latents)
+        made = self.pipeline.decode(latents[[batch.index(i) for i in wanted]])
         decoded = time.perf_counter()
-        for i, image in zip(batch, made, strict=True):
-            seconds = (text_seconds, (denoised - start) / len(group), (decoded - denoised) / len(group))
+        for i, image in zip(wanted, made, strict=True):
+            seconds = (text_seconds, (denoised - start) / len(batch), (decoded - denoised) / len(wanted))
             self.took.append(Measured(*seconds, peak(self.pipeline.device)))
             self.images.save(self.names[i], image, self.tasks[i], self.more)
             self.images.list(self.names[i], self.tasks[i], self.took[-1], self.models)

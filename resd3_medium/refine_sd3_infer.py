@@ -64,9 +64,9 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
     """
     names = image_names(tasks, record.first if record else images.next_number())
     there = images.there() if record else set()
-    missing = [i for i, name in enumerate(names) if name not in there]
+    missing = {i for i, name in enumerate(names) if name not in there}
     if record:
-        for i in set(range(len(tasks))) - set(missing):  # a killed run may not have come to list its last ones
+        for i in sorted(set(range(len(tasks))) - missing):  # a killed run may not have come to list its last ones
             images.list(names[i], tasks[i], None, record.cells(config))
         print(f"{len(missing)} of {len(tasks)} images are missing in {images.folder}")
         if not missing:
