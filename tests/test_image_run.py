@@ -16,8 +16,11 @@ from PIL import Image
 
 from common import tables
 from common.locks import lock
+from common.parameters import ParameterError
+from experiments.commands import IMAGES, command_behind
 from resd3_medium import refine_sd3_infer
 from resd3_medium.image_folder import HEADER, ImageFolder, image_names
+from resd3_medium.image_record import Record
 from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig
 from resd3_medium.opening import open_pipeline
@@ -95,6 +98,9 @@ def test_a_second_signal_stops_at_once(run, tmp_path, capfd, monkeypatch):
     code, _, err = ended(capfd, run, *FIVE, "--out", tmp_path / "one")
     assert code == 130 and err.splitlines()[-1] == "error: interrupted"
     assert len(images(tmp_path / "one")) == len(rows(tmp_path / "one")) == 1
+    monkeypatch.undo()
+    run("--prompt=a", "--steps=1", "--out", tmp_path / "one")
+    assert "4 images of the run before are missing" in capfd.readouterr().err  # and are given up
 
 
 def test_a_signal_while_the_last_image_is_made_changes_nothing(run, tmp_path, monkeypatch):
@@ -194,6 +200,16 @@ def test_what_a_run_is_not_gone_on_with(finished, tmp_path, capsys, monkeypatch,
     assert not images(finished / "out") and not list(tmp_path.iterdir())
 
 
+def test_weights_must_be_those_of_the_record():
+    weights = {part: {"file": f"/x/{part}.sft", "precision": "float16", "sha256": part * 20} for part in ("vae", "t5")}
+    record, config = Record(["a"], 1, weights), make(InferConfig, models="y", lora=["/x/b.sft:0.5", "c.sft"])
+    record.check(config, weights)
+    assert record.cells(config) == ("vae=vae.sft:float16:vaevaevaev; t5=t5.sft:float16:t5t5t5t5t5", "b.sft:0.5; c.sft")
+    for other in ({"vae": weights["vae"]}, weights | {"vae": weights["t5"]}, weights | {"clip": weights["t5"]}):
+        with pytest.raises(ParameterError, match="--models=y: must be the weights that the run was begun with; "):
+            record.check(config, other)
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +289,26 @@ def test_a_table_of_an_older_version_gets_the_new_columns(run, tmp_path, capsys)
         (tmp_path / "tasks.csv").write_text(foreign)
         assert "--out" in refusal(capsys, refine_sd3_infer, "--prompt=a", "--out", tmp_path)
         assert (tmp_path / "tasks.csv").read_text() == foreign
+
+
+def test_home_folders_initial_images_and_repeated_images(run, tmp_path, monkeypatch):
+    """A run from all of them can be gone on with when they are gone; its folder counts as one of images."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), "red").save("start.png")
+    run("--prompt=a", "--steps=2", "--out=~/one")
+    (first,) = images(tmp_path / "one")
+    run(f"--from_image=~/one/{first}", "--init_image=start.png", "--num_tasks=2", "--out=~/two")
+    made = images(tmp_path / "two")
+    assert [(row["init_image"], row["denoise"]) for row in rows(tmp_path / "two")] == [("start.png", "0.6")] * 2
+    assert (rows(tmp_path / "one")[0]["init_image"], rows(tmp_path / "one")[0]["denoise"]) == ("", "")
+    for path in (tmp_path / "one" / first, *(tmp_path / "two" / name for name in made)):
+        path.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run_here(refine_sd3_infer, "--resume=~/two")
+    assert images(tmp_path / "two").keys() == made.keys() and not list(Path().iterdir())
+    assert command_behind(tmp_path / "two").kind == IMAGES
 
 
 def test_a_mistake_that_the_models_tell_leaves_no_folder(run, models, tmp_path, capsys):
