@@ -156,7 +156,7 @@ class Pipeline:
 
         Raises ParameterError when the image cannot be read.
         """
-        image = load_image(settings.init_image, settings.width, settings.height).to(self.device)
+        image = load_image(settings.init_image, settings.width, settings.height, settings.fit).to(self.device)
         vae: VAE = self.bring("VAE")
         return vae.encode(image, generators)
 
