@@ -166,11 +166,13 @@ class Pipeline:
         seeds: Sequence[int],
         settings: Settings,
         step_done: Callable[[], None] = lambda: None,
+        watch: Callable[[torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """Scaled latents [B, channels, H/8, W/8] in float32 for B prompts, negative prompts and seeds.
 
-        `step_done` is called after each denoising step. Raises ParameterError when the initial image cannot be read, or
-        the latents are not finite, as at float16 they may be; ValueError for images beyond the position table, and for
+        `step_done` is called after each denoising step, and `watch` with the latents that it points at, where its
+        straight line reaches the noise level 0. Raises ParameterError when the initial image cannot be read, or the
+        latents are not finite, as at float16 they may be; ValueError for images beyond the position table, and for
         prompts with different `batch_key`.
         """
         if settings.cfg_scale == 1:
@@ -192,7 +194,9 @@ class Pipeline:
             Guidance.of(settings),
             noise_levels(settings.steps, settings.shift, settings.exact_end),
         )
-        for latent in SAMPLERS[settings.sampler](velocity, x, levels):
+        for i, latent in enumerate(SAMPLERS[settings.sampler](velocity, x, levels)):
+            if watch is not None:
+                watch(x + (latent - x) * (levels[i] / (levels[i] - levels[i + 1])))
             x = latent
             step_done()
         self.check_finite(x, "latent")

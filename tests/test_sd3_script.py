@@ -167,9 +167,9 @@ def test_ctrl_c_keeps_the_finished_images(models, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "Traceback" not in stderr
+    assert process.returncode == 130 and "Traceback" not in stderr and "\nfinishing image " in stderr
     names = [path.name for path in sorted((tmp_path / "images").iterdir()) if path.suffix == ".png"]
-    assert len(names) - len(rows(tmp_path / "images")) in (0, 1)
+    assert names == [row["image"] for row in rows(tmp_path / "images")]
     assert not [path for path in (tmp_path / "images").iterdir() if "partial" in path.name]
 
 
