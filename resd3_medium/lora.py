@@ -28,6 +28,7 @@ from resd3_medium.lora_names import (
     Shapes,
     Target,
     base_name,
+    blocks,
     family,
     model_name,
     other_method,
@@ -103,9 +104,10 @@ def is_there(path: Path, check: Callable[[Path], bool]) -> bool:
 def is_number(text: str) -> bool:
     """Whether a text is a number, finite or not."""
     try:
-        return math.isnan(float(text)) or True
+        float(text)
     except ValueError:
         return False
+    return True
 
 
 def read_lora(text: str, shapes: Shapes) -> Lora:
@@ -135,8 +137,8 @@ class Reader:
         self.configs = self.read_configs()
 
     def refuse(self, reason: str) -> NoReturn:
-        """Raise ParameterError."""
-        raise ParameterError("lora", self.text, reason)
+        """Raise ParameterError, in one line whatever a file's names hold."""
+        raise ParameterError("lora", self.text, " ".join(reason.split()))
 
     def read(self) -> Lora:
         """The file's additions. Raises ParameterError."""
@@ -235,7 +237,7 @@ class Reader:
         try:
             told = number(patterned(config, "rank_pattern", module, config.get("r", rank)))
             alpha = number(patterned(config, "alpha_pattern", module, config.get("lora_alpha", told)))
-        except (ValueError, TypeError, AttributeError, re.error) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
             self.refuse(f"must have sound metadata ({first_line(error)})")
         if told != rank:
             self.refuse(f"must have the ranks of its metadata; {name} has {rank}, not {told:g}")
@@ -260,15 +262,12 @@ class Reader:
 
     def refuse_unknown(self, names: list[str]) -> NoReturn:
         """Refuse modules that the base has not, with what they seem to be for."""
-        base, depth = self.names.shapes.get("MMDiT", {}), 0
-        if base:
-            depth = len({m[1] for name in base if (m := re.match(r"joint_blocks\.(\d+)\.", name))})
-        blocks = 1 + max((int(m[1]) for name in names if (m := re.search(r"blocks[._](\d+)[._]", name))), default=-1)
-        words = family(names)
+        base, words = self.names.shapes.get("MMDiT", {}), family(names)
+        highest = max((int(m[1]) for name in names if (m := re.search(r"blocks[._](\d+)[._]", name))), default=-1)
         if words is None and any("attn2" in name for name in names):
             words = MEDIUM_35
-        if words is None and blocks > depth:
-            words = f"a transformer of {blocks} blocks, and the base has {depth}"
+        elif words is None and highest >= blocks(base):
+            words = f"a transformer of {highest + 1} blocks, and the base has {blocks(base)}"
         words = f"is made for {words}" if words else "is made for another model"
         self.refuse(
             f"must fit the base, {base_name(base)}; {self.path.name} {words}: "
@@ -278,10 +277,8 @@ class Reader:
     def refuse_size(self, name: str, size: tuple[int, int], target: Target) -> NoReturn:
         """Refuse a change of another size than its matrix, with what it seems to be for."""
         width, words = target.columns, ""
-        if target.name.endswith("x_block.adaLN_modulation.1.weight") and size in (
-            (6 * width, width),
-            (9 * width, width),
-        ):
+        both = ((6 * width, width), (9 * width, width))
+        if target.name.endswith("x_block.adaLN_modulation.1.weight") and size in both:
             words = f", as in {MEDIUM_35 if size[0] > 6 * width else MEDIUM}"
         elif target.part == "MMDiT" and size[1] != width and size[1] in WIDTHS:
             words = f", as in {WIDTHS[size[1]]}"
@@ -323,6 +320,8 @@ def no_safetensors(path: Path) -> str | None:
     """What a file is, in words, when its first bytes tell that it is no safetensors file."""
     with path.open("rb") as file:
         start = file.read(64)
+    if start[8:9] == b"{":  # the length of a safetensors header may be any bytes
+        return None
     if start.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer, which only says where the file is"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -338,10 +337,10 @@ def some(names: list[str]) -> str:
 
 
 def number(value: Any) -> float:
-    """A finite number above 0 for a rank or an alpha of settings. Raises ValueError."""
+    """A finite number of some settings. Raises ValueError or OverflowError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is no number")
-    return value
+    return float(value)
 
 
 def patterned(config: Mapping[str, Any], kind: str, module: str, default: Any) -> Any:

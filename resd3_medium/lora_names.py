@@ -5,6 +5,7 @@ nothing is guessed from a key's form. Start reading at `Names`.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -38,7 +39,7 @@ PREFIXES = {
 
 DOWN = r"lora_A|lora_down|lora\.down|lora_linear_layer\.down"
 UP = r"lora_B|lora_up|lora\.up|lora_linear_layer\.up"
-KEY = re.compile(rf"(?P<module>.+)\.(?:(?P<down>{DOWN})|(?P<up>{UP}))(?:\.default(?:_\d+)?)?(?:\.weight)?")
+KEY = re.compile(rf"(?P<module>.+)\.(?:(?P<down>{DOWN})|(?P<up>{UP}))(?:\.default(?:_\d+)?)?(?:\.weight)?", re.DOTALL)
 
 # Other ways of changing a model, by what their keys have in them.
 METHODS = {
@@ -109,8 +110,7 @@ class Names:
 
 def targets(part: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Target]:
     """The matrices of one part by their names, ours and diffusers', with points and with underscores."""
-    depth = len({m[1] for name in shapes if (m := re.match(r"joint_blocks\.(\d+)\.", name))})
-    found = {}
+    depth, found = blocks(shapes), {}
     for name, shape in shapes.items():
         if (
             len(shape) < 2
@@ -118,9 +118,7 @@ def targets(part: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Targe
             or re.search(r"embedding\.|shared\.|embed_tokens|_bias", name)
         ):
             continue
-        columns = 1
-        for side in shape[1:]:
-            columns *= side
+        columns = math.prod(shape[1:])
         known = {name: Target(part, name, 0, shape[0], columns)}
         if part == "MMDiT":
             origin = diffusers_transformer(name, depth)
@@ -136,6 +134,11 @@ def targets(part: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Targe
             module = other.removesuffix(".weight")
             found[module] = found[module.replace(".", "_")] = target
     return found
+
+
+def blocks(names: Iterable[str]) -> int:
+    """How many blocks our transformer of these names has."""
+    return len({m[1] for name in names if (m := re.match(r"joint_blocks\.(\d+)\.", name))})
 
 
 def other_method(keys: Iterable[str]) -> tuple[str, str] | None:
@@ -172,4 +175,4 @@ def model_name(text: str) -> str | None:
         return LARGE_35
     if re.search(r"35m|^5m", text):
         return MEDIUM_35
-    return MEDIUM if re.search(r"(sd|stablediffusion)v?3m|^3m|^m$|^sd3$", text) else None
+    return MEDIUM if re.search(r"(sd|stablediffusion)v?3m|^3m|^m$", text) else None

@@ -14,8 +14,7 @@ from reference_layouts import FORMS, as_ours, shapes_of, transformer
 from safetensors.torch import load_file, save_file
 
 from common.parameters import ParameterError
-from resd3_medium.layouts import diffusers_transformer
-from resd3_medium.lora import Lora, parse_lora, read_lora
+from resd3_medium.lora import Lora, read_lora
 from resd3_medium.mmdit import MMDiT, MMDiTConfig
 
 Tensors = dict[str, torch.Tensor]
@@ -135,15 +134,22 @@ def test_the_transformers_of_sd35_take_the_same_sums(form, tmp_path):
     assert_close(here["MMDiT"], as_ours(model.state_dict(), "transformer"))
 
 
-def test_strengths_of_several_files_add_up(models, base, diffusers_file):
-    sizes = shapes(base)
-    twice = merged(base, read_lora(f"{diffusers_file}:0.5", sizes), read_lora(f"{diffusers_file}:-0.2", sizes))
-    once = merged(base, read_lora(f"{diffusers_file}:0.3", sizes))
-    none = read_lora(f"{diffusers_file}:0", sizes)
+def test_strengths_of_several_files_add_up(base, tmp_path):
+    sizes, (first, second) = shapes(base), (tmp_path / "first.safetensors", tmp_path / "second.safetensors")
+    save_file(kohya(base["MMDiT"]), first)
+    save_file(kohya(base["MMDiT"], rank=3), second)
+
+    def change(*texts: str) -> Tensors:
+        found = merged(base, *(read_lora(text, sizes) for text in texts))["MMDiT"]
+        return {name: tensor - base["MMDiT"][name] for name, tensor in found.items()}
+
+    one, other, both = change(f"{first}:1"), change(f"{second}:1"), change(f"{first}:0.5", f"{second}:-2", f"{first}:1")
+    for name, tensor in both.items():
+        assert torch.allclose(tensor, 1.5 * one[name] - 2 * other[name], atol=1e-5), name
+    assert any(tensor.abs().max() > 1 for tensor in both.values())
+    none = read_lora(f"{first}:0", sizes)
     assert "changes nothing" in none.notes[-1]
-    for part, tensors in once.items():
-        assert_close(twice[part], tensors)
-        assert_close(merged(base, none)[part], base[part])
+    assert_close(merged(base, none)["MMDiT"], base["MMDiT"])
 
 
 def test_t5_takes_what_peft_merges(models, base, tmp_path):
