@@ -231,6 +231,6 @@ def test_a_refused_folder_is_not_swept(tmp_path, capsys):
 
 
 def test_long_names_can_be_written(tmp_path):
-    path = tmp_path / ("n" * (os.pathconf(tmp_path, "PC_NAME_MAX") - 4) + ".csv")
+    path = tmp_path / ("n" * (os.pathconf(tmp_path, "PC_NAME_MAX") - len(".partial.csv") - 1) + ".csv")
     replace_file(path, lambda half: half.write_text("whole"))
     assert [p.read_text() for p in tmp_path.iterdir()] == ["whole"]
