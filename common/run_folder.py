@@ -161,10 +161,12 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_config(folder: Path, method: str, config: dict[str, Any], source: str = "") -> None:
+def write_config(
+    folder: Path, method: str, config: dict[str, Any], source: str = "", more: dict[str, Any] | None = None
+) -> None:
     """config.json: the method, every resolved parameter, and the versions that computed the run.
 
-    `source` is the SHA-256 of a user's own file that took part.
+    `source` is the SHA-256 of a user's own file that took part, `more` what else the run is gone on with by.
     """
     versions = {name: version(name) for name in ("torch", "numpy", "matplotlib", "fire")}
     content = {
@@ -173,6 +175,7 @@ def write_config(folder: Path, method: str, config: dict[str, Any], source: str 
         **({"source": source} if source else {}),
         "versions": {"python": platform.python_version(), **versions},
         "machine": {"processor": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        **(more or {}),
     }
     write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
 

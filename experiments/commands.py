@@ -101,6 +101,8 @@ def command_behind(folder: Path) -> Behind:
     if not (folder / "config.json").is_file():
         return without_record(folder)
     label, stored = read_record(folder)
+    if label == "images":  # perhaps of several runs
+        return without_record(folder)
     name, evaluation = label.removesuffix(", evaluation"), label.endswith(", evaluation")
     by_name = {method.name: method.script for method in METHODS.values()}
     script = by_name.get(name) or by_name.get(name.rpartition(" (")[0])

@@ -28,7 +28,7 @@ from common.run_folder import (
 from meg.dataset import PART, part_path, save_part
 from meg.generators import open_generator
 from meg.image_generator import GeneratorParameters, ImageGenerator
-from resd3_medium.tasks import DATASET, read_lines
+from resd3_medium.tasks import DATASET, prompt_lines, read_lines
 
 CAPTIONS = DATASET / "pocket_captions.txt"
 
@@ -68,7 +68,7 @@ def main(config: DatasetConfig, given: dict[str, Any]) -> None:
             if read_lines(folder / "captions.txt", "resume") != prompts:
                 raise ParameterError("captions", config.captions, "must be the captions that the data were begun with")
         else:
-            write_text(folder / "captions.txt", "\n".join(prompts) + "\n")
+            write_text(folder / "captions.txt", prompt_lines(prompts))
             write_config(folder, "meg data", dataclasses.asdict(config))
         for part, start in enumerate(range(0, count, PART)):
             end = min(start + PART, count)

@@ -6,7 +6,7 @@ pixels. Start reading at `Pipeline.generate`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,23 @@ from torch import nn
 
 from common.parameters import ParameterError
 from common.pictures import to_image
+from resd3_medium.building import build
+from resd3_medium.finding import Weights, find_weights
 from resd3_medium.initial_image import load_image
 from resd3_medium.mmdit import MMDiT
+from resd3_medium.parts import PARTS
 from resd3_medium.refine_other_impls import Tokens
-from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
-from resd3_medium.streaming import BlockStream
-from resd3_medium.text import Conditioning, TextEncoding
+from resd3_medium.sd3_impls import (
+    SAMPLERS,
+    Guidance,
+    guided,
+    image_to_image_levels,
+    initial_noise,
+    noise_levels,
+    noised,
+)
+from resd3_medium.text import Conditioning, TextEncoding, contexts
 from resd3_medium.vae import VAE
-from resd3_medium.weights import PARTS, WeightsFile, build, file_dtype, finish, structure
-
-LAYERS = {"CLIP-L": "text_model.encoder.layers", "CLIP-G": "text_model.encoder.layers"}
-LAYERS |= {"T5": "encoder.block", "MMDiT": "joint_blocks"}  # where the layers lie that level `block` streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,32 +58,38 @@ class Settings:
 
 
 class Pipeline:
-    """The models of a folder on a device, at a dtype and a memory level.
+    """The models that were found on a device, at a dtype and a memory level.
 
+    `weights` may be a folder or file to look in. `keep` says how large matrices are kept, see `building.build`.
     `t5_rows` is the number of T5 tokens per prompt, 0 without T5; `zero_rows` appends as many rows of zeros where T5
     is left out, as diffusers does (256). `tile` is the side, in latent cells, above which the decoder works in tiles.
+    `long_prompts` is "cut" or "chunk", see `TextEncoding`.
     Raises ParameterError for files that are not whole, hold other models, or do not belong together.
     """
 
     def __init__(
         self,
-        models: Path,
+        weights: Weights | Path,
         device: torch.device,
         dtype: torch.dtype,
         level: str = "none",
         t5_rows: int = 0,
         zero_rows: int = 0,
         tile: int = 0,
+        keep: str = "stored",
+        long_prompts: str = "cut",
     ) -> None:
-        self.models, self.device, self.dtype, self.level = models, device, dtype, level
+        if isinstance(weights, Path):
+            weights = find_weights(weights, "on" if t5_rows else "off")
+        self.weights, self.device, self.dtype, self.level, self.keep = weights, device, dtype, level, keep
         self.t5_rows, self.tile = t5_rows, tile
         self.resident: dict[str, nn.Module] = {}
         names = [name for name in PARTS if name != "T5" or t5_rows]
-        sizes = {name: structure(PARTS[name], WeightsFile(models / PARTS[name].file)).config for name in names}
-        check_fit(models, sizes)
+        sizes = {name: weights[name].config for name in names}
+        check_fit(weights.given, sizes)
         self.config, self.clip, self.factor = sizes["MMDiT"], sizes["CLIP-L"], sizes["VAE"].factor
         self.text = TextEncoding(
-            self.bring, self.clip, self.config.context_width, models, device, t5_rows=t5_rows, zero_rows=zero_rows
+            self.bring, self.clip, self.config.context_width, weights.given, device, t5_rows, zero_rows, long_prompts
         )
         if level == "none":
             for name in names:
@@ -88,8 +100,7 @@ class Pipeline:
     def bring(self, name: str) -> nn.Module:
         """The named model on the device. Below level `none`, what was there before goes first.
 
-        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder. Raises
-        ParameterError when the file does not hold the model.
+        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder.
         """
         if name in self.resident:
             return self.resident[name]
@@ -99,30 +110,9 @@ class Pipeline:
                 del self.resident[other]
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        part = PARTS[name]
-        file = WeightsFile(self.models / part.file)
-        mapped = self.device.type == "cpu" and file_dtype(file, part.prefix) == self.dtype
-        if self.level == "block" and name in LAYERS and not mapped:  # else the memory map does the streaming
-            self.resident[name] = self.streamed(name, file)
-        else:
-            self.resident[name] = build(part, self.models, self.device, self.dtype)
+        block = self.level == "block"
+        self.resident[name] = build(self.weights[name], self.device, self.dtype, self.keep, stream=block)
         return self.resident[name]
-
-    def streamed(self, name: str, file: WeightsFile) -> nn.Module:
-        """The model with its layers left in the file's memory map, to be brought in one by one."""
-        part, layers = PARTS[name], LAYERS[name] + "."
-        model = structure(part, file)
-        rest = [n for n in model.state_dict() if not n.startswith(layers)]
-        weights = {n: file.tensor(part.prefix + n).to(self.device, self.dtype) for n in rest}
-        model.load_state_dict(weights, assign=True, strict=False)
-        finish(model, file)
-        blocks = list(model.get_submodule(LAYERS[name]))
-        tensors = [
-            {n: file.tensor(f"{part.prefix}{layers}{i}.{n}") for n in block.state_dict()}
-            for i, block in enumerate(blocks)
-        ]
-        model.stream = BlockStream(blocks, tensors, self.device, self.dtype)
-        return model.requires_grad_(False)
 
     # --- text ---
 
@@ -138,6 +128,10 @@ class Pipeline:
         """Every different prompt's conditioning, see `TextEncoding.encode`."""
         return self.text.encode(prompts, progress)
 
+    def batch_key(self, prompt: str, negative_prompt: str, settings: Settings) -> Hashable:
+        """What images of one batch have in common, see `batches`: settings, and how long their contexts are."""
+        return settings, self.text.chunks(prompt, *([] if settings.cfg_scale == 1 else [negative_prompt]))
+
     # --- image ---
 
     def generators(self, seeds: Sequence[int]) -> list[torch.Generator]:
@@ -150,14 +144,15 @@ class Pipeline:
 
         Raises ParameterError when the image cannot be read.
         """
-        image = load_image(settings.init_image, settings.width, settings.height).to(self.device)
+        image = load_image(settings.init_image, settings.width, settings.height, settings.fit).to(self.device)
         vae: VAE = self.bring("VAE")
         return vae.encode(image, generators)
 
     def levels(self, settings: Settings) -> list[float]:
         """The noise levels [steps + 1] that the sampler goes through, the last of them 0."""
-        levels = noise_levels(settings.steps, settings.shift, settings.exact_end)
-        return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise)
+        schedule = settings.shift, settings.exact_end
+        levels = noise_levels(settings.steps, *schedule)
+        return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise, *schedule)
 
     def steps(self, settings: Settings) -> int:
         """Denoising steps that are really taken: an initial image leaves some out."""
@@ -171,12 +166,17 @@ class Pipeline:
         seeds: Sequence[int],
         settings: Settings,
         step_done: Callable[[], None] = lambda: None,
+        watch: Callable[[torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """Scaled latents [B, channels, H/8, W/8] in float32 for B prompts, negative prompts and seeds.
 
-        `step_done` is called after each denoising step. Raises ParameterError when the initial image cannot be read, or
-        the latents are not finite, as at float16 they may be; ValueError for images beyond the position table.
+        `step_done` is called after each denoising step, and `watch` with the latents that it points at, where its
+        straight line reaches the noise level 0. Raises ParameterError when the initial image cannot be read, or the
+        latents are not finite, as at float16 they may be; ValueError for images beyond the position table, and for
+        prompts with different `batch_key`.
         """
+        if settings.cfg_scale == 1:
+            negative = positive  # nobody asks for the others, so they must not lengthen the context
         height, width = settings.height // self.factor, settings.width // self.factor
         levels = self.levels(settings)
         generators = self.generators(seeds)
@@ -188,12 +188,15 @@ class Pipeline:
         both = [*positive, *negative]
         velocity = guided(
             model,
-            torch.cat([c.context for c in both]).to(self.device, self.dtype),
+            contexts(positive, negative).to(self.device, self.dtype),
             torch.cat([c.pooled for c in both]).to(self.device, self.dtype),
             model.positions(height, width).to(self.device, self.dtype),
-            settings.cfg_scale,
+            Guidance.of(settings),
+            noise_levels(settings.steps, settings.shift, settings.exact_end),
         )
-        for latent in SAMPLERS[settings.sampler](velocity, x, levels):
+        for i, latent in enumerate(SAMPLERS[settings.sampler](velocity, x, levels)):
+            if watch is not None:
+                watch(x + (latent - x) * (levels[i] / (levels[i] - levels[i + 1])))
             x = latent
             step_done()
         self.check_finite(x, "latent")
@@ -237,10 +240,10 @@ def check_fit(models: Path, sizes: dict[str, Any]) -> None:
             raise ParameterError("models", models, f"must hold files that belong together; {words}")
 
 
-def batches(settings: Sequence[Settings], size: int) -> Iterator[list[int]]:
-    """Indices of images that are made together: those with equal settings, in their order, at most `size` each."""
-    alike: dict[Settings, list[int]] = {}
-    for i, setting in enumerate(settings):
-        alike.setdefault(setting, []).append(i)
+def batches(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:
+    """Indices of images that are made together: those with equal keys, in their order, at most `size` each."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(keys):
+        alike.setdefault(key, []).append(i)
     parts = [group[k : k + size] for group in alike.values() for k in range(0, len(group), size)]
     yield from sorted(parts)

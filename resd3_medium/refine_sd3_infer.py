@@ -4,125 +4,113 @@ Reads the released safetensors from --models and writes PNGs and tasks.csv into 
 comes with the project makes emoji. Without a prompt, captions of the dataset are drawn. Examples:
 python resd3_medium/refine_sd3_infer.py --prompt "a red bicycle leaning on a blue door" --steps 28
 python resd3_medium/refine_sd3_infer.py --num_tasks 10 --steps 10-19 --offload block
+python resd3_medium/refine_sd3_infer.py --resume results/images
 """
 
 import common.quiet_start  # noqa: F401
 
 import dataclasses
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.command_line import command_line
 from common.parameters import ParameterError
-from common.progress import Progress
-from common.run_folder import claimed, peak_mebibytes, peak_memory
-from resd3_medium.image_folder import check_table, list_task, save_image
-from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model, with_stored
+from common.run_folder import claimed, peak_memory
+from resd3_medium.guidance_check import check_guidance, warn_of_guidance
+from resd3_medium.image_folder import ImageFolder, image_names, no_empty_folder
+from resd3_medium.image_record import Record, hash_of, read_record, recorded, warn_of_unfinished
+from resd3_medium.image_run import ImageRun
+from resd3_medium.infer_parameters import InferConfig, with_model, with_stored
 from resd3_medium.initial_image import load_image
 from resd3_medium.opening import open_pipeline
-from resd3_medium.pipeline import Pipeline, Settings, batches
-from resd3_medium.tasks import (
-    LARGEST_SEED,
-    ImageTask,
-    Measured,
-    choose_prompts,
-    draw_tasks,
-    parse_seed,
-    parse_steps,
-)
+from resd3_medium.pipeline import Settings
+from resd3_medium.tasks import LARGEST_SEED, ImageTask, choose_prompts, draw_tasks, parse_seed, parse_steps
 
 
-def warn_of_prompts(pipeline: Pipeline, prompts: list[str]) -> None:
-    """Say which words a small model has never seen, and which end of a prompt an encoder does not read."""
-    for prompt in dict.fromkeys(prompts):
-        if unknown := pipeline.unknown_words(prompt):
-            print(f"warning: the model does not know: {', '.join(dict.fromkeys(unknown))}", file=sys.stderr)
-        for encoder, tokens in pipeline.tokens(prompt).items():
-            if tokens.left_out and encoder != "CLIP-G":  # which reads what CLIP-L reads
-                print(f"warning: {encoder.removesuffix('-L')} leaves out: {tokens.left_out!r}", file=sys.stderr)
+def new_run(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig, list[str]]:
+    """All parameters of a new run, the seed drawn where it is random, and the prompt of each image.
 
-
-def run(pipeline: Pipeline, tasks: list[ImageTask], config: InferConfig, out: Path) -> list[Measured]:
-    """Make the images of all tasks, batch by batch, and save each at once. Returns what each took, in s and MiB.
-
-    Raises ParameterError when a value is no longer finite.
+    Raises ParameterError for what can be known to be a mistake before anything is loaded.
     """
-    start = time.perf_counter()
-    prompts = [text for task in tasks for text in (task.prompt, task.negative_prompt)]
-    warn_of_prompts(pipeline, prompts)
-    texts = pipeline.encode(prompts)
-    text_seconds = (time.perf_counter() - start) / len(tasks)
-    more = {name: getattr(config, name) for name in IMAGE_PARAMETERS}
-    more |= {name: getattr(config, name) for name in ("models", "offload", "batch_size")}  # for the record
-    more |= {
-        "device": str(pipeline.device),
-        "t5": "on" if pipeline.t5_rows else "off",
-        "dtype": str(pipeline.dtype).removeprefix("torch."),
-    }
-    took = []
-    for batch in batches([task.settings for task in tasks], config.batch_size):
-        group = [tasks[i] for i in batch]
-        numbers = ", ".join(str(i + 1) for i in batch[:4]) + (" .." if len(batch) > 4 else "")
-        start = time.perf_counter()
-        with Progress(
-            total=pipeline.steps(group[0].settings), unit="step", desc=f"image {numbers} of {len(tasks)}"
-        ) as bar:
-            latents = pipeline.denoise(
-                [texts[task.prompt] for task in group],
-                [texts[task.negative_prompt] for task in group],
-                [task.seed for task in group],
-                group[0].settings,
-                bar.update,
-            )
-        denoised = time.perf_counter()
-        images = pipeline.decode(latents)
-        decoded = time.perf_counter()
-        for task, image in zip(group, images, strict=True):
-            seconds = (text_seconds, (denoised - start) / len(group), (decoded - denoised) / len(group))
-            took.append(Measured(*seconds, peak(pipeline.device)))
-            list_task(out, save_image(image, out, task, more), task, took[-1])
-    return took
-
-
-def peak(device: torch.device) -> float:
-    """Peak memory in MiB: the device's on CUDA, else the process's."""
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_mebibytes()
-
-
-def main(config: InferConfig, given: dict[str, Any]) -> None:
-    """Parameters, tasks, pipeline, images, and what they took on average. Raises ParameterError."""
     if config.from_image:
         config = with_stored(config, given)
     config = with_model(config)
+    check_guidance(config, given)
     seed = parse_seed(config.seed)
-    prompts = choose_prompts(config.prompt, config.prompts, config.num_tasks, seed)
-    more = {"steps": 1, "fit": config.fit or "crop"}
-    settings = Settings(
-        **{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings) if f.name not in more}, **more
-    )
     if config.init_image:
-        load_image(config.init_image, 16, 16)  # refuse what cannot be read before anything is loaded
+        load_image(config.init_image, 16, 16)
     elif "denoise" in given:
         raise ParameterError("denoise", config.denoise, "must come with --init_image, whose part it is")
-    else:
-        settings = dataclasses.replace(settings, denoise=1.0)
+    prompts = choose_prompts(config.prompt, config.prompts, config.num_tasks, seed)
     if seed + len(prompts) - 1 > LARGEST_SEED:
         raise ParameterError("seed", seed, f"must be at most 2^63 for the last of the {len(prompts)} images")
-    tasks = draw_tasks(prompts, config.negative_prompt, seed, parse_steps(config.steps), settings)
-    check_table(Path(config.out))
+    return dataclasses.replace(config, seed=str(seed)), prompts
+
+
+def task_list(config: InferConfig, prompts: Sequence[str]) -> list[ImageTask]:
+    """A task for each prompt; the same parameters and prompts give the same list."""
+    own = {"steps": 1, "fit": config.fit or "crop"} | ({} if config.init_image else {"denoise": 1.0})
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)}
+    settings = Settings(**shared | own)
+    return draw_tasks(prompts, config.negative_prompt, parse_seed(config.seed), parse_steps(config.steps), settings)
+
+
+def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFolder, record: Record | None) -> None:
+    """Load the models and make the images: of a new run all, of one with a record those that are missing.
+
+    Exits with 130 or 143 when a signal has ended it after a batch, with 1 when an image is gone. Raises ParameterError.
+    """
+    names = image_names(tasks, record.first if record else images.next_number())
+    there = images.there() if record else set()
+    missing = {i for i, name in enumerate(names) if name not in there}
+    if record:
+        for i in sorted(set(range(len(tasks))) - missing):  # a killed run may not have come to list its last ones
+            images.list(names[i], tasks[i], None, record.cells(config))
+        print(f"{len(missing)} of {len(tasks)} images are missing in {images.folder}")
+        if not missing:
+            return
     pipeline = open_pipeline(config)
+    print("\n".join(pipeline.weights.lines()))
+    warn_of_guidance(pipeline, [task.settings for task in tasks])
+    weights = pipeline.weights.record()
+    if record:
+        record.check(config, weights)
+    else:
+        warn_of_unfinished(images)
+        record = Record([task.prompt for task in tasks], images.next_number(), weights, hash_of(config.init_image))
     start = time.perf_counter()
-    with claimed(Path(config.out)) as out:
-        took = run(pipeline, tasks, config, out)
-    average = (time.perf_counter() - start) / len(took)
+    run = ImageRun(pipeline, config, tasks, names, images, record.cells(config))
+    with recorded(images.folder, run.config, record, names):
+        code = run.run(missing)
+    average, took = (time.perf_counter() - start) / len(run.took), run.took
     text, denoise, decode = (sum(getattr(t, name) for t in took) / len(took) for name in ("text", "denoise", "decode"))
-    print(f"{len(took)} images and tasks.csv in {out}")
+    print(f"{len(took)} images and tasks.csv in {images.folder}")
     print(f"average generation time {average:.2f} s (text {text:.2f}, denoise {denoise:.2f}, decode {decode:.2f})")
     print(f"peak memory {peak_memory(pipeline.device)}")
+    if left := len(set(names) - images.there()):
+        print(f"{left} of {len(tasks)} images are missing; go on with --resume {shlex.quote(str(images.folder))}")
+        sys.exit(code or 1)
+
+
+def main(config: InferConfig, given: dict[str, Any]) -> None:
+    """A new run, or one that goes on: its tasks, its folder, then models and images. Raises ParameterError."""
+    if not config.resume:
+        config, prompts = new_run(config, given)
+        tasks, place = task_list(config, prompts), Path(config.out)
+        with no_empty_folder(place), claimed(place) as folder:
+            make_images(config, tasks, ImageFolder(folder), None)
+        return
+    place = Path(config.resume)
+    if not (place / "config.json").is_file():
+        raise ParameterError("resume", place, "must be a folder of images, with a config.json")
+    with claimed(place, "resume") as folder:
+        config, record = read_record(config, given)
+        config = with_model(config)
+        make_images(config, task_list(config, record.prompts), ImageFolder(folder, "resume"), record)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Generation tasks: their prompts, seeds and demanded steps. A task is one image. Start reading at `draw_tasks`."""
 
+import codecs
 import dataclasses
 import re
 import secrets
@@ -55,17 +56,44 @@ def parse_seed(text: str) -> int:
     return int(text)
 
 
-def read_lines(path: Path, flag: str) -> list[str]:
-    """The prompts of a file, one per line; blank lines do not count. Raises ParameterError when there is none."""
+MARKS = {"utf-8-sig": codecs.BOM_UTF8, "utf-32": codecs.BOM_UTF32_LE, "utf-16": codecs.BOM_UTF16_LE}
+MARKS |= {"utf-32-be": codecs.BOM_UTF32_BE, "utf-16-be": codecs.BOM_UTF16_BE}  # in an order that none hides another
+
+
+def decoded(content: bytes) -> str:
+    """The text of a file: UTF-8, or what the mark at its start says, as Windows writes it. Raises ValueError."""
+    encoding = next((name for name, mark in MARKS.items() if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and 4 * content.count(0) > len(content):
+        raise ValueError("it is not UTF-8 text, and UTF-16 lacks its mark; save it as UTF-8")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        return content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        raise ValueError(f"it is not {encoding.removesuffix('-sig').removesuffix('-be').upper()} text") from None
+
+
+def read_lines(path: Path, flag: str) -> list[str]:
+    """The prompts of a file, one per line. Blank lines and those that start with # do not count; \\# stands for a #.
+
+    Raises ParameterError of `flag` when the file cannot be read, or has no prompt.
+    """
+    try:
+        text = decoded(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise ParameterError(flag, path, f"must be a text file with a prompt on each line ({reason})") from None
-    lines = [line for line in lines if line]
-    if not lines:
-        raise ParameterError(flag, path, "must hold at least one prompt; it is empty")
-    return lines
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
+    prompts = [
+        line.removeprefix("\\") if line.startswith("\\#") else line for line in lines if line[:1] not in ("", "#")
+    ]
+    if not prompts:
+        found = "comments and blank lines only" if any(lines) else "it is empty"
+        raise ParameterError(flag, path, f"must hold at least one prompt; {found}")
+    return prompts
+
+
+def prompt_lines(prompts: Sequence[str]) -> str:
+    """The text of a file that `read_lines` reads these prompts from."""
+    return "".join(("\\" if prompt.startswith("#") else "") + prompt + "\n" for prompt in prompts)
 
 
 def choose_prompts(prompt: Sequence[str], file: str | None, number: int | None, seed: int) -> list[str]:

@@ -167,9 +167,9 @@ def test_ctrl_c_keeps_the_finished_images(models, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "Traceback" not in stderr
+    assert process.returncode == 130 and "Traceback" not in stderr and "\nfinishing image " in stderr
     names = [path.name for path in sorted((tmp_path / "images").iterdir()) if path.suffix == ".png"]
-    assert len(names) - len(rows(tmp_path / "images")) in (0, 1)
+    assert names == [row["image"] for row in rows(tmp_path / "images")]
     assert not [path for path in (tmp_path / "images").iterdir() if "partial" in path.name]
 
 
@@ -255,11 +255,6 @@ def rewrite(path: Path, change) -> None:
             lambda t: t.update({"model.diffusion_model.context_embedder.bias": torch.zeros(7)}),
             "model.diffusion_model.context_embedder.bias is [7], not [192]",
         ),
-        (
-            "sd3_medium.safetensors",
-            lambda t: t.update({"model.diffusion_model.joint_blocks.0.x_block.attn.ln_q.weight": torch.ones(64)}),
-            "Stable Diffusion 3.5",
-        ),
         ("clip_g.safetensors", lambda t: t.pop("text_projection.weight"), "text_projection.weight"),
         (
             "clip_g.safetensors",
@@ -267,7 +262,7 @@ def rewrite(path: Path, change) -> None:
             "must hold floating-point weights",
         ),
         ("clip_g.safetensors", lambda t: (t.clear(), t.update(other=torch.ones(1))), "holds 1 tensors, such as other"),
-        ("sd3_medium.safetensors", lambda t: [t.pop(n) for n in list(t) if n.startswith("first")], "must hold VAE"),
+        ("sd3_medium.safetensors", lambda t: [t.pop(n) for n in list(t) if n.startswith("first")], "no VAE"),
     ],
 )
 def test_wrong_weights_are_named(copy, capsys, file, change, told):

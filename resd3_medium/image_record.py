@@ -1,0 +1,123 @@
+"""config.json of a folder of images: what its last run was to make, so that --resume makes what is missing of it.
+
+It holds every parameter and the prompt of every image, whatever has become of the files that they came from; the number
+of the first image, by which the others' names follow; and hashes of weights and initial image. Start reading at
+`read_record`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.parameters import ParameterError
+from common.run_folder import describe, replace_file, resumed, write_config
+from resd3_medium.image_folder import ImageFolder
+from resd3_medium.infer_parameters import InferConfig
+
+METHOD = "images"  # what config.json calls the run
+FREE = ("resume", "models", "device", "offload", "batch_size", "preview")  # what --resume may change
+PATHS = tuple(field.name for field in dataclasses.fields(InferConfig) if field.metadata["path"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The prompt of each image, the number of the first one's file, and SHA-256 of weights and initial image."""
+
+    prompts: list[str]
+    first: int
+    weights: dict[str, dict[str, str]]  # by part, as `Pipeline.weights` gives them
+    init_image: str = ""
+
+    def check(self, config: InferConfig, weights: dict[str, dict[str, str]]) -> None:
+        """Raise ParameterError of `models` unless the weights are those of the record."""
+        hashes = [{name: part["sha256"] for name, part in parts.items()} for parts in (self.weights, weights)]
+        if changed := [name for name in hashes[0] | hashes[1] if hashes[0].get(name) != hashes[1].get(name)]:
+            reason = f"must be the weights that the run was begun with; {', '.join(changed)} differ"
+            raise ParameterError("models", config.models, reason)
+
+    def cells(self, config: InferConfig) -> tuple[str, str]:
+        """What tasks.csv says of weights and LoRA files: names, precisions, strengths, and how the hashes begin."""
+        parts = (
+            f"{part}={Path(w['file']).name}:{w['precision']}:{w['sha256'][:10]}" for part, w in self.weights.items()
+        )
+        return "; ".join(parts), "; ".join(Path(text).name for text in config.lora)
+
+
+def hash_of(path: str | None) -> str:
+    """The SHA-256 of a file; empty for none. Raises OSError."""
+    if path is None:
+        return ""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def whole_paths(given: str | Sequence[str]) -> str | list[str]:
+    """A path, or several, from the root on; a strength may follow a name."""
+    return os.path.abspath(given) if isinstance(given, str) else [os.path.abspath(one) for one in given]  # noqa: PTH100
+
+
+@contextmanager
+def recorded(folder: Path, config: InferConfig, record: Record, names: Sequence[str]) -> Iterator[None]:
+    """Have the run's config.json meanwhile and afterwards; after an error that came before any image, what was there.
+
+    Paths in it hold from everywhere.
+    """
+    path = folder / "config.json"
+    before = path.read_bytes() if path.exists() else None
+    parameters = dataclasses.asdict(config) | {"resume": None}
+    parameters |= {name: whole_paths(parameters[name]) for name in PATHS if parameters[name]}
+    write_config(folder, METHOD, parameters, more=dataclasses.asdict(record))
+    try:
+        yield
+    except Exception:
+        if not any((folder / name).exists() for name in names):
+            if before is None:
+                path.unlink()
+            else:
+                replace_file(path, lambda temporary: temporary.write_bytes(before))
+        raise
+
+
+def warn_of_unfinished(images: ImageFolder) -> None:
+    """Say that the last run in a folder lacks images, before another one takes its place in config.json."""
+    try:
+        content = json.loads((images.folder / "config.json").read_text(encoding="utf-8"))
+        numbers = range(content["first"], content["first"] + len(content["prompts"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if missing := len(set(numbers) - images.numbers()):
+        words = f"{missing} images of the run before are missing, and --resume goes on with the last run only"
+        print(f"warning: {images.folder}: {words}", file=sys.stderr)
+
+
+def read_record(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig, Record]:
+    """Parameters and record of the run in `config.resume`, with the parameters of the command line that are FREE.
+
+    Raises ParameterError when there is none, when others are given, and when the initial image has changed since.
+    """
+    folder = Path(config.resume or "")
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if content["method"] != METHOD:
+            raise ValueError("it is of another script")
+        record = Record(**{field.name: content[field.name] for field in dataclasses.fields(Record)})
+        whole = isinstance(record.prompts, list) and all(isinstance(prompt, str) for prompt in record.prompts)
+        if not (whole and record.prompts and isinstance(record.first, int) and isinstance(record.weights, dict)):
+            raise TypeError("values of the wrong type")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f"must be a folder of images, with a whole config.json ({describe(error)})"
+        raise ParameterError("resume", folder, reason) from None
+    config = resumed(config, given, FREE)
+    try:
+        now = hash_of(config.init_image)
+    except OSError as error:
+        raise ParameterError("init_image", config.init_image, f"must be there to go on ({describe(error)})") from None
+    if now != record.init_image:
+        raise ParameterError("init_image", config.init_image, "must be the image that the run was begun with")
+    return config, record
