@@ -203,11 +203,11 @@ def test_what_a_run_is_not_gone_on_with(finished, tmp_path, capsys, monkeypatch,
 def test_weights_must_be_those_of_the_record():
     weights = {part: {"file": f"/x/{part}.sft", "precision": "float16", "sha256": part * 20} for part in ("vae", "t5")}
     record, config = Record(["a"], 1, weights), make(InferConfig, models="y", lora=["/x/b.sft:0.5", "c.sft"])
-    record.check(config, weights)
+    record.check_weights(config, weights)
     assert record.cells(config) == ("vae=vae.sft:float16:vaevaevaev; t5=t5.sft:float16:t5t5t5t5t5", "b.sft:0.5; c.sft")
     for other in ({"vae": weights["vae"]}, weights | {"vae": weights["t5"]}, weights | {"clip": weights["t5"]}):
         with pytest.raises(ParameterError, match="--models=y: must be the weights that the run was begun with; "):
-            record.check(config, other)
+            record.check_weights(config, other)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
