@@ -24,16 +24,15 @@ from resd3_medium.image_folder import ImageFolder, image_names, no_empty_folder
 from resd3_medium.image_record import Record, read_record, recorded, warn_of_unfinished
 from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig, with_model, with_stored
-from resd3_medium.initial_image import cropped, file_sha256, image_size, load_image
+from resd3_medium.initial_image import file_sha256, load_image
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Settings
 from resd3_medium.tasks import LARGEST_SEED, ImageTask, choose_prompts, draw_tasks, parse_seed, parse_steps
 
 
 def note(line: str) -> None:
-    """Tell the user what happens to a file of theirs; an empty line is nothing to tell."""
-    if line:
-        print(f"note: {line}", file=sys.stderr)
+    """Tell the user what happens to a file of theirs."""
+    print(f"note: {line}", file=sys.stderr)
 
 
 def new_run(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig, list[str]]:
@@ -47,8 +46,6 @@ def new_run(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig, li
     seed = parse_seed(config.seed)
     if config.init_image:
         load_image(config.init_image, 16, 16, tell=note)
-        if config.fit in (None, "crop"):
-            note(cropped(image_size(config.init_image), config.width, config.height))
     elif "denoise" in given:
         raise ParameterError("denoise", config.denoise, "must come with --init_image, whose part it is")
     prompts = choose_prompts(config.prompt, config.prompts, config.num_tasks, seed)
@@ -90,7 +87,7 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
         start_hash = file_sha256(config.init_image) if config.init_image else ""
         record = Record([task.prompt for task in tasks], images.next_number(), weights, start_hash)
     start = time.perf_counter()
-    run = ImageRun(pipeline, config, tasks, names, images, record.cells(config))
+    run = ImageRun(pipeline, config, tasks, names, images, record)
     with recorded(images.folder, run.config, record, names):
         code = run.run(missing)
     average, took = (time.perf_counter() - start) / len(run.took), run.took
