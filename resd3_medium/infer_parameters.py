@@ -5,6 +5,8 @@ own file, then from the released model's defaults (`with_model`). Start reading 
 """
 
 import dataclasses
+import math
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,9 @@ from common.parameters import ParameterError, Parameters, convert, parameter
 from common.run_folder import RESULTS
 from resd3_medium.dtypes import DTYPES
 from resd3_medium.folders import MODELS, POCKET
-from resd3_medium.png import read_task
+from resd3_medium.initial_image import cropped, file_sha256, image_size, size_from_image
+from resd3_medium.parameters_text import short
+from resd3_medium.png import Stored, read_stored
 from resd3_medium.sd3_impls import SAMPLERS
 from resd3_medium.tasks import parse_seed, parse_steps
 from resd3_medium.weights import PARTS, WeightsFile
@@ -178,20 +182,64 @@ class InferConfig(OutputParameters, ModelParameters, ImageParameters, PromptPara
 def with_stored(config: InferConfig, given: dict[str, Any]) -> InferConfig:
     """The parameters of the image --from_image, where the command line does not give others.
 
-    Raises ParameterError when it is no image of this project, or what it says is not allowed.
+    What another program's image says and is not used, and an initial image other than the recorded one, are told.
+    Raises ParameterError when it does not say how it was made, what it says is not allowed, or its initial image is
+    not found.
     """
-    task, more = read_task(config.from_image)
-    stored = dataclasses.asdict(task.settings) | {name: more[name] for name in IMAGE_PARAMETERS if name in more}
-    stored |= {"prompt": [task.prompt], "negative_prompt": task.negative_prompt, "seed": task.seed}
-    stored["steps"] = str(task.settings.steps)
-    if task.settings.init_image is None:
-        del stored["denoise"]
-    if config.prompts:
-        del stored["prompt"]
-    checked = {name: convert(InferConfig, name, value) for name, value in stored.items()}
-    merged = dataclasses.replace(config, **{name: value for name, value in checked.items() if name not in given})
+    stored = read_stored(config.from_image)
+    values, told = dict(stored.parameters), list(stored.told)
+    if stored.ours:
+        values |= {name: stored.more[name] for name in IMAGE_PARAMETERS if name in stored.more}
+        values["init_image"] = initial_image(config, given, stored)
+        if stored.parameters.get("init_image") is None:
+            values.pop("denoise", None)
+    elif "denoise" in values and not config.init_image:
+        told.append(f"not used: its Denoising strength, {values.pop('denoise')}, without --init_image")
+    values |= {
+        name: [values[name]] if name == "prompt" else str(values[name])
+        for name in ("prompt", "steps", "seed")
+        if name in values
+    }
+    checked = {}
+    for name, value in values.items():
+        if name in given or (name == "prompt" and config.prompts):
+            continue
+        try:
+            checked[name] = convert(InferConfig, name, value)
+            InferConfig(**{name: checked[name]}).check()
+        except ParameterError as error:
+            words = f"its {name}, {short(str(value))}, {error.reason}"
+            if stored.ours or name in ("width", "height"):
+                raise ParameterError(
+                    "from_image", config.from_image, f"{words}; another is taken from --{name}"
+                ) from None
+            checked.pop(name, None)
+            told.append(f"not used: {words}")
+    for line in told:
+        print(f"{config.from_image}: {line}", file=sys.stderr)
+    merged = dataclasses.replace(config, **checked)
     merged.check()
     return merged
+
+
+def initial_image(config: InferConfig, given: dict[str, Any], stored: Stored) -> str | None:
+    """The initial image of an image of this project: the given one, or the recorded one, which lies at hand.
+
+    Raises ParameterError when it has to be given.
+    """
+    recorded, digest = stored.parameters.get("init_image"), stored.more.get("init_image_sha256")
+    if config.init_image:
+        if recorded and digest and file_sha256(config.init_image) != digest:
+            print(f"warning: --init_image is not the image that {config.from_image} was made from", file=sys.stderr)
+        return config.init_image
+    if not recorded:
+        return None
+    name = Path(str(recorded)).name
+    for place in (Path(name), Path(config.from_image).expanduser().parent / name):
+        if digest and place.is_file() and file_sha256(str(place)) == digest:
+            print(f"initial image {place}")
+            return str(place)
+    raise ParameterError("init_image", None, f"must be given, since {config.from_image} was made from {short(name)}")
 
 
 def with_model(config: InferConfig) -> InferConfig:
@@ -213,4 +261,26 @@ def with_model(config: InferConfig) -> InferConfig:
         if extras.note:
             print(extras.note)
     missing = {name: value for name, value in own.items() if getattr(config, name) is None}
+    if config.init_image:
+        missing |= by_initial_image(config, math.isqrt(own["width"] * own["height"]), largest_side(file))
     return dataclasses.replace(config, models=str(models), **missing)
+
+
+def by_initial_image(config: InferConfig, side: int, largest: int) -> dict[str, Any]:
+    """Width, height and fit by the initial image, where they are not given; `side` and `largest` as `size_from_image`.
+
+    A line tells the size, and one what is cropped. Raises ParameterError when the image cannot be read.
+    """
+    size = image_size(config.init_image)
+    width, height = size_from_image(size, config.width, config.height, side, 16, largest)
+    if (width, height) != (config.width, config.height):
+        print(f"size {width}x{height}, by the initial image's {size[0]}x{size[1]}")
+    if config.fit is None and (line := cropped(size, width, height)):
+        print(line)
+    return {"width": width, "height": height, "fit": config.fit or "crop"}
+
+
+def largest_side(file: Path) -> int:
+    """The longest side in pixels of the model in a file, by its table of positions; 3072 while there is none."""
+    shape = WeightsFile(file).shapes(PARTS["MMDiT"].prefix).get("pos_embed") if file.is_file() else None
+    return math.isqrt(shape[1]) * 16 if shape and len(shape) == 3 and shape[1] else 3072

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import math
 import os
 import stat
@@ -164,16 +165,31 @@ def checked_path(path: str) -> Path:
 
 
 @contextlib.contextmanager
-def pillow(path: str) -> Iterator[None]:
-    """Whatever Pillow and its plugins raise becomes a ParameterError; only calls of theirs belong here."""
+def quiet() -> Iterator[None]:
+    """No warnings and log lines of Pillow's, which a user could not use."""
+    logger = logging.getLogger("PIL")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def pillow(path: str) -> Iterator[None]:
+    """Whatever Pillow and its plugins raise becomes a ParameterError; only calls of theirs belong here."""
+    try:
+        with quiet():
             yield
     except ParameterError:
         raise
     except Image.UnidentifiedImageError:
         reason = "it is of no known format"
+    except Image.DecompressionBombError:
+        reason = f"it has more than {2 * Image.MAX_IMAGE_PIXELS} pixels"
     except Exception as error:  # plugins raise nearly every kind for a damaged file
         reason = getattr(error, "strerror", None) or describe(error).removeprefix("OSError: ")
     else:
@@ -200,13 +216,14 @@ def orientation(image: Image.Image, path: str, tell: Callable[[str], None]) -> i
     if image.format == "TIFF":  # Pillow turns it by itself
         return 1
     try:
-        if image.format == "PNG" and "exif" not in image.info and (late := late_exif(Path(path).expanduser())):
-            image.info["exif"] = b"Exif\0\0" + late
-        turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        with quiet():
+            if image.format == "PNG" and "exif" not in image.info and (late := late_exif(Path(path).expanduser())):
+                image.info["exif"] = b"Exif\0\0" + late
+            turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # of a damaged part that the picture does without
         tell(f"the EXIF data of the initial image cannot be read, it is taken as it lies ({describe(error)})")
         return 1
-    return turn if turn in TURNS else 1
+    return turn if isinstance(turn, int) and turn in TURNS else 1
 
 
 def late_exif(path: Path) -> bytes:
