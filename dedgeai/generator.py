@@ -5,19 +5,17 @@ Imported by edge servers only when they compute, because torch takes seconds to 
 
 import asyncio
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.parameters import ParameterError, resolve
+from common.parameters import resolve
 from dedgeai.tasks import Task
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Settings
 from resd3_medium.png import png_bytes
 from resd3_medium.tasks import ImageTask
-from resd3_medium.weights import missing_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +32,7 @@ class RealOptions:
 
 def inference_config(**given: Any) -> InferConfig:
     """Parameters with the model's folder and defaults filled in. Raises ParameterError for bad files and sizes."""
-    config = with_model(resolve(InferConfig, given))
-    if missing := missing_files(Path(config.models), ["CLIP-L", "CLIP-G", "MMDiT", "VAE"]):
-        raise ParameterError(
-            "models",
-            config.models,
-            f"{', '.join(missing)} missing; get the files with python scripts/download_models.py",
-        )
-    return config
+    return with_model(resolve(InferConfig, given))
 
 
 class Generator:

@@ -16,9 +16,9 @@ from dedgeai.options import ClusterOptions, ModelOptions, ProfileOptions, Servic
 from dedgeai.schedulers import SchedulerOptions, check_scheduler, method_of
 from dedgeai.server_profile import Profile, equal_servers
 from dedgeai.task_stream import Demand, sizes_of
-from resd3_medium.folders import MODELS, POCKET
+from resd3_medium.finding import models_folder
+from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET, choose_prompts
-from resd3_medium.weights import PARTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +96,7 @@ def waiting_profile(config: DedgeParameters) -> Profile:
 
 def uses_pocket(folder: str | None) -> bool:
     """Whether images come from the pocket model, as they do while no other lies in models; `folder` is --models."""
-    models = Path(folder or MODELS)
-    there = any((models / part.file).is_file() for part in PARTS.values())
-    return models.resolve() == POCKET or (folder is None and not there)
+    return models_folder(folder).resolve() == POCKET
 
 
 def read_prompts(file: str | None, pocket: bool, count: int, seed: int) -> list[str]:

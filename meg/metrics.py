@@ -19,8 +19,9 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from common.run_folder import describe
+from resd3_medium.building import build
+from resd3_medium.finding import find_part
 from resd3_medium.vae import VAE
-from resd3_medium.weights import PARTS, build
 
 HIGHER_IS_BETTER = {"psnr_db": True, "ssim": True, "frechet_pocket": False}
 LABELS = {
@@ -54,7 +55,7 @@ class PocketFeatures(nn.Module):
 
     def __init__(self, models: Path) -> None:
         super().__init__()
-        vae: VAE = build(PARTS["VAE"], models, torch.device("cpu"), torch.float32)
+        vae: VAE = build(find_part(models, "VAE"), torch.device("cpu"), torch.float32)
         self.encoder = vae.encoder
 
     @torch.inference_mode()

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from common.run_folder import made, replace_file
 from pocket.emoji import SIDE
 from pocket.flow_training import CFG_SCALE, SHIFT, STEPS, TextToLatent
+from resd3_medium.parts import Extras
 from resd3_medium.vae import VAE, LatentFormat
-from resd3_medium.weights import Extras
 
 NOTE = f"pocket model: {SIDE} x {SIDE} emoji, not SD3"
 DEFAULTS = {"steps": str(STEPS), "width": SIDE, "height": SIDE, "cfg_scale": CFG_SCALE, "shift": SHIFT}

@@ -19,7 +19,7 @@ from pocket.captions import ROWS, Captions
 from pocket.compositions import Compositions, Renderer, draw
 from resd3_medium.mmdit import MMDiT, MMDiTConfig
 from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, joined
-from resd3_medium.sd3_impls import euler, guided, noise_levels
+from resd3_medium.sd3_impls import Guidance, euler, guided, noise_levels
 from resd3_medium.vae import VAE, LatentFormat
 
 CLIP_WIDTH, CLIP_DEPTH, WIDTH, DEPTH, GRID = 128, 2, 384, 2, 4  # at equal cost, wide learns faster than deep
@@ -174,8 +174,9 @@ class FlowStage(AveragedStage):
         noise = torch.randn(len(texts), *shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         context, pooled = self.average.text(self.captions.ids(texts + [""] * len(texts)).to(self.device))
         positions = self.average.mmdit.positions(*shape[1:])
-        velocity = guided(self.average.mmdit, context, pooled, positions, CFG_SCALE)
-        for x in euler(velocity, noise, noise_levels(steps, SHIFT)):
+        levels = noise_levels(steps, SHIFT)
+        velocity = guided(self.average.mmdit, context, pooled, positions, Guidance(CFG_SCALE), levels)
+        for x in euler(velocity, noise, levels):
             latents = x
         return latents
 

@@ -14,16 +14,22 @@ from common.device import DEVICE_CHOICES
 from common.parameters import ParameterError, Parameters, convert, parameter
 from common.run_folder import RESULTS
 from resd3_medium.dtypes import DTYPES
-from resd3_medium.folders import MODELS, POCKET
+from resd3_medium.finding import find_weights, models_folder
 from resd3_medium.initial_image import cropped, file_sha256, image_size, size_from_image
 from resd3_medium.parameters_text import short
 from resd3_medium.png import Stored, read_stored
-from resd3_medium.sd3_impls import SAMPLERS
+from resd3_medium.sd3_impls import SAMPLERS, parse_layers
 from resd3_medium.tasks import parse_seed, parse_steps
-from resd3_medium.weights import PARTS, WeightsFile
 
-# Parameters whose defaults a model's file may give, and what they are without.
-RELEASED = {"steps": "10-19", "width": 512, "height": 512, "cfg_scale": 5.0, "shift": 3.0, "sampler": "euler"}
+# Parameters whose defaults depend on the model. Those of SD3 medium are the published refined version's, the others
+# those of Stability AI's own inference code.
+NAMES = ("steps", "width", "height", "cfg_scale", "shift", "sampler")
+DEFAULTS = {
+    "SD3 medium": dict(zip(NAMES, ("10-19", 512, 512, 5.0, 3.0, "euler"), strict=True)),
+    "SD3.5 medium": dict(zip(NAMES, ("50", 1024, 1024, 5.0, 3.0, "dpmpp_2m"), strict=True)),
+    "SD3.5 large": dict(zip(NAMES, ("40", 1024, 1024, 4.5, 3.0, "dpmpp_2m"), strict=True)),
+    "SD3.5 large turbo": dict(zip(NAMES, ("4", 1024, 1024, 1.0, 3.0, "euler"), strict=True)),
+}
 # What else decides about the pixels.
 IMAGE_PARAMETERS = ("t5", "dtype", "t5_tokens", "zero_rows", "tile", "long_prompts")
 
@@ -106,11 +112,17 @@ class ImageParameters(Parameters):
     )
 
     def check(self) -> None:
-        """Raises ParameterError for steps that are none, and sizes that are no multiple of 16."""
+        """Raises ParameterError for steps that are none, sizes that are no multiple of 16, and empty intervals."""
         super().check()
         if self.steps is not None:
             parse_steps(self.steps)
         parse_seed(self.seed)
+        parse_layers(self.slg_layers)
+        if self.cfg_start < self.cfg_end:
+            words = f"must be at least --cfg_end={self.cfg_end}: noise goes from 1 down to 0"
+            raise ParameterError("cfg_start", self.cfg_start, words)
+        if self.slg_start > self.slg_end:
+            raise ParameterError("slg_start", self.slg_start, f"must be at most --slg_end={self.slg_end}")
         for name in ("width", "height"):
             if (getattr(self, name) or 0) % 16:
                 raise ParameterError(name, getattr(self, name), "must be a multiple of 16")
@@ -243,26 +255,23 @@ def initial_image(config: InferConfig, given: dict[str, Any], stored: Stored) ->
 
 
 def with_model(config: InferConfig) -> InferConfig:
-    """The parameters with the folder of the models, and with the defaults of the model that lies there.
+    """The parameters with the place of the models, and with the defaults of the model that lies there.
 
     A small model may say what suits it, and what it is, in the metadata of its transformer's file; the latter is
-    printed. Raises ParameterError when that file is damaged, or its defaults are not allowed.
+    printed. Raises ParameterError when a model is missing or damaged, or its defaults are not allowed.
     """
-    names = [part.file for part in PARTS.values()]
-    models = Path(config.models or MODELS)
-    if config.models is None and not any((models / name).is_file() for name in names):
-        models = POCKET
-    own, file = dict(RELEASED), models / PARTS["MMDiT"].file
-    if file.is_file():
-        extras = WeightsFile(file).extras
-        if unknown := extras.defaults.keys() - own.keys():
-            raise ParameterError("models", models, f"{file.name} must not have a default for {min(unknown)}")
-        own |= {name: convert(InferConfig, name, value) for name, value in extras.defaults.items()}
-        if extras.note:
-            print(extras.note)
+    models = models_folder(config.models)
+    weights = find_weights(models, config.t5)
+    own, extras = dict(DEFAULTS[weights.kind]), weights["MMDiT"].extras
+    if unknown := extras.defaults.keys() - own.keys():
+        raise weights["MMDiT"].file.error(f"must not have a default for {min(unknown)}")
+    own |= {name: convert(InferConfig, name, value) for name, value in extras.defaults.items()}
+    if extras.note:
+        print(extras.note)
     missing = {name: value for name, value in own.items() if getattr(config, name) is None}
     if config.init_image:
-        missing |= by_initial_image(config, math.isqrt(own["width"] * own["height"]), largest_side(file))
+        side = math.isqrt(own["width"] * own["height"])
+        missing |= by_initial_image(config, side, 16 * weights["MMDiT"].config.grid)
     return dataclasses.replace(config, models=str(models), **missing)
 
 
@@ -278,9 +287,3 @@ def by_initial_image(config: InferConfig, side: int, largest: int) -> dict[str, 
     if config.fit is None and (line := cropped(size, width, height)):
         print(line)
     return {"width": width, "height": height, "fit": config.fit or "crop"}
-
-
-def largest_side(file: Path) -> int:
-    """The longest side in pixels of the model in a file, by its table of positions; 3072 while there is none."""
-    shape = WeightsFile(file).shapes(PARTS["MMDiT"].prefix).get("pos_embed") if file.is_file() else None
-    return math.isqrt(shape[1]) * 16 if shape and len(shape) == 3 and shape[1] else 3072

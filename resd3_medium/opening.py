@@ -5,30 +5,28 @@ from pathlib import Path
 from common.device import choose_device
 from common.parameters import ParameterError
 from resd3_medium.dtypes import choose_dtype
+from resd3_medium.finding import add_loras, find_weights
 from resd3_medium.infer_parameters import InferConfig
 from resd3_medium.pipeline import Pipeline
-from resd3_medium.weights import missing_files
+from resd3_medium.sd3_impls import parse_layers
 
 
 def open_pipeline(config: InferConfig) -> Pipeline:
     """The pipeline of parameters that `with_model` has filled in.
 
-    Raises ParameterError for a device that is not there, files that are missing, and sizes that do not fit.
+    Raises ParameterError for a device that is not there, files that are missing, and sizes and blocks that do not fit.
     """
-    models, device = Path(config.models), choose_device(config.device)
-    t5 = config.t5 == "on" or (config.t5 == "auto" and not missing_files(models, ["T5"]))
-    wanted = ["CLIP-L", "CLIP-G", "MMDiT", "VAE", *(["T5"] if t5 else [])]
-    if missing := missing_files(models, wanted):
-        raise ParameterError(
-            "models", models, f"{', '.join(missing)} missing; get the files with python scripts/download_models.py"
-        )
+    device = choose_device(config.device)
+    weights = find_weights(Path(config.models), config.t5)
+    add_loras(weights, config.lora)
     pipeline = Pipeline(
-        models,
+        weights,
         device,
         choose_dtype(config.dtype, device),
         config.offload,
-        t5_rows=config.t5_tokens if t5 else 0,
+        t5_rows=config.t5_tokens if "T5" in weights else 0,
         zero_rows=config.zero_rows,
+        keep=config.weights,
         long_prompts=config.long_prompts,
     )
     unit = pipeline.config.patch * pipeline.factor  # pixels along a patch's side, 16 in the released model
@@ -38,6 +36,10 @@ def open_pipeline(config: InferConfig) -> Pipeline:
             raise ParameterError(name, getattr(config, name), f"must be a multiple of {unit}, the model's patch")
         if getattr(config, name) > largest:
             raise ParameterError(name, getattr(config, name), f"must be at most {largest}, the model's largest")
+    last = pipeline.config.depth - 1
+    if config.slg_scale and max(parse_layers(config.slg_layers)) > last:
+        words = f"must be numbers of blocks from 0 to {last}, separated by commas"
+        raise ParameterError("slg_layers", config.slg_layers, words)
     if config.tile and max(config.width, config.height) > config.tile:
         pipeline.tile = config.tile // pipeline.factor
     return pipeline

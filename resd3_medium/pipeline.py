@@ -16,17 +16,23 @@ from torch import nn
 
 from common.parameters import ParameterError
 from common.pictures import to_image
+from resd3_medium.building import build
+from resd3_medium.finding import Weights, find_weights
 from resd3_medium.initial_image import load_image
 from resd3_medium.mmdit import MMDiT
+from resd3_medium.parts import PARTS
 from resd3_medium.refine_other_impls import Tokens
-from resd3_medium.sd3_impls import SAMPLERS, guided, image_to_image_levels, initial_noise, noise_levels, noised
-from resd3_medium.streaming import BlockStream
+from resd3_medium.sd3_impls import (
+    SAMPLERS,
+    Guidance,
+    guided,
+    image_to_image_levels,
+    initial_noise,
+    noise_levels,
+    noised,
+)
 from resd3_medium.text import Conditioning, TextEncoding, contexts
 from resd3_medium.vae import VAE
-from resd3_medium.weights import PARTS, WeightsFile, build, file_dtype, finish, structure
-
-LAYERS = {"CLIP-L": "text_model.encoder.layers", "CLIP-G": "text_model.encoder.layers"}
-LAYERS |= {"T5": "encoder.block", "MMDiT": "joint_blocks"}  # where the layers lie that level `block` streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +58,9 @@ class Settings:
 
 
 class Pipeline:
-    """The models of a folder on a device, at a dtype and a memory level.
+    """The models that were found on a device, at a dtype and a memory level.
 
+    `weights` may be a folder or file to look in. `keep` says how large matrices are kept, see `building.build`.
     `t5_rows` is the number of T5 tokens per prompt, 0 without T5; `zero_rows` appends as many rows of zeros where T5
     is left out, as diffusers does (256). `tile` is the side, in latent cells, above which the decoder works in tiles.
     `long_prompts` is "cut" or "chunk", see `TextEncoding`.
@@ -62,24 +69,27 @@ class Pipeline:
 
     def __init__(
         self,
-        models: Path,
+        weights: Weights | Path,
         device: torch.device,
         dtype: torch.dtype,
         level: str = "none",
         t5_rows: int = 0,
         zero_rows: int = 0,
         tile: int = 0,
+        keep: str = "stored",
         long_prompts: str = "cut",
     ) -> None:
-        self.models, self.device, self.dtype, self.level = models, device, dtype, level
+        if isinstance(weights, Path):
+            weights = find_weights(weights, "on" if t5_rows else "off")
+        self.weights, self.device, self.dtype, self.level, self.keep = weights, device, dtype, level, keep
         self.t5_rows, self.tile = t5_rows, tile
         self.resident: dict[str, nn.Module] = {}
         names = [name for name in PARTS if name != "T5" or t5_rows]
-        sizes = {name: structure(PARTS[name], WeightsFile(models / PARTS[name].file)).config for name in names}
-        check_fit(models, sizes)
+        sizes = {name: weights[name].config for name in names}
+        check_fit(weights.given, sizes)
         self.config, self.clip, self.factor = sizes["MMDiT"], sizes["CLIP-L"], sizes["VAE"].factor
         self.text = TextEncoding(
-            self.bring, self.clip, self.config.context_width, models, device, t5_rows, zero_rows, long_prompts
+            self.bring, self.clip, self.config.context_width, weights.given, device, t5_rows, zero_rows, long_prompts
         )
         if level == "none":
             for name in names:
@@ -90,8 +100,7 @@ class Pipeline:
     def bring(self, name: str) -> nn.Module:
         """The named model on the device. Below level `none`, what was there before goes first.
 
-        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder. Raises
-        ParameterError when the file does not hold the model.
+        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder.
         """
         if name in self.resident:
             return self.resident[name]
@@ -101,30 +110,9 @@ class Pipeline:
                 del self.resident[other]
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        part = PARTS[name]
-        file = WeightsFile(self.models / part.file)
-        mapped = self.device.type == "cpu" and file_dtype(file, part.prefix) == self.dtype
-        if self.level == "block" and name in LAYERS and not mapped:  # else the memory map does the streaming
-            self.resident[name] = self.streamed(name, file)
-        else:
-            self.resident[name] = build(part, self.models, self.device, self.dtype)
+        block = self.level == "block"
+        self.resident[name] = build(self.weights[name], self.device, self.dtype, self.keep, stream=block)
         return self.resident[name]
-
-    def streamed(self, name: str, file: WeightsFile) -> nn.Module:
-        """The model with its layers left in the file's memory map, to be brought in one by one."""
-        part, layers = PARTS[name], LAYERS[name] + "."
-        model = structure(part, file)
-        rest = [n for n in model.state_dict() if not n.startswith(layers)]
-        weights = {n: file.tensor(part.prefix + n).to(self.device, self.dtype) for n in rest}
-        model.load_state_dict(weights, assign=True, strict=False)
-        finish(model, file)
-        blocks = list(model.get_submodule(LAYERS[name]))
-        tensors = [
-            {n: file.tensor(f"{part.prefix}{layers}{i}.{n}") for n in block.state_dict()}
-            for i, block in enumerate(blocks)
-        ]
-        model.stream = BlockStream(blocks, tensors, self.device, self.dtype)
-        return model.requires_grad_(False)
 
     # --- text ---
 
@@ -162,8 +150,9 @@ class Pipeline:
 
     def levels(self, settings: Settings) -> list[float]:
         """The noise levels [steps + 1] that the sampler goes through, the last of them 0."""
-        levels = noise_levels(settings.steps, settings.shift, settings.exact_end)
-        return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise)
+        schedule = settings.shift, settings.exact_end
+        levels = noise_levels(settings.steps, *schedule)
+        return levels if settings.init_image is None else image_to_image_levels(levels, settings.denoise, *schedule)
 
     def steps(self, settings: Settings) -> int:
         """Denoising steps that are really taken: an initial image leaves some out."""
@@ -202,7 +191,8 @@ class Pipeline:
             contexts(positive, negative).to(self.device, self.dtype),
             torch.cat([c.pooled for c in both]).to(self.device, self.dtype),
             model.positions(height, width).to(self.device, self.dtype),
-            settings.cfg_scale,
+            Guidance.of(settings),
+            noise_levels(settings.steps, settings.shift, settings.exact_end),
         )
         for i, latent in enumerate(SAMPLERS[settings.sampler](velocity, x, levels)):
             if watch is not None:

@@ -300,7 +300,9 @@ class T5Gate(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rows [B, T, width] in float32 of rows [B, T, width]."""
         product = gelu(self.wi_0(x).float(), approximate="tanh") * self.wi_1(x).float()
-        return linear(product, self.wo.weight.float())
+        if isinstance(self.wo, nn.Linear):
+            return linear(product, self.wo.weight.float())
+        return self.wo(product)  # kept at few bits, and brought up to its input's float32
 
 
 class T5Encoder(nn.Module):

@@ -20,6 +20,7 @@ from typing import Any
 from common.command_line import command_line
 from common.parameters import ParameterError
 from common.run_folder import claimed, peak_memory
+from resd3_medium.guidance_check import check_guidance, warn_of_guidance
 from resd3_medium.image_folder import ImageFolder, image_names, no_empty_folder
 from resd3_medium.image_record import Record, read_record, recorded, warn_of_unfinished
 from resd3_medium.image_run import ImageRun
@@ -43,6 +44,7 @@ def new_run(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig, li
     if config.from_image:
         config = with_stored(config, given)
     config = with_model(config)
+    check_guidance(config, given)
     seed = parse_seed(config.seed)
     if config.init_image:
         load_image(config.init_image, 16, 16, tell=note)
@@ -79,7 +81,9 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
         record.check_image(config)
         config = with_model(config)
     pipeline = open_pipeline(config)
-    weights = getattr(pipeline, "weights", {})
+    print("\n".join(pipeline.weights.lines()))
+    warn_of_guidance(pipeline, [task.settings for task in tasks])
+    weights = pipeline.weights.record()
     if record:
         record.check_weights(config, weights)
     else:

@@ -3,15 +3,20 @@
 A latent x at noise level sigma is (1 - sigma) * data + sigma * noise, the model predicts the velocity noise - data, and
 sampling goes from sigma = 1 to 0 (Liu et al. 2022; Esser et al. 2024). All latents are float32 whatever the weights
 are. A model here is a function of (x [B, C, H, W], sigma as a float) to the velocity [B, C, H, W]. The file has the
-name of the published code's, and holds the sampling only. Start reading at `euler`.
+name of the published code's, and holds the sampling only. Start reading at `euler`, then `guided`.
 """
 
+import bisect
+import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
+from common.parameters import ParameterError
 from resd3_medium.mmdit import MMDiT
 
 Velocity = Callable[[torch.Tensor, float], torch.Tensor]
@@ -34,15 +39,33 @@ def noise_levels(steps: int, shift: float = 3.0, exact_end: bool = False) -> lis
     The published code takes `steps` equal parts from 1 down to the *shifted* level of timestep 1 of 1,000, and shifts
     those again, so the last level before 0 is shifted twice (0.0089 for shift 3). `exact_end` takes the unshifted one.
     """
+    return [level_at(i, steps, shift, exact_end) for i in range(steps)] + [0.0]
+
+
+def level_at(place: float, steps: int, shift: float, exact_end: bool) -> float:
+    """The noise level at a place from 0 to `steps` in the schedule, see `noise_levels`, also between two of its levels.
+
+    There the levels before the shift are interpolated. A schedule of one step goes to the end of longer ones, not to 0.
+    """
     end = 1 / 1000 if exact_end else shifted(1 / 1000, shift)
-    levels = [1 + (end - 1) * i / max(steps - 1, 1) for i in range(steps)]
-    return [shifted(level, shift) for level in levels] + [0.0]
+    if place > steps - 1 > 0:
+        return shifted(end * (steps - place), shift)
+    return shifted(1 + (end - 1) * place / max(steps - 1, 1), shift)
 
 
-def image_to_image_levels(levels: Sequence[float], denoise: float) -> list[float]:
-    """The last part of the levels: the start is left out in proportion to 1 - denoise, at least one step stays."""
+def image_to_image_levels(
+    levels: Sequence[float], denoise: float, shift: float = 3.0, exact_end: bool = False
+) -> list[float]:
+    """The last part of the levels that `noise_levels` gives for this shift and end: the part 1 - denoise is left out.
+
+    Where that is no whole number of steps, the first of the steps that stay begins on its way. So the start is pure
+    noise for a denoise of 1 only, and at least one step stays.
+    """
     steps = len(levels) - 1
-    return list(levels[min(int(steps * (1 - denoise)), steps - 1) :])
+    place = round(steps * (1 - denoise), 9)  # 10 * (1 - 0.6) is to be 4
+    if denoise < 1:
+        place = min(max(place, 1e-9), steps - 1e-9)
+    return [level_at(place, steps, shift, exact_end), *levels[int(place) + 1 :]]
 
 
 def noised(latent: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -50,28 +73,76 @@ def noised(latent: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Ten
     return (1 - sigma) * latent + sigma * noise
 
 
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """How velocities are guided, and when.
+
+    Classifier-free guidance (Ho and Salimans 2022) acts where cfg_end <= sigma <= cfg_start: an interval of noise
+    levels (Kynkäänniemi et al. 2024, arXiv 2404.07724) spares its second pass elsewhere. Skip-layer guidance (as in
+    Stability AI's sd3.5 repository) acts in the steps i, from 0, with slg_start * steps < i < slg_end * steps.
+    """
+
+    cfg_scale: float
+    cfg_start: float = 1.0
+    cfg_end: float = 0.0
+    slg_scale: float = 0.0
+    slg_layers: frozenset[int] = frozenset()
+    slg_start: float = 0.01
+    slg_end: float = 0.2
+
+    @classmethod
+    def of(cls, settings: Any) -> "Guidance":
+        """What settings or parameters with fields of these names say; there the layers are text, see `parse_layers`."""
+        values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)}
+        return cls(**values | {"slg_layers": parse_layers(settings.slg_layers)})
+
+    def classifier_free(self, sigma: float) -> bool:
+        """Whether classifier-free guidance acts at a noise level."""
+        return self.cfg_scale != 1 and self.cfg_end <= sigma <= self.cfg_start
+
+    def skip_layer(self, sigma: float, levels: Sequence[float]) -> bool:
+        """Whether skip-layer guidance acts at a noise level, which is one of the schedule's, or between two."""
+        steps = len(levels) - 1
+        step = bisect.bisect_right(levels, -sigma, key=lambda level: -level) - 1  # the last whose level is not below
+        return self.slg_scale > 0 and self.slg_start * steps < step < self.slg_end * steps
+
+
+def parse_layers(text: str) -> frozenset[int]:
+    """`7,8,9` as {7, 8, 9}. Raises ParameterError for what is no list of numbers."""
+    if not re.fullmatch(r"\s*[0-9]{1,4}\s*(,\s*[0-9]{1,4}\s*)*", text):
+        raise ParameterError("slg_layers", text, "must be numbers of blocks from 0 on, separated by commas")
+    return frozenset(int(number) for number in text.split(","))
+
+
 def guided(
     model: MMDiT,
     context: torch.Tensor,
     pooled: torch.Tensor,
     positions: torch.Tensor,
-    cfg_scale: float,
+    guidance: Guidance,
+    levels: Sequence[float],
 ) -> Velocity:
-    """The velocity with classifier-free guidance (Ho and Salimans 2022).
+    """The velocity with guidance: v- + cfg_scale (v+ - v-) + slg_scale (v+ - vs).
 
-    context [2 B, T, width] and pooled [2 B, width] hold the B prompts first, then their negative prompts; at a scale of
-    1 the latter do not matter and are not computed.
+    v+ is that of the prompts, v- that of their negative prompts, and vs that of the prompts with `slg_layers` left
+    out. What does not act is not computed: without classifier-free guidance the first two terms are v+.
+    context [2 B, T, width] and pooled [2 B, width] hold the B prompts first, then their negative prompts; `levels`
+    [steps + 1] is the whole schedule, also of a run that starts within it.
     """
 
+    def evaluate(x: torch.Tensor, sigma: float, skip: frozenset[int] = frozenset()) -> torch.Tensor:
+        timestep = torch.full((len(x),), 1000 * sigma, device=x.device)
+        return model(x, timestep, context[: len(x)], pooled[: len(x)], positions, skip=skip).float()
+
     def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        batch = len(x)
-        if cfg_scale == 1:
-            timestep = torch.full((batch,), 1000 * sigma, device=x.device)
-            return model(x, timestep, context[:batch], pooled[:batch], positions).float()
-        timestep = torch.full((2 * batch,), 1000 * sigma, device=x.device)
-        both = model(torch.cat([x, x]), timestep, context, pooled, positions).float()
-        positive, negative = both.chunk(2)
-        return negative + cfg_scale * (positive - negative)
+        if guidance.classifier_free(sigma):
+            positive, negative = evaluate(torch.cat([x, x]), sigma).chunk(2)
+            result = negative + guidance.cfg_scale * (positive - negative)
+        else:
+            result = positive = evaluate(x, sigma)
+        if guidance.skip_layer(sigma, levels):
+            result = result + guidance.slg_scale * (positive - evaluate(x, sigma, guidance.slg_layers))
+        return result
 
     return velocity
 

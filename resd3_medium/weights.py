@@ -1,235 +1,292 @@
-"""Weights from safetensors files into models: what each file must hold, and one clear line when it does not.
+"""The tensors of one model, whatever file, layout and precision they lie in: checked, and read under our names.
 
-Models are built without memory for their weights (on torch's meta device) and then get the tensors of the
-memory-mapped file, straight at the wanted dtype and on the wanted device. Nothing is ever unpickled. Start reading at
-`build`.
+A tensor of ours may be several pieces of a file below each other, carry a scale, or have LoRAs added. Nothing is ever
+unpickled. Start reading at `PartWeights`.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from common.parameters import ParameterError
-from resd3_medium.mmdit import MMDiT, MMDiTConfig
-from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, T5Config, T5Encoder
-from resd3_medium.vae import GROUPS, VAE, LatentFormat, VAEConfig
+from resd3_medium.file_kinds import other_model
+from resd3_medium.ggml import floats_by_gguf, ggml_kind
+from resd3_medium.layouts import Origin, diffusers_transformer, diffusers_vae, llama_t5, shapes_as_ours
+from resd3_medium.lora import Delta
+from resd3_medium.mmdit import MMDiT
+from resd3_medium.packed import Packed, from_ggml, row_halves_swapped, stacked
+from resd3_medium.parts import Extras, Part
+from resd3_medium.weight_files import DENSE, FLOAT8, Entry, GGUFFile, WeightsFile, first_line
 
-Shapes = Mapping[str, tuple[int, ...]]
-KEY = "dedgeai"  # in the metadata of a file
-
-
-@dataclasses.dataclass(frozen=True)
-class Extras:
-    """What shapes do not tell about a model; a small one says it as JSON under KEY in its file's metadata.
-
-    `known_tokens` are those that a text encoder has rows for, `defaults` and `note` are for the entry script.
-    """
-
-    known_tokens: tuple[int, ...] | None = None
-    group_norm_groups: int = GROUPS
-    latent_scale: float = LatentFormat.scale
-    latent_shift: float = LatentFormat.shift
-    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
-    note: str = ""
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> "Extras":
-        """Raises ValueError or TypeError for what is no such JSON."""
-        content = json.loads(metadata.get(KEY, "{}"))
-        known = content.pop("known_tokens", None)
-        found = cls(known_tokens=None if known is None else tuple(int(i) for i in known), **content)
-        if not (found.group_norm_groups > 0 < found.latent_scale and isinstance(found.defaults, dict)):
-            raise ValueError(f"{KEY} has values out of range")
-        return found
-
-    def to_metadata(self) -> dict[str, str]:
-        """The metadata of a file, from which `from_metadata` gives the same again."""
-        content = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        return {KEY: json.dumps(content)}
+SCALES = (".scale_weight", ".weight_scale")  # of X.weight, in the older and the newer form
+SPARE = r"(.*\.)?(logit_scale|scaled_fp8|scale_input|input_scale|comfy_quant)"  # has no use in any model here
+ALIGNED = 16  # bytes; a matrix at another place of a file's map rounds products with a single row otherwise
+ONE_ROW = r"text_projection|text_embedder|[ty]_embedder"  # matrices that have such products
+TABLES = r"embedding\.|embed_tokens|pos_embed|attention_bias|^shared\."  # matrices that no linear layer has
+FORMATS = ("float8_e4m3fn", "float8_e5m2")  # of the newer form
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One model: its file, where its tensors are in it, and how it is built from their shapes and the file's extras.
+class Weight:
+    """One tensor of a model: pieces of a file below each other, their scales, and what is added to it."""
 
-    `spare` matches tensors that files may hold besides and that have no use here.
-    """
+    file: WeightsFile
+    shape: tuple[int, ...]
+    pieces: tuple[str, ...]  # names in the file
+    scales: tuple[str | None, ...]
+    swapped: bool = False  # the halves of the rows change places
+    deltas: tuple[Delta, ...] = ()
 
-    name: str
-    file: str
-    prefix: str
-    sizes: Callable[[Shapes, Extras], Any]
-    model: Callable[[Any], nn.Module]
-    spare: str = "$^"
+    @property
+    def kind(self) -> str:
+        """How the numbers are stored; empty where pieces differ."""
+        kinds = {self.file.entries[name].kind for name in self.pieces}
+        return kinds.pop() if len(kinds) == 1 else ""
 
+    def in_map(self, dtype: torch.dtype) -> bool:
+        """Whether `dense` at that dtype shares the file's memory map."""
+        simple = len(self.pieces) == 1 and not (self.swapped or self.deltas or self.scales[0])
+        return simple and DENSE.get(self.kind) == dtype
 
-PARTS = {
-    part.name: part
-    for part in (
-        Part(
-            "CLIP-L",
-            "clip_l.safetensors",
-            "",
-            # The released model projects nothing; some files hold an identity for it.
-            lambda shapes, more: dataclasses.replace(
-                ClipConfig.from_shapes(shapes, more.known_tokens), projection=False
-            ),
-            lambda config: ClipTextModel(config, quick=True),
-            r"text_projection\.weight|logit_scale|.*position_ids",
-        ),
-        Part(
-            "CLIP-G",
-            "clip_g.safetensors",
-            "",
-            lambda shapes, more: dataclasses.replace(
-                ClipConfig.from_shapes(shapes, more.known_tokens), projection=True
-            ),
-            lambda config: ClipTextModel(config, quick=False),
-            r"logit_scale|.*position_ids",
-        ),
-        Part(
-            "T5",
-            "t5xxl.safetensors",
-            "",
-            lambda shapes, more: T5Config.from_shapes(shapes),
-            T5Encoder,
-            r"encoder\.embed_tokens\.weight",
-        ),
-        Part(
-            "MMDiT",
-            "sd3_medium.safetensors",
-            "model.diffusion_model.",
-            lambda shapes, more: MMDiTConfig.from_shapes(shapes),
-            MMDiT,
-        ),
-        Part(
-            "VAE",
-            "sd3_medium.safetensors",
-            "first_stage_model.",
-            lambda shapes, more: VAEConfig.from_shapes(shapes, more.group_norm_groups),
-            VAE,
-        ),
-    )
-}
+    def piece(self, k: int) -> torch.Tensor:
+        """Piece k in float32, with its scale."""
+        name, scale = self.pieces[k], self.scales[k]
+        entry, raw = self.file.entries[name], self.file.raw(name)
+        if entry.kind not in DENSE and entry.kind not in FLOAT8:
+            assert isinstance(self.file, GGUFFile)
+            if (kind := ggml_kind(self.file.ggml_type(name))) is not None and len(entry.shape) == 2:
+                return from_ggml(kind, raw, entry.shape).floats()
+            return floats_by_gguf(raw, self.file.ggml_type(name), entry.shape)
+        values = raw.float()
+        return values if scale is None else values * self.scale(k)
 
+    def scale(self, k: int) -> torch.Tensor:
+        """The scale of piece k in float32: [1, 1], or one for each row [rows, 1]."""
+        name, scale = self.pieces[k], self.scales[k]
+        assert scale is not None
+        values = self.file.raw(scale).float().reshape(-1, 1)
+        if len(values) not in (1, self.file.entries[name].shape[0]):
+            raise self.file.error(f"has {len(values)} scales for {name}; must be one, or one for each row")
+        return values if len(self.file.entries[name].shape) == 2 else values.reshape(())
 
-class WeightsFile:
-    """An open safetensors file. Raises ParameterError when it is none, or not whole."""
+    def floats(self) -> torch.Tensor:
+        """The tensor in float32 with everything that is added to it, in memory of its own where need be."""
+        values = torch.cat([self.piece(k).reshape(-1, *self.shape[1:]) for k in range(len(self.pieces))])
+        if self.swapped:
+            values = torch.cat(values.chunk(2)[::-1])
+        if self.deltas:
+            values = values.clone()
+            for delta in self.deltas:
+                delta.add_to(values)
+        return values.reshape(self.shape)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.file = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise ParameterError(
-                "models", path.parent, f"{path.name} must be a whole safetensors file ({first_line(error)})"
-            ) from None
-        try:
-            self.extras = Extras.from_metadata(self.file.metadata() or {})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ParameterError(
-                "models", path.parent, f"{path.name} must have sound metadata ({first_line(error)})"
-            ) from None
+    def dense(self, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor at a dtype, rounded once; it shares the memory map where it can."""
+        if self.deltas or any(self.scales) or self.kind not in DENSE:
+            return self.floats().to(dtype)
+        rows = [self.file.raw(name).to(dtype).reshape(-1, *self.shape[1:]) for name in self.pieces]
+        values = rows[0] if len(rows) == 1 else torch.cat(rows)
+        if values.data_ptr() % ALIGNED and (values.nbytes < 2**20 or re.search(ONE_ROW, self.pieces[0])):
+            values = values.clone()
+        return (torch.cat(values.chunk(2)[::-1]) if self.swapped else values).reshape(self.shape)
 
-    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors whose names start with `prefix`, by the rest of their names."""
-        names = [name for name in self.file.keys() if name.startswith(prefix)]  # noqa: SIM118, it is no dict
-        return {name[len(prefix) :]: tuple(self.file.get_slice(name).get_shape()) for name in names}
-
-    def is_floating(self, name: str) -> bool:
-        """Whether a tensor's numbers are floating-point."""
-        return self.file.get_slice(name).get_dtype().startswith(("F", "BF"))
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """A tensor that shares the file's memory map."""
-        return self.file.get_tensor(name)
+    def packed(self) -> Packed | None:
+        """The matrix as it is stored, without what is added to it; None when it is not stored at few bits."""
+        if len(self.shape) != 2 or not self.kind or self.kind in DENSE:
+            return None
+        parts = []
+        for k, name in enumerate(self.pieces):
+            entry, raw = self.file.entries[name], self.file.raw(name)
+            if self.kind in FLOAT8:
+                scale = None if self.scales[k] is None else self.scale(k)
+                parts.append(Packed(self.kind, raw, scale, (entry.shape[0], entry.shape[1])))
+                continue
+            assert isinstance(self.file, GGUFFile)
+            kind = ggml_kind(self.file.ggml_type(name))
+            if kind is None:
+                return None
+            parts.append(from_ggml(kind, raw, (entry.shape[0], entry.shape[1])))
+        whole = parts[0] if len(parts) == 1 else stacked(parts)
+        return row_halves_swapped(whole) if self.swapped else whole
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none."""
-    lines = str(error).splitlines()
-    return lines[0][:120] if lines else type(error).__name__
-
-
-def described(shapes: Shapes) -> str:
-    """What a file seems to hold, in words, for telling a user that it is the wrong one."""
-    prefixes = {
-        "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3 transformer",
-        "model.diffusion_model.input_blocks.": "a Stable Diffusion 1, 2 or XL model",
-        "model.diffusion_model.double_blocks.": "a FLUX model",
-        "double_blocks.": "a FLUX model",
-        "transformer_blocks.": "a transformer in diffusers' layout",
-        "text_model.": "a CLIP text model",
-        "encoder.block.": "a T5 encoder",
-        "first_stage_model.": "an autoencoder",
-    }
-    for prefix, words in prefixes.items():
-        if any(name.startswith(prefix) for name in shapes):
-            return words
-    return f"{len(shapes)} tensors, such as {', '.join(sorted(shapes)[:2])}" if shapes else "no tensor"
-
-
-def structure(part: Part, file: WeightsFile) -> nn.Module:
-    """The part's model with sizes as in the file, on the meta device, after checking every tensor's name and shape.
+class PartWeights:
+    """A model's tensors: those of a file whose names start with `prefix`, in `layout`: ours, diffusers or llama.
 
     Raises ParameterError when the file holds another model, lacks tensors, or has some of other shapes.
     """
-    folder, name = file.path.parent, file.path.name
-    shapes = file.shapes(part.prefix)
-    if part.name == "MMDiT" and any(".ln_q." in name or ".attn2." in name for name in shapes):
-        raise ParameterError(
-            "models", folder, f"{name} holds a Stable Diffusion 3.5 transformer; must be Stable Diffusion 3 Medium"
-        )
-    try:
+
+    def __init__(self, part: Part, file: WeightsFile, prefix: str = "", layout: str = "ours") -> None:
+        self.part, self.file, self.prefix, self.layout = part, file, prefix, layout
+        self.deltas: Mapping[str, tuple[Delta, ...]] = {}  # of LoRAs, by our names
+        try:
+            self.extras = Extras.from_metadata(file.metadata)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise file.error(f"must have sound metadata ({first_line(error)})") from None
+        names = [name for name in file.entries if name.startswith(prefix)]
+        self.stored: dict[str, Entry] = {name[len(prefix) :]: file.entries[name] for name in names}
+        self.scales = self.read_scales()
+        used = {n: e for n, e in self.stored.items() if n not in self.scales.values() and not re.fullmatch(SPARE, n)}
+        shapes = {name: entry.shape for name, entry in used.items()}
+        try:
+            self.shapes = self.ours(shapes)
+            sizes = part.sizes(self.shapes, self.extras)
+            if part.name == "CLIP-L" and self.projects():
+                sizes = dataclasses.replace(sizes, projection=True)
+            self.config: Any = sizes
+            self.check()
+        except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError, TypeError) as error:
+            if isinstance(error, ParameterError):
+                raise
+            found = other_model(file.entries)
+            words = f"must hold {part.name}, but holds {found} ({type(error).__name__} {first_line(error)})"
+            raise file.error(words) from None
+
+    def projects(self) -> bool:
+        """Whether a CLIP-L in diffusers' folder has a projection that does something; the released one's does not."""
+        if self.layout != "diffusers" or "text_projection.weight" not in self.shapes:
+            return False
+        matrix = self.weight("text_projection.weight").floats()
+        return not torch.equal(matrix, torch.eye(*matrix.shape))
+
+    def ours(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shapes under our names."""
+        if self.layout == "diffusers" and self.part.name in ("MMDiT", "VAE"):
+            return shapes_as_ours(shapes, "transformer" if self.part.name == "MMDiT" else "vae")
+        if self.layout == "llama":
+            return shapes_as_ours(shapes, "t5")
+        found = dict(shapes)
+        if self.part.name == "T5" and "shared.weight" not in found and "encoder.embed_tokens.weight" in found:
+            found["shared.weight"] = found["encoder.embed_tokens.weight"]
+        if len(table := found.get("pos_embed", ())) == 2:  # GGUF leaves out what is 1
+            found["pos_embed"] = (1, *table)
+        return found
+
+    def origin(self, name: str) -> Origin:
+        """Where our tensor comes from."""
+        if self.layout == "diffusers" and self.part.name == "MMDiT":
+            return diffusers_transformer(name, self.config.depth)
+        if self.layout == "diffusers" and self.part.name == "VAE":
+            return diffusers_vae(name, len(self.config.widths))
+        if self.layout == "llama":
+            return llama_t5(name)
+        if name == "shared.weight" and name not in self.stored:
+            return Origin(("encoder.embed_tokens.weight",))
+        return Origin((name,))
+
+    def read_scales(self) -> dict[str, str]:
+        """The scale of each tensor that has one, after refusing what is not known."""
+        found, entries = {}, self.stored
+        for name in entries:
+            for ending in SCALES:
+                if name.endswith(ending) and (owner := name.removesuffix(ending) + ".weight") in entries:
+                    found[owner] = name
+        known = set(found.values())
+        odd = [n for n in entries if re.search(r"scale|quant|absmax|zero_point", n) and n not in known]
+        odd = [n for n in odd if not re.fullmatch(SPARE, n) and not re.fullmatch(r"quant_conv\..*", n)]
+        if odd:
+            raise self.file.error(
+                f"holds numbers of an unknown kind of quantisation: {listed(self.prefix, sorted(odd))}; "
+                "must be plain, or fp8 with one scale for each matrix"
+            )
+        formats = [self.quantisation(n) for n in entries if n.endswith(".comfy_quant")]
+        try:
+            layers = json.loads(self.file.metadata.get("_quantization_metadata", "{}")).get("layers", {})
+            formats += [str(layer.get("format")) for layer in layers.values()]
+        except (ValueError, AttributeError) as error:
+            raise self.file.error(f"must have sound metadata ({first_line(error)})") from None
+        if other := sorted(set(formats) - set(FORMATS)):
+            raise self.file.error(f"is quantised as {', '.join(other)}; must be plain, or one of {', '.join(FORMATS)}")
+        marks = (n.removesuffix("scaled_fp8") for n in self.file.entries if n.endswith("scaled_fp8"))
+        marked = formats or any(self.prefix.startswith(start) for start in marks)
+        bare = [n for n, e in entries.items() if e.kind in FLOAT8 and n.endswith(".weight") and n not in found]
+        if marked and (bare := [n for n in bare if len(entries[n].shape) == 2 and not re.search(TABLES, n)]):
+            raise self.file.error(f"lacks {len(bare)} scales, such as that of {listed(self.prefix, sorted(bare))}")
+        return found
+
+    def quantisation(self, name: str) -> str:
+        """The format that a tensor X.comfy_quant tells."""
+        try:
+            return str(json.loads(bytes(self.file.raw(self.prefix + name).tolist()))["format"])
+        except (ValueError, KeyError, TypeError):
+            return "an unknown format"
+
+    def weight(self, name: str) -> Weight:
+        """The tensor of that name of ours."""
+        origin = self.origin(name)
+        scales = tuple(self.prefix + self.scales[n] if n in self.scales else None for n in origin.names)
+        pieces = tuple(self.prefix + n for n in origin.names)
+        return Weight(self.file, self.shapes[name], pieces, scales, origin.swapped, self.deltas.get(name, ()))
+
+    @cached_property
+    def wanted(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors that the model has."""
+        found = {name: tuple(tensor.shape) for name, tensor in self.structure().state_dict().items()}
+        if self.part.name == "MMDiT":
+            found["pos_embed"] = (1, self.config.grid**2, self.config.width)
+        return found
+
+    def structure(self) -> nn.Module:
+        """The model without memory for its weights, on the meta device."""
         with torch.device("meta"):
-            model = part.model(part.sizes(shapes, file.extras))
-    except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError, TypeError) as error:
-        found = described(file.shapes(""))
-        raise ParameterError(
-            "models",
-            folder,
-            f"{name} must hold {part.name}, but holds {found} ({type(error).__name__} {first_line(error)})",
-        ) from None
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if isinstance(model, MMDiT):
-        wanted["pos_embed"] = (1, model.config.grid**2, model.config.width)
-    whole_numbers = sorted(n for n in wanted.keys() & shapes.keys() if not file.is_floating(part.prefix + n))
-    if whole_numbers:
-        raise ParameterError(
-            "models", folder, f"{name} must hold floating-point weights; {listed(part.prefix, whole_numbers)} are not"
+            return self.part.model(self.config).eval().requires_grad_(False)
+
+    def check(self) -> None:
+        """Compare every tensor's name, shape and kind with the model's. Raises ParameterError."""
+        wanted, shapes, name = self.wanted, self.shapes, self.part.name
+        missing = sorted(wanted.keys() - shapes.keys())
+        if missing:
+            raise self.file.error(f"lacks {len(missing)} tensors of {name}: {listed(self.prefix, missing)}")
+        origins = {n: self.origin(n).names for n in wanted}
+        whole = sorted(n for n in wanted if any(not floating(self.stored[o].kind) for o in origins[n]))
+        if whole:
+            words = f"must hold floating-point weights; {listed(self.prefix, whole)} are not"
+            raise self.file.error(words)
+        off = [
+            f"{self.prefix}{n} is {list(shapes[n])}, not {list(shape)}"
+            for n, shape in wanted.items()
+            if shapes[n] != shape
+        ]
+        if off:
+            raise self.file.error(f"has {len(off)} tensors of the wrong shape: {'; '.join(off[:3])}")
+        roots = {n.split(".")[0] for n in wanted}
+        extra = sorted(
+            n
+            for n in shapes.keys() - wanted.keys()
+            if not re.fullmatch(self.part.spare, n) and (self.prefix or n.split(".")[0] in roots)
         )
-    missing = sorted(wanted.keys() - shapes.keys())
-    if missing:
-        raise ParameterError(
-            "models", folder, f"{name} lacks {len(missing)} tensors of {part.name}: {listed(part.prefix, missing)}"
-        )
-    off = [
-        f"{part.prefix}{name} is {list(shapes[name])}, not {list(shape)}"
-        for name, shape in wanted.items()
-        if shapes[name] != shape
-    ]
-    if off:
-        raise ParameterError(
-            "models", folder, f"{name} has {len(off)} tensors of the wrong shape: {'; '.join(off[:3])}"
-        )
-    extra = sorted(n for n in shapes.keys() - wanted.keys() if not re.fullmatch(part.spare, n) and belongs(part, n))
-    if extra:
-        raise ParameterError(
-            "models", folder, f"{name} has {len(extra)} tensors that {part.name} lacks: {listed(part.prefix, extra)}"
-        )
-    return model.eval().requires_grad_(False)
+        if extra:
+            raise self.file.error(f"has {len(extra)} tensors that {name} lacks: {listed(self.prefix, extra)}")
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the model has, its position table left out."""
+        return sum(torch.Size(shape).numel() for name, shape in self.wanted.items() if name != "pos_embed")
+
+    @cached_property
+    def precision(self) -> str:
+        """How most of the numbers are stored, in words."""
+        counts: dict[str, int] = {}
+        for name in self.wanted:
+            weight = self.weight(name)
+            words = WORDS.get(weight.kind, weight.kind) + (" scaled" if any(weight.scales) else "")
+            counts[words] = counts.get(words, 0) + torch.Size(weight.shape).numel()
+        return max(counts, key=lambda words: counts[words])
 
 
-def belongs(part: Part, name: str) -> bool:
-    """Whether a tensor lies in the part's own name space; a file without prefix may hold other models besides."""
-    return bool(part.prefix) or name.startswith(("text_model.", "text_projection", "encoder.", "shared."))
+WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+WORDS |= {"F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2"}
+
+
+def floating(kind: str) -> bool:
+    """Whether numbers of that kind are fractions: whole numbers are no weights."""
+    return kind in DENSE or kind in FLOAT8 or re.match(r"I?Q\d|TQ|MXFP", kind) is not None
 
 
 def listed(prefix: str, names: list[str]) -> str:
@@ -237,36 +294,17 @@ def listed(prefix: str, names: list[str]) -> str:
     return ", ".join(prefix + name for name in names[:3]) + (" .." if len(names) > 3 else "")
 
 
-def build(part: Part, models: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The part's model with its weights from the folder `models`. Raises ParameterError, see `structure`.
-
-    Where neither dtype nor device change, the weights stay in the file's memory map.
-    """
-    file = WeightsFile(models / part.file)
-    model = structure(part, file)
-    names = model.state_dict().keys()
-    model.load_state_dict({n: file.tensor(part.prefix + n).to(device, dtype) for n in names}, assign=True)
-    finish(model, file)
-    return model.requires_grad_(False)
-
-
-def finish(model: nn.Module, file: WeightsFile) -> None:
+def finish(model: nn.Module, weights: PartWeights, device: torch.device) -> None:
     """What a model needs besides its parameters: the position table, the known tokens, or where the latents lie."""
-    if isinstance(model, ClipTextModel) and model.config.known is not None:
-        device = model.text_model.embeddings.token_embedding.weight.device
-        model.known = torch.tensor(model.config.known, device=device)
+    known = getattr(weights.config, "known", None)
+    if known is not None:
+        model.known = torch.tensor(known, device=device)
     if isinstance(model, MMDiT):
-        model.pos_embed = file.tensor("model.diffusion_model.pos_embed")
-    if isinstance(model, VAE):
-        model.latents = LatentFormat(file.extras.latent_scale, file.extras.latent_shift)
+        table = weights.weight("pos_embed")
+        plain = table.kind in DENSE or (table.kind in FLOAT8 and not any(table.scales))
+        # in the memory map where it can be, since a run needs a small part of it only
+        model.pos_embed = weights.file.raw(table.pieces[0]).view(table.shape) if plain else table.dense(torch.float16)
+    if weights.part.name == "VAE":
+        from resd3_medium.vae import LatentFormat
 
-
-def file_dtype(file: WeightsFile, prefix: str) -> torch.dtype:
-    """The dtype of the part's first tensor."""
-    name = next(name for name in file.file.keys() if name.startswith(prefix))  # noqa: SIM118, it is no dict
-    return file.tensor(name).dtype
-
-
-def missing_files(models: Path, names: list[str]) -> list[str]:
-    """The files of the named parts that are not in the folder."""
-    return sorted({PARTS[name].file for name in names if not (models / PARTS[name].file).is_file()})
+        model.latents = LatentFormat(weights.extras.latent_scale, weights.extras.latent_shift)

@@ -24,11 +24,12 @@ from common.command_line import command_line
 from common.device import DEVICE_CHOICES, choose_device
 from common.parameters import ParameterError, Parameters, parameter
 from common.progress import Progress
+from resd3_medium.building import build
 from resd3_medium.dtypes import DTYPES, choose_dtype
+from resd3_medium.finding import find_part
 from resd3_medium.folders import MODELS
 from resd3_medium.pipeline import Pipeline, Settings
 from resd3_medium.text import Conditioning
-from resd3_medium.weights import PARTS, WeightsFile, build, structure
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -117,9 +118,8 @@ def diffusers_transformer(config: BenchConfig, device: torch.device, dtype: torc
     from diffusers import SD3Transformer2DModel
     from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 
-    part = PARTS["MMDiT"]
-    file = WeightsFile(Path(config.models) / part.file)
-    sizes = structure(part, file).config
+    weights = find_part(Path(config.models), "MMDiT")
+    sizes = weights.config
     with torch.device("meta"):
         model = SD3Transformer2DModel(
             sample_size=128,
@@ -130,8 +130,7 @@ def diffusers_transformer(config: BenchConfig, device: torch.device, dtype: torc
             pooled_projection_dim=sizes.pooled_width,
             pos_embed_max_size=sizes.grid,
         )
-    names = [name for name in file.file.keys() if name.startswith(part.prefix)]  # noqa: SIM118, it is no dict
-    tensors = {name[len(part.prefix) :]: file.tensor(name) for name in names}
+    tensors = {name: weights.weight(name).dense(dtype) for name in weights.wanted}
     converted = convert_sd3_transformer_checkpoint_to_diffusers(tensors)
     model.load_state_dict({name: value.to(device, dtype) for name, value in converted.items()}, assign=True)
     return model.eval().requires_grad_(False)
@@ -143,7 +142,7 @@ def compare_step(config: BenchConfig, side: int) -> tuple[float, float, float]:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     pipeline = Pipeline(Path(config.models), device, dtype, "model")
-    ours, theirs = build(PARTS["MMDiT"], pipeline.models, device, dtype), diffusers_transformer(config, device, dtype)
+    ours, theirs = build(pipeline.weights["MMDiT"], device, dtype), diffusers_transformer(config, device, dtype)
     condition = random_conditioning(pipeline)
     context, pooled = (x.expand(2, *x.shape[1:]).to(device, dtype) for x in (condition.context, condition.pooled))
     cells = side // pipeline.factor
@@ -179,7 +178,7 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
         sides = [int(text) for text in config.sizes.split(",")]
     except ValueError:
         raise ParameterError("sizes", config.sizes, "must be numbers separated by commas") from None
-    largest = 8 * 2 * structure(PARTS["MMDiT"], WeightsFile(Path(config.models) / PARTS["MMDiT"].file)).config.grid
+    largest = 8 * 2 * find_part(Path(config.models), "MMDiT").config.grid
     if any(not 16 <= side <= largest or side % 16 for side in sides):
         raise ParameterError("sizes", config.sizes, f"must be multiples of 16, at most {largest}")
     levels = [level.strip() for level in config.levels.split(",")]
@@ -190,7 +189,7 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
     device = choose_device(config.device)
     print(f"device {device}, {choose_dtype(config.dtype, device)}, {torch.get_num_threads()} threads, T5 off\n")
     start = time.perf_counter()
-    build(PARTS["MMDiT"], Path(config.models), device, choose_dtype(config.dtype, device))
+    build(find_part(Path(config.models), "MMDiT"), device, choose_dtype(config.dtype, device))
     print(f"MMDiT loads in {time.perf_counter() - start:.2f} s\n")
     print("| level | size | load s | text s | s per step | decode s | peak GiB |\n|---|---|---|---|---|---|---|")
     script = [sys.executable, __file__, f"--models={config.models}", f"--device={config.device}"]

@@ -1,8 +1,9 @@
 """Write model files with seeded random weights in the released layout: for tests, and for measuring at full size.
 
-Writes clip_l, clip_g, t5xxl (with --t5 True) and sd3_medium .safetensors into --out. Images made with them are noise;
-memory and time are those of the real weights. Example:
+Writes clip_l, clip_g, t5xxl (with --t5 True) and the --model .safetensors into --out, or all of them as one file.
+Images made with them are noise; memory and time are those of the real weights. Examples:
 python scripts/make_random_models.py --size full --dtype float16 --out models/random
+python scripts/make_random_models.py --model sd3.5_medium --all_in_one True --out models/random
 """
 
 import common.quiet_start  # noqa: F401
@@ -27,7 +28,7 @@ from resd3_medium.vae import VAE, VAEConfig
 
 DTYPES = {"float32": ("F32", torch.float32), "float16": ("F16", torch.float16), "bfloat16": ("BF16", torch.bfloat16)}
 
-# Sizes by name. `full` is Stable Diffusion 3 Medium, `tiny` has the same parts with little in them.
+# Sizes by name. `full` are the released ones, `tiny` has the same parts with little in them.
 CLIP_L = {"full": ClipConfig(12, 768, 3072, 49408, False), "tiny": ClipConfig(2, 64, 128, 49408, False)}
 CLIP_G = {"full": ClipConfig(32, 1280, 5120, 49408, True), "tiny": ClipConfig(3, 128, 256, 49408, True)}
 T5 = {
@@ -35,24 +36,39 @@ T5 = {
     "tiny": T5Config(2, 256, 384, 4, 48, 32, 32128),
 }
 MMDIT = {
-    "full": MMDiTConfig(24, 1536, 2, 16, 4096, 2048, 256, 192),
-    "tiny": MMDiTConfig(3, 192, 2, 16, 256, 192, 256, 192),
+    "sd3_medium": {
+        "full": MMDiTConfig(24, 1536, 2, 16, 4096, 2048, 256, 192),
+        "tiny": MMDiTConfig(3, 192, 2, 16, 256, 192, 256, 192),
+    },
+    "sd3.5_medium": {
+        "full": MMDiTConfig(24, 1536, 2, 16, 4096, 2048, 256, 384, qk_norm=True, dual=tuple(range(13))),
+        "tiny": MMDiTConfig(3, 192, 2, 16, 256, 192, 256, 32, qk_norm=True, dual=(0, 1)),
+    },
+    "sd3.5_large": {
+        "full": MMDiTConfig(38, 2432, 2, 16, 4096, 2048, 256, 192, qk_norm=True),
+        "tiny": MMDiTConfig(4, 256, 2, 16, 256, 192, 256, 32, qk_norm=True),
+    },
 }
 VAES = {"full": VAEConfig((128, 256, 512, 512), 2, 16), "tiny": VAEConfig((32, 64, 64, 64), 2, 16)}
+# Prefixes of the encoders' tensors in a file that holds all models.
+PREFIXES = {f"{name}.safetensors": f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl")}
 
 
 @dataclasses.dataclass(kw_only=True)
 class RandomConfig(Parameters):
     """Every parameter of make_random_models.py."""
 
-    size: str = parameter("tiny", "sizes of the models: Stable Diffusion 3 Medium's, or tiny", choices=tuple(MMDIT))
+    model: str = parameter("sd3_medium", "which transformer", choices=tuple(MMDIT))
+    size: str = parameter("tiny", "sizes of the models: the released ones, or tiny", choices=tuple(VAES))
     dtype: str = parameter("float32", "dtype of the weights", choices=tuple(DTYPES))
     t5: bool = parameter(False, "also write the T5 encoder (9.5 GB at full size in float16)")
+    all_in_one: bool = parameter(False, "write one file with all models, which have the same numbers in it")
     seed: int = parameter(0, "seed of the weights", low=0)
     out: str = parameter("models/random", "folder of the files; must not hold them already", path=True)
 
 
 Named = dict[str, tuple[int, ...]]
+Seeded = dict[str, tuple[tuple[int, ...], int]]
 
 
 def named(model: nn.Module, prefix: str = "") -> Named:
@@ -60,15 +76,15 @@ def named(model: nn.Module, prefix: str = "") -> Named:
     return {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def files(size: str, t5: bool) -> dict[str, Named]:
-    """Names and shapes of the tensors of every file."""
+def files(model: str, size: str, t5: bool) -> dict[str, Named]:
+    """Names and shapes of the tensors of every file: the transformer's own, and those that all models share."""
     with torch.device("meta"):
-        mmdit = MMDIT[size]
+        mmdit = MMDIT[model][size]
         table = {"model.diffusion_model.pos_embed": (1, mmdit.grid**2, mmdit.width)}
         found = {
             "clip_l.safetensors": named(ClipTextModel(CLIP_L[size], quick=True)),
             "clip_g.safetensors": named(ClipTextModel(CLIP_G[size], quick=False)),
-            "sd3_medium.safetensors": named(MMDiT(mmdit), "model.diffusion_model.")
+            f"{model}.safetensors": named(MMDiT(mmdit), "model.diffusion_model.")
             | table
             | named(VAE(VAES[size]), "first_stage_model."),
         }
@@ -78,21 +94,39 @@ def files(size: str, t5: bool) -> dict[str, Named]:
     return found
 
 
+def seeded(tensors: Named, seed: int) -> Seeded:
+    """The shapes with the seed that each tensor is drawn with."""
+    found = {}
+    for k, (name, shape) in enumerate(tensors.items()):
+        # T5's token table stands twice in its file, and must be drawn alike.
+        number = 0 if name in ("shared.weight", "encoder.embed_tokens.weight") else k + 1
+        found[name] = shape, seed * 100_003 + number
+    return found
+
+
+def merged(wanted: dict[str, Seeded], model: str) -> dict[str, Seeded]:
+    """One file with the tensors of all files, each under its file's prefix."""
+    tensors = {PREFIXES.get(file, "") + name: value for file, found in wanted.items() for name, value in found.items()}
+    t5 = "_t5xxl" if "t5xxl.safetensors" in wanted else ""
+    return {f"{model}_incl_clips{t5}.safetensors": tensors}
+
+
 def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Random weights in float32 that keep activations near 1: norms around 1, the rest over the root of the fan in."""
     values = torch.randn(shape, generator=generator)
     if len(shape) == 1:
-        return 1 + 0.1 * values if "norm" in name and name.endswith("weight") else 0.1 * values
+        is_norm = ("norm" in name or ".ln_" in name) and name.endswith("weight")
+        return 1 + 0.1 * values if is_norm else 0.1 * values
     if name.endswith(("embedding.weight", "shared.weight", "embed_tokens.weight", "pos_embed", "bias.weight")):
         return 0.5 * values
     return values * (values[0].numel() ** -0.5)
 
 
-def write_file(path: Path, tensors: Named, dtype: str, seed: int) -> None:
+def write_file(path: Path, tensors: Seeded, dtype: str) -> None:
     """A safetensors file, tensor by tensor, so that the memory of one tensor is enough."""
     code, kind = DTYPES[dtype]
     header, place = {}, 0
-    for name, shape in tensors.items():
+    for name, (shape, _) in tensors.items():
         length = torch.Size(shape).numel() * kind.itemsize
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [place, place + length]}
         place += length
@@ -101,10 +135,8 @@ def write_file(path: Path, tensors: Named, dtype: str, seed: int) -> None:
 
     def chunks() -> Iterator[bytes]:
         yield struct.pack("<Q", len(text)) + text
-        for k, (name, shape) in enumerate(Progress(tensors.items(), unit="tensor", desc=path.name)):
-            # T5's token table stands twice in its file, and must be drawn alike.
-            number = 0 if name in ("shared.weight", "encoder.embed_tokens.weight") else k + 1
-            generator = torch.Generator().manual_seed(seed * 100_003 + number)
+        for name, (shape, seed) in Progress(tensors.items(), unit="tensor", desc=path.name):
+            generator = torch.Generator().manual_seed(seed)
             yield draw(name, shape, generator).to(kind).flatten().view(torch.uint8).numpy().tobytes()
 
     def write(temporary: Path) -> None:
@@ -118,13 +150,16 @@ def write_file(path: Path, tensors: Named, dtype: str, seed: int) -> None:
 def main(config: RandomConfig, given: dict[str, Any]) -> None:
     """Write all files, if none is there. Raises ParameterError."""
     out = Path(config.out)
-    wanted = files(config.size, config.t5)
+    parts = files(config.model, config.size, config.t5)
+    wanted = {name: seeded(tensors, config.seed + k) for k, (name, tensors) in enumerate(parts.items())}
+    if config.all_in_one:
+        wanted = merged(wanted, config.model)
     for name in wanted:
         if (out / name).exists():
             raise ParameterError("out", out, f"must not hold {name} already, to overwrite nothing")
     out.mkdir(parents=True, exist_ok=True)
-    for k, (name, tensors) in enumerate(wanted.items()):
-        write_file(out / name, tensors, config.dtype, config.seed + k)
+    for name, tensors in wanted.items():
+        write_file(out / name, tensors, config.dtype)
     total = sum((out / name).stat().st_size for name in wanted)
     print(f"{len(wanted)} files, {total / 2**30:.2f} GiB, in {out}")
 

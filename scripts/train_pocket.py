@@ -36,9 +36,10 @@ from pocket.emoji import ARCHIVE, EmojiSet, load_emoji
 from pocket.export import write_models
 from pocket.flow_training import FlowStage, make_latents
 from pocket.vae_training import SIZES, VAEStage
+from resd3_medium.building import build
+from resd3_medium.finding import find_part
 from resd3_medium.folders import TOKENIZERS
 from resd3_medium.vae import VAE
-from resd3_medium.weights import PARTS, build
 
 DEVICES = ("cuda", "cpu")  # that the training is for
 
@@ -101,7 +102,7 @@ def main(config: TrainConfig, given: dict[str, Any]) -> None:
 def given_vae(models: Path, device: torch.device) -> VAE:
     """The autoencoder of a pocket model's folder. Raises ParameterError when it is none of the same sizes."""
     try:
-        vae = build(PARTS["VAE"], models, device, torch.float32)
+        vae = build(find_part(models, "VAE"), device, torch.float32)
     except ParameterError as error:
         raise error.renamed(models="vae") from None
     if vae.config != SIZES:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 by diffusers and transformers, from the same tiny files in the released layout: the oracle."""
+"""Stable Diffusion 3 and 3.5 by diffusers and transformers, from the same tiny files as ours: the oracle."""
 
 from pathlib import Path
 
@@ -25,7 +25,8 @@ TOKENIZERS = Path(__file__).resolve().parents[1] / "models" / "tokenizers"
 
 
 def part(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
-    tensors = load_file(folder / "sd3_medium.safetensors")
+    (file,) = folder.glob("sd3*.safetensors")
+    tensors = load_file(file)
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -81,6 +82,8 @@ def transformer(folder: Path) -> SD3Transformer2DModel:
         pooled_projection_dim=sizes.pooled_width,
         out_channels=sizes.channels,
         pos_embed_max_size=sizes.grid,
+        dual_attention_layers=sizes.dual,
+        qk_norm="rms_norm" if sizes.qk_norm else None,
     )
     model.load_state_dict(convert_sd3_transformer_checkpoint_to_diffusers(dict(tensors)))
     return model.eval()

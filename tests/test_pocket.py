@@ -259,7 +259,7 @@ def test_mistakes_of_the_training_are_told_in_one_line(trained, tmp_path, capsys
     )
     assert "--out=" in refusal(capsys, train, "--emoji", archive, "--out", trained, *SMALL)
     wrong = refusal(capsys, train, "--emoji", archive, "--vae", "nowhere", "--out", tmp_path / "b")
-    assert "--vae=nowhere: sd3_medium.safetensors" in wrong
+    assert "--vae=nowhere: no VAE: sd3_medium.safetensors missing" in wrong
     assert "--resume=nowhere" in refusal(capsys, train, "--resume", "nowhere")
     assert "--vae_steps=9: must not" in refusal(capsys, train, "--resume", trained, "--vae_steps", "9")
     assert "--device=mps: must be one of" in refusal(capsys, train, "--device=mps")

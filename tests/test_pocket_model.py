@@ -14,7 +14,7 @@ from helpers import refusal, run_here, start_script
 from PIL import Image
 from scripts_by_path import load
 
-from resd3_medium import infer_parameters, refine_sd3_infer
+from resd3_medium import finding, refine_sd3_infer
 from resd3_medium.folders import POCKET
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -60,7 +60,7 @@ def test_the_pixels_are_those_of_before(tmp_path):
 
 
 def test_it_stands_in_where_no_weights_are(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(infer_parameters, "MODELS", tmp_path / "none")
+    monkeypatch.setattr(finding, "MODELS", tmp_path / "none")
     run_here(refine_sd3_infer, "--prompt", "apple", "--steps", "2", "--out", tmp_path / "images")
     assert capsys.readouterr().out.startswith("pocket model: 64 x 64 emoji, not SD3\n")
     assert len(list((tmp_path / "images").glob("*.png"))) == 1
@@ -93,5 +93,5 @@ def test_words_outside_its_vocabulary_are_named(tmp_path, capsys):
 def test_its_files_are_small_and_right(capsys):
     run_here(load("check_models"), "--models", POCKET)  # else it exits with 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in lines] == ["right:", "right:", "missing", "right:", "right:"]
+    assert [line.split()[2] for line in lines] == ["right:", "right:", "missing", "right:", "right:", "medium"]
     assert sum(path.stat().st_size for path in POCKET.iterdir()) <= 30_000_000

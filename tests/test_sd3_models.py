@@ -15,52 +15,70 @@ SMALL = ("--device=cpu", "--steps=1", "--repeats=1")
 
 
 def test_check_says_what_is_right_missing_and_wrong(models, tmp_path, capsys):
-    run_here(check_models, "--models", models)
+    run_here(check_models, "--models", models, "--hash", "True")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["CLIP-L", "CLIP-G", "T5", "MMDiT", "VAE"]
-    assert all("right: " in line for line in lines)
+    assert [line.split()[0] for line in lines[:5]] == ["CLIP-L", "CLIP-G", "T5", "MMDiT", "VAE"]
+    assert all("right: " in line for line in lines[:5])
+    sums = {name: digest for digest, name in (line.split() for line in lines[5:9])}
+    assert sums == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in models.glob("*.safetensors")}
+    assert lines[9:] == ["together: SD3 medium"]
 
-    for name in ("clip_g.safetensors", "sd3_medium.safetensors"):
-        shutil.copy(models / name, tmp_path)
-    (tmp_path / "clip_g.safetensors").rename(tmp_path / "clip_l.safetensors")  # has a projection, else it would do
+    shutil.copy(models / "sd3_medium.safetensors", tmp_path)
     (tmp_path / "clip_g.safetensors").write_bytes(b"no weights")
     with pytest.raises(SystemExit) as ended:
         run_here(check_models, "--models", tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 1
-    assert "whole safetensors file" in lines[1] and lines[2].endswith("missing (optional)")
+    assert lines[0].endswith("missing") and "whole safetensors file" in lines[1]
+    assert lines[2].endswith("missing (optional)")
     assert "right" in lines[3] and "download_models.py" in lines[-1]
 
 
 @pytest.fixture
 def hub(models, monkeypatch) -> SimpleNamespace:
-    """A hub that serves the tiny models; `etag` may be set to tell another checksum."""
+    """A hub that serves the tiny models under every model's name; `etag` may be set to tell another checksum."""
     served = SimpleNamespace(etag=None, asked=[])
-    ours = {remote: models / name for name, (remote, _) in download_models.FILES.items()}
+
+    def ours(remote: str) -> Path:
+        name = remote.split("/")[-1]
+        if name.startswith("t5xxl"):
+            return models / "t5xxl.safetensors"
+        return models / ("sd3_medium.safetensors" if name.startswith("sd3") else name)
 
     def download(repository: str, remote: str, local_dir: Path) -> str:
-        served.asked.append(remote)
+        served.asked.append((repository, remote))
         target = Path(local_dir) / remote
         target.parent.mkdir(parents=True, exist_ok=True)
-        return str(shutil.copy(ours[remote], target))
+        return str(shutil.copy(ours(remote), target))
 
     def metadata(url: str) -> SimpleNamespace:
-        digest = hashlib.sha256(ours[url].read_bytes()).hexdigest()
+        digest = hashlib.sha256(ours(url).read_bytes()).hexdigest()
         return SimpleNamespace(etag=served.etag or digest)
 
     monkeypatch.setattr(download_models, "hf_hub_url", lambda repository, remote: remote)
     monkeypatch.setattr(download_models, "get_hf_file_metadata", metadata)
     monkeypatch.setattr(download_models, "hf_hub_download", download)
-    monkeypatch.setattr(download_models, "FILES", {name: (r, 0.0) for name, (r, _) in download_models.FILES.items()})
+    free = {name: (repository, 0.0) for name, (repository, _) in download_models.MODEL_FILES.items()}
+    monkeypatch.setattr(download_models, "MODEL_FILES", free)
+    monkeypatch.setattr(download_models, "ENCODERS", dict.fromkeys(download_models.ENCODERS, 0.0))
     return served
 
 
-def test_download_fetches_what_is_missing_under_the_names_that_are_read(hub, models, tmp_path):
-    run_here(download_models, "--out", tmp_path, "--t5", "True")
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in models.iterdir()}
-    assert len(hub.asked) == 4
-    run_here(download_models, "--out", tmp_path)
-    assert len(hub.asked) == 4  # nothing is fetched twice
+@pytest.mark.parametrize(
+    ("model", "t5", "names"),
+    [
+        ("sd3_medium", "fp16", {"sd3_medium", "clip_l", "clip_g", "t5xxl_fp16"}),
+        ("sd3.5_large_turbo", "off", {"sd3.5_large_turbo", "clip_l", "clip_g"}),
+    ],
+)
+def test_download_fetches_what_is_missing_under_the_names_that_are_read(hub, tmp_path, capsys, model, t5, names):
+    run_here(download_models, "--out", tmp_path, "--model", model, "--t5", t5)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.safetensors" for name in names}
+    assert {repository for repository, _ in hub.asked} == {download_models.MODEL_FILES[model][0]}
+    asked = len(hub.asked)
+    run_here(download_models, "--out", tmp_path, "--model", model, "--t5", t5)
+    assert len(hub.asked) == asked == len(names)  # nothing is fetched twice
+    run_here(check_models, "--models", tmp_path)
 
 
 def test_a_damaged_download_is_deleted(hub, tmp_path, capsys):

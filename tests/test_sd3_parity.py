@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from common.pictures import to_image
+from resd3_medium.building import build
+from resd3_medium.finding import find_part
+from resd3_medium.parts import PARTS
 from resd3_medium.pipeline import Pipeline, Settings
-from resd3_medium.weights import PARTS, build
 
 CPU, EXACT = torch.device("cpu"), torch.float32
 PROMPTS = ("A red bicycle leans against a wall.", "", "naïve café — 東京 🙂, isn't it?", "word " * 200)
@@ -40,12 +42,12 @@ def test_tokens_are_those_of_transformers(models, prompt):
 @torch.inference_mode()
 def test_text_encoders_are_those_of_transformers(models, name):
     ids = torch.randint(0, 32000, (2, 77), generator=torch.Generator().manual_seed(0))
-    ours = build(PARTS[name], models, CPU, EXACT)
+    ours = build(find_part(models, name), CPU, EXACT)
     if name == "T5":
         assert error(ours(ids), reference.t5(models)(ids).last_hidden_state) < 1e-5
         return
     activation = "quick_gelu" if name == "CLIP-L" else "gelu"
-    theirs = reference.clip(models / PARTS[name].file, activation)(ids, output_hidden_states=True)
+    theirs = reference.clip(models / PARTS[name].usual, activation)(ids, output_hidden_states=True)
     rows, pooled = ours(ids)
     assert error(rows, theirs.hidden_states[-2]) < 1e-5
     assert error(pooled, theirs.text_embeds) < 1e-5
@@ -59,7 +61,7 @@ def test_the_transformer_is_that_of_diffusers(models, height, width, rows):
     latent = torch.randn(2, 16, height, width, generator=generator)
     context, pooled = torch.randn(2, rows, 256, generator=generator), torch.randn(2, 192, generator=generator)
     timestep = torch.tensor([999.0, 3.7])
-    ours = build(PARTS["MMDiT"], models, CPU, EXACT)
+    ours = build(find_part(models, "MMDiT"), CPU, EXACT)
     theirs = reference.transformer(models)(latent, context, pooled, timestep).sample
     assert error(ours(latent, timestep, context, pooled, ours.positions(height, width)), theirs) < 1e-5
 
@@ -71,7 +73,7 @@ def test_the_autoencoder_is_that_of_diffusers_both_ways(models):
         torch.rand(1, 3, 48, 80, generator=generator) * 2 - 1,
         torch.randn(1, 16, 6, 10, generator=generator),
     )
-    ours, theirs = build(PARTS["VAE"], models, CPU, EXACT), reference.autoencoder(models)
+    ours, theirs = build(find_part(models, "VAE"), CPU, EXACT), reference.autoencoder(models)
     moments = theirs.encode(image).latent_dist
     assert error(ours.encode(image), (moments.mean - 0.0609) * 1.5305) < 1e-5
     drawn = moments.sample(torch.Generator().manual_seed(3))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import reference_sd3 as reference
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from resd3_medium import vae
@@ -30,7 +32,30 @@ def test_image_to_image_keeps_the_last_levels():
     levels = noise_levels(10, 3.0)
     assert image_to_image_levels(levels, 1.0) == levels
     assert image_to_image_levels(levels, 0.6) == levels[4:]
-    assert image_to_image_levels(levels, 0.001) == levels[-2:]
+    assert image_to_image_levels(levels, 0.9) == levels[1:]  # 10 * (1 - 0.9) is a little less than 1
+
+
+@given(st.integers(1, 60), st.floats(0.001, 1), st.floats(0.001, 1), st.sampled_from([1.0, 3.0, 9.5]), st.booleans())
+def test_image_to_image_starts_at_the_level_that_denoise_says(steps, denoise, more, shift, exact_end):
+    """Between two levels of the schedule before its shift, on a straight line; never at pure noise but for 1."""
+    levels = noise_levels(steps, shift, exact_end)
+    taken, others = (image_to_image_levels(levels, d, shift, exact_end) for d in sorted((denoise, more)))
+    assert len(taken) >= 2 and taken[-1] == 0 and all(a > b for a, b in pairwise(taken))
+    assert taken[1:] == levels[-len(taken) + 1 :]
+    assert taken[0] <= others[0]  # more is made anew
+    denoise = min(denoise, more)
+    assert (taken[0] == 1) == (denoise == 1)
+    end = 0.001 if exact_end else shift * 0.001 / (1 + (shift - 1) * 0.001)
+    even = [*np.linspace(1, end, steps), 0 if steps > 1 else end]
+    level = np.interp(steps * (1 - denoise), range(steps + 1), even)
+    assert taken[0] == pytest.approx(shift * level / (1 + (shift - 1) * level), abs=1e-7)
+
+
+@pytest.mark.parametrize("denoise", [1e-12, 5e-324, 1 - 1e-16])
+@pytest.mark.parametrize("steps", [1, 7, 1000])
+def test_image_to_image_takes_extreme_parts(denoise, steps):
+    levels = image_to_image_levels(noise_levels(steps, 3.0), denoise, 3.0)
+    assert 1 > levels[0] > 1e-13 and all(a > b for a, b in pairwise(levels))
 
 
 def final_error(sampler: str, steps: int) -> float:
@@ -61,15 +86,16 @@ def test_batches_hold_equal_settings():
     assert list(batches([a, a, b, a, a, b], 3)) == [[0, 1, 3], [2, 5], [4]]
 
 
+@pytest.mark.parametrize(("steps", "denoise"), [(5, 0.6), (5, 0.7), (1, 0.1)])
 @torch.inference_mode()
-def test_image_to_image_equals_a_plain_loop(models, tmp_path):
+def test_image_to_image_equals_a_plain_loop(models, tmp_path, steps, denoise):
     """Noise and the draw of the autoencoder come from one generator; Euler steps with guidance."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     picture.save(tmp_path / "start.png")
     pipeline = Pipeline(models, torch.device("cpu"), torch.float32)
     texts = pipeline.encode(["a boat", ""])
     settings = Settings(
-        steps=5, width=64, height=48, cfg_scale=3.0, denoise=0.7, init_image=str(tmp_path / "start.png")
+        steps=steps, width=64, height=48, cfg_scale=3.0, denoise=denoise, init_image=str(tmp_path / "start.png")
     )
     ours = pipeline.denoise([texts["a boat"]], [texts[""]], [9], settings)
 
@@ -77,7 +103,10 @@ def test_image_to_image_equals_a_plain_loop(models, tmp_path):
     noise = torch.randn(1, 16, 6, 8, generator=generator)
     pixels = torch.tensor(np.asarray(picture) / 255 * 2 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
     raw = reference.autoencoder(models).encode(pixels).latent_dist.sample(generator)
-    levels = noise_levels(5, 3.0)[1:]  # int(5 * 0.3) = 1 step is left out
+    end = 3 * 0.001 / 1.002
+    even = {0.6: 1 + (end - 1) / 2, 0.7: 1 + (end - 1) * 0.375, 0.1: 1 + (end - 1) * 0.9}[denoise]
+    left_out = {0.6: 2, 0.7: 1, 0.1: 0}[denoise]  # 2, 1.5 and 0.9 steps
+    levels = [3 * even / (1 + 2 * even), *noise_levels(steps, 3.0)[left_out + 1 :]]
     x = (1 - levels[0]) * (raw - 0.0609) * 1.5305 + levels[0] * noise
     transformer = reference.transformer(models)
     for sigma, following in pairwise(levels):
