@@ -15,6 +15,7 @@ from resd3_medium.png import png_bytes
 from resd3_medium.tasks import ImageTask, Measured
 
 NAME = re.compile(r"(\d{4,7})_[a-z0-9-]{1,40}_s\d{1,19}\.png")  # what this script calls an image
+PREVIEW = "preview.png"  # of the images in work; the last one stays
 HEADER = (
     *("image", "prompt", "negative_prompt", "steps", "seed", "width", "height", "cfg_scale", "shift", "sampler"),
     *("text_s", "denoise_s", "decode_s", "peak_memory_mib"),

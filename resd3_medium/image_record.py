@@ -6,7 +6,6 @@ of the first image, by which the others' names follow; and hashes of weights and
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from common.parameters import ParameterError
 from common.run_folder import describe, replace_file, resumed, write_config
 from resd3_medium.image_folder import ImageFolder
 from resd3_medium.infer_parameters import InferConfig
+from resd3_medium.initial_image import file_sha256
 
 METHOD = "images"  # what config.json calls the run
 FREE = ("resume", "models", "device", "offload", "batch_size", "preview")  # what --resume may change
@@ -34,7 +34,12 @@ class Record:
     weights: dict[str, dict[str, str]]  # by part, as `Pipeline.weights` gives them
     init_image: str = ""
 
-    def check(self, config: InferConfig, weights: dict[str, dict[str, str]]) -> None:
+    def check_image(self, config: InferConfig) -> None:
+        """Raise ParameterError of `init_image` unless the initial image is that of the record."""
+        if config.init_image and file_sha256(config.init_image) != self.init_image:
+            raise ParameterError("init_image", config.init_image, "must be the image that the run was begun with")
+
+    def check_weights(self, config: InferConfig, weights: dict[str, dict[str, str]]) -> None:
         """Raise ParameterError of `models` unless the weights are those of the record."""
         hashes = [{name: part["sha256"] for name, part in parts.items()} for parts in (self.weights, weights)]
         if changed := [name for name in hashes[0] | hashes[1] if hashes[0].get(name) != hashes[1].get(name)]:
@@ -47,14 +52,6 @@ class Record:
             f"{part}={Path(w['file']).name}:{w['precision']}:{w['sha256'][:10]}" for part, w in self.weights.items()
         )
         return "; ".join(parts), "; ".join(Path(text).name for text in config.lora)
-
-
-def hash_of(path: str | None) -> str:
-    """The SHA-256 of a file; empty for none. Raises OSError."""
-    if path is None:
-        return ""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def whole_paths(given: str | Sequence[str]) -> str | list[str]:
@@ -99,7 +96,7 @@ def warn_of_unfinished(images: ImageFolder) -> None:
 def read_record(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig, Record]:
     """Parameters and record of the run in `config.resume`, with the parameters of the command line that are FREE.
 
-    Raises ParameterError when there is none, when others are given, and when the initial image has changed since.
+    Raises ParameterError when there is none, and when others are given.
     """
     folder = Path(config.resume or "")
     try:
@@ -108,16 +105,10 @@ def read_record(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig
             raise ValueError("it is of another script")
         record = Record(**{field.name: content[field.name] for field in dataclasses.fields(Record)})
         whole = isinstance(record.prompts, list) and all(isinstance(prompt, str) for prompt in record.prompts)
-        if not (whole and record.prompts and isinstance(record.first, int) and isinstance(record.weights, dict)):
+        if not (whole and record.prompts and isinstance(record.first, int) and record.first > 0):
             raise TypeError("values of the wrong type")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        record.cells(config)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"must be a folder of images, with a whole config.json ({describe(error)})"
         raise ParameterError("resume", folder, reason) from None
-    config = resumed(config, given, FREE)
-    try:
-        now = hash_of(config.init_image)
-    except OSError as error:
-        raise ParameterError("init_image", config.init_image, f"must be there to go on ({describe(error)})") from None
-    if now != record.init_image:
-        raise ParameterError("init_image", config.init_image, "must be the image that the run was begun with")
-    return config, record
+    return resumed(config, given, FREE), record

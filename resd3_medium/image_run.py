@@ -17,6 +17,7 @@ from common.interruption import Interruption
 from common.progress import Progress
 from common.run_folder import peak_mebibytes
 from resd3_medium.image_folder import ImageFolder
+from resd3_medium.image_record import Record
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig
 from resd3_medium.pipeline import Pipeline, batches
 from resd3_medium.tasks import ImageTask, Measured
@@ -47,8 +48,8 @@ def peak(device: torch.device) -> float:
 class ImageRun:
     """The tasks of a run, their files in `images`, by `names`, and the pipeline that makes them.
 
-    `config` has t5 and dtype as they are used. `took` is what each image took that was made, in s and MiB; `models` the
-    cells of tasks.csv that tell the weights.
+    `config` has t5 and dtype as they are used, `record` tells weights and initial image. `took` is what each image took
+    that was made, in s and MiB.
     """
 
     def __init__(
@@ -58,9 +59,9 @@ class ImageRun:
         tasks: Sequence[ImageTask],
         names: Sequence[str],
         images: ImageFolder,
-        models: Sequence[str],
+        record: Record,
     ) -> None:
-        self.pipeline, self.images, self.models = pipeline, images, models
+        self.pipeline, self.images, self.models = pipeline, images, record.cells(config)
         self.tasks, self.names = tasks, names
         self.texts: dict[str, Conditioning] = {}
         self.took: list[Measured] = []
@@ -69,7 +70,8 @@ class ImageRun:
         )
         self.more = {name: getattr(self.config, name) for name in IMAGE_PARAMETERS}
         self.more |= {name: getattr(config, name) for name in ("models", "offload", "batch_size")}  # for the record
-        self.more |= {"device": str(pipeline.device)}
+        self.more |= {"device": str(pipeline.device), "weights": record.weights}
+        self.more |= {"init_image_sha256": record.init_image} if record.init_image else {}
 
     def run(self, missing: Set[int]) -> int:
         """Make the images of these tasks. Returns 0, or the exit code of the signal that ended it after a batch.

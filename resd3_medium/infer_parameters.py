@@ -271,9 +271,8 @@ def with_model(config: InferConfig) -> InferConfig:
         print(extras.note)
     missing = {name: value for name, value in own.items() if getattr(config, name) is None}
     if config.init_image:
-        missing |= by_initial_image(
-            config, math.isqrt(own["width"] * own["height"]), mmdit.grid * mmdit.patch * weights["VAE"].config.factor
-        )
+        side, unit = math.isqrt(own["width"] * own["height"]), mmdit.patch * weights["VAE"].config.factor
+        missing |= by_initial_image(config, side, unit * mmdit.grid)
     return dataclasses.replace(config, models=str(models), **missing)
 
 

@@ -22,13 +22,18 @@ from common.parameters import ParameterError
 from common.run_folder import claimed, peak_memory
 from resd3_medium.guidance_check import check_guidance, warn_of_guidance
 from resd3_medium.image_folder import ImageFolder, image_names, no_empty_folder
-from resd3_medium.image_record import Record, hash_of, read_record, recorded, warn_of_unfinished
+from resd3_medium.image_record import Record, read_record, recorded, warn_of_unfinished
 from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig, with_model, with_stored
-from resd3_medium.initial_image import load_image
+from resd3_medium.initial_image import file_sha256, load_image
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Settings
 from resd3_medium.tasks import LARGEST_SEED, ImageTask, choose_prompts, draw_tasks, parse_seed, parse_steps
+
+
+def note(line: str) -> None:
+    """Tell the user what happens to a file of theirs."""
+    print(f"note: {line}", file=sys.stderr)
 
 
 def new_run(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig, list[str]]:
@@ -42,7 +47,7 @@ def new_run(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig, li
     check_guidance(config, given)
     seed = parse_seed(config.seed)
     if config.init_image:
-        load_image(config.init_image, 16, 16)
+        load_image(config.init_image, 16, 16, tell=note)
     elif "denoise" in given:
         raise ParameterError("denoise", config.denoise, "must come with --init_image, whose part it is")
     prompts = choose_prompts(config.prompt, config.prompts, config.num_tasks, seed)
@@ -73,17 +78,20 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
         print(f"{len(missing)} of {len(tasks)} images are missing in {images.folder}")
         if not missing:
             return
+        record.check_image(config)
+        config = with_model(config)
     pipeline = open_pipeline(config)
     print("\n".join(pipeline.weights.lines()))
     warn_of_guidance(pipeline, [task.settings for task in tasks])
     weights = pipeline.weights.record()
     if record:
-        record.check(config, weights)
+        record.check_weights(config, weights)
     else:
         warn_of_unfinished(images)
-        record = Record([task.prompt for task in tasks], images.next_number(), weights, hash_of(config.init_image))
+        start_hash = file_sha256(config.init_image) if config.init_image else ""
+        record = Record([task.prompt for task in tasks], images.next_number(), weights, start_hash)
     start = time.perf_counter()
-    run = ImageRun(pipeline, config, tasks, names, images, record.cells(config))
+    run = ImageRun(pipeline, config, tasks, names, images, record)
     with recorded(images.folder, run.config, record, names):
         code = run.run(missing)
     average, took = (time.perf_counter() - start) / len(run.took), run.took
@@ -109,7 +117,6 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
         raise ParameterError("resume", place, "must be a folder of images, with a config.json")
     with claimed(place, "resume") as folder:
         config, record = read_record(config, given)
-        config = with_model(config)
         make_images(config, task_list(config, record.prompts), ImageFolder(folder, "resume"), record)
 
 

@@ -32,6 +32,7 @@ from experiments.commands import (
     path_words,
 )
 from experiments.page_parts import address, command_html, csv_table, document, link, markdown, text
+from resd3_medium.image_folder import PREVIEW
 from resd3_medium.png import CHUNK, read_task
 
 GALLERY = "gallery"  # figures that come with the project; shown where nothing else is
@@ -88,7 +89,7 @@ def gather(top: Path) -> Found:
             folders[:] = [name for name in folders if name != GALLERY]
         names = sorted(name for name in names if not name.startswith(".") and PARTIAL not in name)
         names = [name for name in names if (folder / name).is_file()]  # a pipe would keep the page waiting
-        files = [folder / name for name in names if Path(name).suffix in SHOWN]
+        files = [folder / name for name in names if Path(name).suffix in SHOWN and name != PREVIEW]
         above = owner(folder)
         try:
             behind = command_behind(folder)

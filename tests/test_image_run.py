@@ -1,6 +1,5 @@
-"""Runs of refine_sd3_infer.py as wholes: Ctrl-C, going on after a kill, numbers of files, the table, prompt files."""
+"""Runs of refine_sd3_infer.py as wholes: Ctrl-C, going on after a kill, numbers of files, the table, many prompts."""
 
-import codecs
 import csv
 import json
 import os
@@ -25,7 +24,7 @@ from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Pipeline, Settings
-from resd3_medium.tasks import ImageTask, Measured, draw_tasks, prompt_lines, read_lines
+from resd3_medium.tasks import ImageTask, Measured, draw_tasks
 
 SMALL = ["--device=cpu", "--width=32", "--height=32", "--cfg_scale=1", "--t5=off"]
 
@@ -203,11 +202,11 @@ def test_what_a_run_is_not_gone_on_with(finished, tmp_path, capsys, monkeypatch,
 def test_weights_must_be_those_of_the_record():
     weights = {part: {"file": f"/x/{part}.sft", "precision": "float16", "sha256": part * 20} for part in ("vae", "t5")}
     record, config = Record(["a"], 1, weights), make(InferConfig, models="y", lora=["/x/b.sft:0.5", "c.sft"])
-    record.check(config, weights)
+    record.check_weights(config, weights)
     assert record.cells(config) == ("vae=vae.sft:float16:vaevaevaev; t5=t5.sft:float16:t5t5t5t5t5", "b.sft:0.5; c.sft")
     for other in ({"vae": weights["vae"]}, weights | {"vae": weights["t5"]}, weights | {"clip": weights["t5"]}):
         with pytest.raises(ParameterError, match="--models=y: must be the weights that the run was begun with; "):
-            record.check(config, other)
+            record.check_weights(config, other)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -316,7 +315,7 @@ def test_a_mistake_that_the_models_tell_leaves_no_folder(run, models, tmp_path, 
     assert line.startswith("error: --height=4096") and not list(tmp_path.iterdir())
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
+# --- many prompts -----------------------------------------------------------------------------------------------------
 
 
 def test_few_conditionings_are_kept_of_many_prompts(models, tmp_path, monkeypatch):
@@ -339,43 +338,9 @@ def test_few_conditionings_are_kept_of_many_prompts(models, tmp_path, monkeypatc
     prompts = [f"prompt {i}" for i in range(3000)]
     tasks = draw_tasks([*prompts, "prompt 2999"], "", 0, (1, 9), Settings())
     pipeline = open_pipeline(config)
-    run = ImageRun(pipeline, config, tasks, image_names(tasks, 1), ImageFolder(tmp_path), ("", ""))
+    run = ImageRun(pipeline, config, tasks, image_names(tasks, 1), ImageFolder(tmp_path), Record([], 1, {}))
     monkeypatch.setattr(pipeline, "encode", encode)
     monkeypatch.setattr(run, "make", lambda batch, *_: [run.texts[text] for i in batch for text in run.prompts(i)])
     assert run.run(set(range(3001))) == 0
     assert set(encoded) == {*prompts, ""} and len(encoded) <= 3002
     assert max(most) <= 64 and len(most) < 60
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"# a comment\r\n\r\n  a boat \r\n\t# another\r\n\\# first\r\na # in it\r\n",
-        codecs.BOM_UTF8 + b"a boat\n#\n\\# first\na # in it",
-        "a boat\r\n# x\r\n\\# first\r\na # in it\r\n".encode("utf-16"),
-        codecs.BOM_UTF16_BE + "a boat\r# x\r\\# first\ra # in it".encode("utf-16-be"),
-        "a boat\n\\# first\na # in it".encode("utf-32"),
-    ],
-)
-def test_prompt_files_have_comments_and_come_from_windows_too(tmp_path, content):
-    (tmp_path / "prompts.txt").write_bytes(content)
-    found = read_lines(tmp_path / "prompts.txt", "prompts")
-    assert found == ["a boat", "# first", "a # in it"]
-    (tmp_path / "prompts.txt").write_text(prompt_lines(found))
-    assert read_lines(tmp_path / "prompts.txt", "prompts") == found
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ("a boat\n".encode("utf-16-le"), "UTF-16 lacks its mark"),
-        (codecs.BOM_UTF16_LE + b"a", "it is not UTF-16 text"),
-        (codecs.BOM_UTF8 + b"\xff", "it is not UTF-8 text"),
-        (b"# only\n\n", "comments and blank lines only"),
-        (b"", "it is empty"),
-    ],
-)
-def test_prompt_files_that_cannot_be_read_are_told(run, tmp_path, capsys, content, told):
-    (tmp_path / "prompts.txt").write_bytes(content)
-    line = refusal(capsys, refine_sd3_infer, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out")
-    assert told in line and not (tmp_path / "out").exists()

@@ -4,18 +4,16 @@ import csv
 import json
 import re
 import shutil
-import signal
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import reference_sd3 as reference
 import torch
-from helpers import refusal, run_here, start_script
+from helpers import refusal, run_here
 from PIL import Image
 
 from resd3_medium import refine_sd3_infer
@@ -156,21 +154,6 @@ def test_long_and_empty_prompts_work_and_say_what_is_left_out(models, tmp_path, 
     warnings = [line for line in capsys.readouterr().err.splitlines() if "leaves out" in line]
     assert len(warnings) == 2  # CLIP and T5
     assert all(line.endswith("word end'") for line in warnings)
-
-
-def test_ctrl_c_keeps_the_finished_images(models, tmp_path):
-    flags = ["--models", models, *SMALL, "--num_tasks=500", "--out", "images"]
-    process = start_script("resd3_medium/refine_sd3_infer.py", *flags, folder=tmp_path)
-    deadline = time.monotonic() + 90
-    while len(list((tmp_path / "images").glob("*.png"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "Traceback" not in stderr and "\nfinishing image " in stderr
-    names = [path.name for path in sorted((tmp_path / "images").iterdir()) if path.suffix == ".png"]
-    assert names == [row["image"] for row in rows(tmp_path / "images")]
-    assert not [path for path in (tmp_path / "images").iterdir() if "partial" in path.name]
 
 
 def test_a_full_disk_is_told_in_one_line(models, tmp_path):

@@ -1,0 +1,43 @@
+"""Files of prompts: comments, blank lines, and the forms of text that editors write."""
+
+import codecs
+
+import pytest
+from helpers import refusal
+
+from resd3_medium import refine_sd3_infer
+from resd3_medium.tasks import prompt_lines, read_lines
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"# a comment\r\n\r\n  a boat \r\n\t# another\r\n\\# first\r\na # in it\r\n",
+        codecs.BOM_UTF8 + b"a boat\n#\n\\# first\na # in it",
+        "a boat\r\n# x\r\n\\# first\r\na # in it\r\n".encode("utf-16"),
+        codecs.BOM_UTF16_BE + "a boat\r# x\r\\# first\ra # in it".encode("utf-16-be"),
+        "a boat\n\\# first\na # in it".encode("utf-32"),
+    ],
+)
+def test_prompt_files_have_comments_and_come_from_windows_too(tmp_path, content):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    found = read_lines(tmp_path / "prompts.txt", "prompts")
+    assert found == ["a boat", "# first", "a # in it"]
+    (tmp_path / "prompts.txt").write_text(prompt_lines(found))
+    assert read_lines(tmp_path / "prompts.txt", "prompts") == found
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a boat\n".encode("utf-16-le"), "UTF-16 lacks its mark"),
+        (codecs.BOM_UTF16_LE + b"a", "it is not UTF-16 text"),
+        (codecs.BOM_UTF8 + b"\xff", "it is not UTF-8 text"),
+        (b"# only\n\n", "comments and blank lines only"),
+        (b"", "it is empty"),
+    ],
+)
+def test_prompt_files_that_cannot_be_read_are_told(tmp_path, capsys, content, told):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    line = refusal(capsys, refine_sd3_infer, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out")
+    assert told in line and not (tmp_path / "out").exists()
