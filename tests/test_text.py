@@ -138,7 +138,7 @@ def test_an_image_with_a_long_prompt_does_not_depend_on_its_batch(chunked, cfg_s
         for i, latent in zip(group, make(group), strict=True):
             torch.testing.assert_close(latent, make([i])[0], rtol=0, atol=1e-4)
     latent = make([1])[0]
-    cut = Pipeline(chunked.models, CPU, EXACT, t5_rows=20)
+    cut = Pipeline(chunked.weights, CPU, EXACT, t5_rows=20)
     short = cut.encode([LONG, ""])
     assert (latent - cut.denoise([short[LONG]], [short[""]], [1], settings)[0]).abs().max() > 1e-3
 
