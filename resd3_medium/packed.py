@@ -98,9 +98,10 @@ def quantised(weight: torch.Tensor, kind: Literal["int8", "fp8"]) -> Packed:
     scale = torch.cat([weight[rows].float().abs().amax(1, keepdim=True) for rows in parts]) / largest
     if kind == "fp8":
         scale = scale.amax().view(1, 1)
+    name = {"int8": "INT8", "fp8": "F8_E4M3"}[kind]
     packed = Packed(
-        {"int8": "INT8", "fp8": "F8_E4M3"}[kind],
-        torch.empty_like(weight, dtype=torch.int8 if kind == "int8" else torch.float8_e4m3fn),
+        name,
+        torch.empty(weight.shape, dtype=DTYPES[name], device=weight.device),
         scale,
         tuple(weight.shape),
     )
