@@ -164,9 +164,10 @@ class Table:
         if not self.path.exists():
             return [], 0
         rows, _, torn = scan(self.path)
+        begun = not rows and next(lines(self.header, [self.header])).startswith(self.path.read_bytes())
+        if rows[:1] != [self.header] and not begun:
+            raise ValueError("it has other columns")
         if torn and not self.told:
             self.told = True
             print(f"warning: {self.path}: its last line, of {torn} bytes, is torn and does not count", file=sys.stderr)
-        if rows and rows[0] != self.header:
-            raise ValueError("it has other columns")
         return named(rows), self.path.stat().st_size - torn

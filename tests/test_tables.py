@@ -76,6 +76,7 @@ def test_text_that_utf_8_lacks_can_be_written(tmp_path):
         (b'a,b\n"x"y,2\n', "line 2 is none of a CSV file"),
         (b'a,b\n1,"2\n', "torn"),
         (b"a,b\n1", "torn"),
+        (b'"my notes, without an end', "torn"),
     ],
 )
 def test_what_is_no_table_is_a_value_error_in_words(tmp_path, content, words):
