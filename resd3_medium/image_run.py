@@ -20,6 +20,7 @@ from resd3_medium.image_folder import ImageFolder
 from resd3_medium.image_record import Record
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig
 from resd3_medium.pipeline import Pipeline, batches
+from resd3_medium.png import png_bytes
 from resd3_medium.tasks import ImageTask, Measured
 from resd3_medium.text import Conditioning
 
@@ -61,7 +62,7 @@ class ImageRun:
         images: ImageFolder,
         record: Record,
     ) -> None:
-        self.pipeline, self.images, self.models = pipeline, images, record.cells(config)
+        self.pipeline, self.images, self.models = pipeline, images, record.cells()
         self.tasks, self.names = tasks, names
         self.texts: dict[str, Conditioning] = {}
         self.took: list[Measured] = []
@@ -71,7 +72,7 @@ class ImageRun:
         self.more = {name: getattr(self.config, name) for name in IMAGE_PARAMETERS}
         self.more |= {name: getattr(config, name) for name in ("models", "offload", "batch_size")}  # for the record
         self.more |= {"device": str(pipeline.device), "weights": record.weights}
-        self.more |= {"init_image_sha256": record.init_image} if record.init_image else {}
+        self.more |= {name: value for name in ("lora", "init_image_sha256") if (value := getattr(record, name))}
 
     def run(self, missing: Set[int]) -> int:
         """Make the images of these tasks. Returns 0, or the exit code of the signal that ended it after a batch.
@@ -159,5 +160,6 @@ class ImageRun:
         for i, image in zip(wanted, made, strict=True):
             seconds = (text_seconds, (denoised - start) / len(batch), (decoded - denoised) / len(wanted))
             self.took.append(Measured(*seconds, peak(self.pipeline.device)))
-            self.images.save(self.names[i], image, self.tasks[i], self.more)
+            content = png_bytes(image, self.tasks[i], self.more, self.config.metadata)
+            self.images.save(self.names[i], content)
             self.images.list(self.names[i], self.tasks[i], self.took[-1], self.models)

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import make, refusal, run_here, start_script
@@ -200,13 +201,22 @@ def test_what_a_run_is_not_gone_on_with(finished, tmp_path, capsys, monkeypatch,
 
 
 def test_weights_must_be_those_of_the_record():
-    weights = {part: {"file": f"/x/{part}.sft", "precision": "float16", "sha256": part * 20} for part in ("vae", "t5")}
-    record, config = Record(["a"], 1, weights), make(InferConfig, models="y", lora=["/x/b.sft:0.5", "c.sft"])
-    record.check_weights(config, weights)
-    assert record.cells(config) == ("vae=vae.sft:float16:vaevaevaev; t5=t5.sft:float16:t5t5t5t5t5", "b.sft:0.5; c.sft")
-    for other in ({"vae": weights["vae"]}, weights | {"vae": weights["t5"]}, weights | {"clip": weights["t5"]}):
+    def found(strength: float = 0.5, **hashes: str) -> SimpleNamespace:
+        record = {
+            part: {"file": f"{part}.sft", "precision": "float16", "sha256": text} for part, text in hashes.items()
+        }
+        lora = SimpleNamespace(path=Path("/x/b.sft"), strength=strength, sha256="b" * 64)
+        return SimpleNamespace(record=lambda: record, loras=[lora])
+
+    config, before = make(InferConfig, models="y", lora=["/x/b.sft:0.5"]), found(vae="v" * 64, t5="t" * 64)
+    record = Record.of(["a"], 1, before, None)
+    record.check_weights(config, before)
+    assert record.cells() == (f"vae=vae.sft:float16:{'v' * 10}; t5=t5.sft:float16:{'t' * 10}", f"b.sft:0.5:{'b' * 10}")
+    for other in (found(vae="v" * 64), found(vae="t" * 64, t5="t" * 64), found(vae="v" * 64, t5="t" * 64, clip="c")):
         with pytest.raises(ParameterError, match="--models=y: must be the weights that the run was begun with; "):
             record.check_weights(config, other)
+    with pytest.raises(ParameterError, match=r"--lora=/x/b\.sft:0\.5: must be the file"):
+        record.check_weights(config, found(0.7, vae="v" * 64, t5="t" * 64))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
