@@ -106,12 +106,12 @@ def size_from_image(
     if width is None and height is None:
         scale = min(1.0, side / math.sqrt(size[0] * size[1]))
         exact = [min(max(n * scale, unit), largest) for n in size]
-        made = [rounded(n, unit, largest) for n in exact]
-        if made[0] * made[1] > max(side, unit) ** 2:
-            around = [{int(n // unit) * unit, min(-int(-n // unit) * unit, largest)} for n in exact]
-            pairs = [(w, h) for w in around[0] for h in around[1] if w * h <= max(side, unit) ** 2]
-            made = min(pairs, key=lambda pair: (abs(math.log(pair[0] / pair[1] / proportion)), -pair[0] * pair[1]))
-        return made[0], made[1]
+        made = rounded(exact[0], unit, largest), rounded(exact[1], unit, largest)
+        if scale == 1 and made[0] * made[1] <= side**2:
+            return made
+        around = [{int(n // unit) * unit, min(-int(-n // unit) * unit, largest)} for n in exact]
+        pairs = [(w, h) for w in around[0] for h in around[1] if w * h <= max(side, unit) ** 2]
+        return min(pairs, key=lambda pair: (abs(math.log(pair[0] / pair[1] / proportion)), -pair[0] * pair[1]))
     if width is None:
         return rounded(height * proportion, unit, largest), height
     return width, rounded(width / proportion, unit, largest) if height is None else height
