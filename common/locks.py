@@ -4,14 +4,18 @@ A lock goes with its process, even at SIGKILL. On network file systems, whose lo
 where the file system has none, a lock file says who works in the folder. Start reading at `lock`.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 LOCK = ".lock"  # the file that stands for a lock where there is none
+TURN = ".partial"  # behind its name: of a file of who is removing a dead process's, which takes no time
+LONGEST_TURN = 60  # s
 MOUNTS = Path("/proc/self/mountinfo")  # where Linux tells what kind of file system lies where
 NETWORK = {
     "nfs",
@@ -74,8 +78,25 @@ def lock_file(path: Path) -> Callable[[], None]:
         except FileExistsError:
             if held(path):
                 break
-            path.unlink(missing_ok=True)
+            take_away(path)
     raise BusyError(str(path.parent))
+
+
+def take_away(path: Path) -> None:
+    """Remove the lock file of a dead process, unless it has become another's by now; one process at a time."""
+    turn = path.with_name(path.name + TURN)
+    try:
+        turn.touch(exist_ok=False)
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - turn.stat().st_mtime > LONGEST_TURN:  # of a process that was killed
+                turn.unlink()
+        return
+    try:
+        if not held(path):
+            path.unlink(missing_ok=True)
+    finally:
+        turn.unlink(missing_ok=True)
 
 
 def held(path: Path) -> bool:

@@ -137,8 +137,9 @@ def half_name(path: Path) -> Path:
 
     Nobody else uses the name, so that two who write one file each give it whole; the last one's stays.
     """
-    writer = f"{os.getpid()}-{threading.get_native_id()}"
-    return path.with_name(f".{path.stem[:40]}.{writer}{PARTIAL}{path.suffix}")
+    writer = f".{os.getpid()}-{threading.get_native_id()}"
+    stem = path.stem if len(path.stem) < 100 else path.stem[: -len(writer)]  # file systems have a longest name
+    return path.with_name(f".{stem}{writer}{PARTIAL}{path.suffix}")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

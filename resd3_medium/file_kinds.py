@@ -25,17 +25,25 @@ def not_weights(path: Path) -> str:
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if size == 0:
         return "an empty file"
+    if start.startswith(b"GGUF"):
+        return ""
+    if start[8:9] == b"{":  # the length that stands before may look like anything
+        return torn(start, size, path)
     if text.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer, not the file that it stands for; run `git lfs pull`, or fetch the file itself"
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "an HTML page, as a download without a login leaves it"
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+    if start.startswith((b"PK\x03\x04", *(b"\x80" + bytes([k]) for k in range(2, 6)))):
         return "a pickle, which may run code when it is read; convert it to safetensors"
-    if start.startswith(b"GGUF"):
-        return ""
     if text.startswith((b'{"', b'{ "', b"{\n", b"access to model", b"invalid ")):
         return "text, maybe the answer of a server that refused the download"
     return torn(start, size, path)
+
+
+def gguf_words(path: Path) -> str:
+    """That a file is GGUF, in words, for readers of safetensors alone; else empty."""
+    with path.open("rb") as file:
+        return "a GGUF file" if file.read(4) == b"GGUF" else ""
 
 
 def torn(start: bytes, size: int, path: Path) -> str:
@@ -81,11 +89,16 @@ SIGNS = (
     (("blocks.0.cross_attn",), "a Wan video model"),
     (("vision_model.", "visual."), "a model that reads images"),
     (("model.layers.", "blk.0.attn_q"), "a language model"),
+    (("joint_blocks.",), "a Stable Diffusion 3 transformer"),
+    (("transformer_blocks.",), "a transformer in diffusers' layout"),
+    (("text_model.",), "a CLIP text model"),
+    (("encoder.block.", "enc.blk."), "a T5 encoder"),
+    (("decoder.up", "encoder.down"), "an autoencoder"),
 )
 
 
 def other_model(names: Iterable[str]) -> str:
-    """The model that tensors of these names belong to, in words, when it is none of Stable Diffusion 3's."""
+    """The model that tensors of these names belong to, in words."""
     listed = list(names)
     for signs, words in SIGNS:
         if any(sign in name for name in listed for sign in signs):

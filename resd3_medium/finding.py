@@ -214,7 +214,7 @@ def choose(given: Path, found: list[Candidate]) -> Chosen:
 
 def add_loras(weights: Weights, texts: Sequence[str]) -> None:
     """Add LoRAs, given as FILE or FILE:strength, to the models. Raises ParameterError for those that do not fit."""
-    shapes = {name: part.shapes for name, part in weights.parts.items()}
+    shapes = {name: part.wanted for name, part in weights.parts.items() if name != "VAE"}
     for text in texts:
         lora = read_lora(text, shapes)
         weights.loras.append(lora)

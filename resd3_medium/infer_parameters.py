@@ -262,6 +262,7 @@ def with_model(config: InferConfig) -> InferConfig:
     """
     models = models_folder(config.models)
     weights = find_weights(models, config.t5)
+    mmdit = weights["MMDiT"].config
     own, extras = dict(DEFAULTS[weights.kind]), weights["MMDiT"].extras
     if unknown := extras.defaults.keys() - own.keys():
         raise weights["MMDiT"].file.error(f"must not have a default for {min(unknown)}")
@@ -270,8 +271,8 @@ def with_model(config: InferConfig) -> InferConfig:
         print(extras.note)
     missing = {name: value for name, value in own.items() if getattr(config, name) is None}
     if config.init_image:
-        side = math.isqrt(own["width"] * own["height"])
-        missing |= by_initial_image(config, side, 16 * weights["MMDiT"].config.grid)
+        side, unit = math.isqrt(own["width"] * own["height"]), mmdit.patch * weights["VAE"].config.factor
+        missing |= by_initial_image(config, side, unit * mmdit.grid)
     return dataclasses.replace(config, models=str(models), **missing)
 
 

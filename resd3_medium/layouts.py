@@ -196,8 +196,8 @@ def name_here(name: str, kind: str) -> str:
 
 def parted(name: str) -> tuple[str, str]:
     """A tensor's module, and the rest of its name with the point."""
-    module, leaf = re.fullmatch(r"(.*?)(\.weight|\.bias)?", name).groups()
-    return module, leaf or ""
+    module, point, leaf = name.rpartition(".")
+    return (module, point + leaf) if leaf in ("weight", "bias") else (name, "")
 
 
 @cache

@@ -35,8 +35,8 @@ class Packed:
 
     def floats(self) -> torch.Tensor:
         """The weights, float32 [rows, columns]."""
-        out = torch.empty(self.shape, device=self.data.device)
-        for rows in spans(self.shape, part_weights(self.data.device)):
+        out = torch.empty(self.shape, dtype=torch.float32, device=self.data.device)
+        for rows in spans(self.shape, self.data.device):
             bring_up(self, rows, out[rows])
         return out
 
@@ -94,7 +94,7 @@ def quantised(weight: torch.Tensor, kind: Literal["int8", "fp8"]) -> Packed:
     Computed in float32. Rows of zeros stay so; where a weight is no finite number, all that share its scale become NaN.
     """
     largest = LARGEST[kind]
-    parts = spans(weight.shape, part_weights(weight.device))
+    parts = spans(weight.shape, weight.device)
     scale = torch.cat([weight[rows].float().abs().amax(1, keepdim=True) for rows in parts]) / largest
     if kind == "fp8":
         scale = scale.amax().view(1, 1)
@@ -111,15 +111,13 @@ def quantised(weight: torch.Tensor, kind: Literal["int8", "fp8"]) -> Packed:
     return packed
 
 
-def spans(shape: Sequence[int], weights: int) -> list[slice]:
-    """Slices of the rows of a matrix, each of about so many weights."""
-    step = max(1, weights // shape[1])
+def spans(shape: Sequence[int], device: torch.device) -> list[slice]:
+    """The rows of a matrix in slices that are brought up at once: on a CPU so few that its cache holds them.
+
+    Each but the last has a multiple of 64 rows, which matrix products take well.
+    """
+    step = max(256, (2**20 if device.type == "cpu" else 2**24) // shape[1] // 64 * 64)
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
-
-
-def part_weights(device: torch.device) -> int:
-    """How many weights are brought up at once: on a CPU so few for each thread that the cache holds them."""
-    return 2**16 * torch.get_num_threads() if device.type == "cpu" else 2**24
 
 
 def bring_up(packed: Packed, rows: slice, out: torch.Tensor) -> None:
@@ -196,21 +194,14 @@ class PackedLinear(nn.Module):
 
     def pieces(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
         """Some rows after others: which they are, and their weights [rows, columns]. Each overwrites the one before."""
-        matrix, device = self.matrix(), self.packed.device
-        at_once = part_weights(device)
-        pieces, parts = spans(self.shape, max(at_once, 2**20)), spans(self.shape, at_once)
-        buffer = torch.empty(pieces[0].stop, self.shape[1], dtype=dtype, device=device)
-        exact = buffer if dtype == torch.float32 else torch.empty_like(buffer[parts[0]], dtype=torch.float32)
-        for piece in pieces:
-            weights = buffer[: piece.stop - piece.start]
-            for part in spans(weights.shape, at_once):
-                rows = slice(piece.start + part.start, piece.start + part.stop)
-                floats = weights[part] if dtype == torch.float32 else exact[: part.stop - part.start]
-                bring_up(matrix, rows, floats)
-                self.add_lora(rows, floats)
-                if dtype != torch.float32:
-                    weights[part] = floats
-            yield piece, weights
+        pieces = spans(self.shape, self.packed.device)
+        exact = torch.empty(pieces[0].stop, self.shape[1], dtype=torch.float32, device=self.packed.device)
+        rounded = exact if dtype == torch.float32 else torch.empty_like(exact, dtype=dtype)
+        for rows in pieces:
+            weights = exact[: rows.stop - rows.start]
+            bring_up(self.matrix(), rows, weights)
+            self.add_lora(rows, weights)
+            yield rows, rounded[: len(weights)].copy_(weights)
 
     def add_lora(self, rows: slice, weights: torch.Tensor) -> None:
         """Add to the weights of some rows, float32, what `lora` has for them."""

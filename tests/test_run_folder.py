@@ -4,10 +4,12 @@ import dataclasses
 import errno
 import fcntl
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -169,6 +171,36 @@ def test_lock_files_of_dead_processes_count_nothing_and_those_of_other_machines_
         with pytest.raises(locks.BusyError):
             locks.lock(tmp_path)
         assert path.read_text() == owner
+
+
+def test_only_one_of_those_who_find_a_dead_lock_gets_the_folder(tmp_path, monkeypatch):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / locks.LOCK).write_text(f"{socket.gethostname()} {dead.pid}")
+    look = locks.held
+
+    def held(path: Path) -> bool:
+        found = look(path)
+        time.sleep(0.02 * random.random())  # so that others act before what was seen is used
+        return found
+
+    def attempt(_: int) -> bool:
+        try:
+            locks.lock_file(tmp_path / locks.LOCK)
+        except locks.BusyError:
+            return False
+        return True
+
+    monkeypatch.setattr(locks, "held", held)
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(8))) == 1
+    turn = tmp_path / (locks.LOCK + locks.TURN)
+    assert not turn.exists()
+    (tmp_path / locks.LOCK).write_text(f"{socket.gethostname()} {dead.pid}")
+    turn.touch()  # its process was killed there
+    assert not attempt(0)
+    os.utime(turn, (0, 0))
+    assert not attempt(0) and attempt(0)
 
 
 def test_network_file_systems_get_a_lock_file(tmp_path, monkeypatch):

@@ -238,11 +238,6 @@ def rewrite(path: Path, change) -> None:
             lambda t: t.update({"model.diffusion_model.context_embedder.bias": torch.zeros(7)}),
             "model.diffusion_model.context_embedder.bias is [7], not [192]",
         ),
-        (
-            "sd3_medium.safetensors",
-            lambda t: t.update({"model.diffusion_model.joint_blocks.0.x_block.attn.ln_q.weight": torch.ones(64)}),
-            "1 tensors that MMDiT lacks",
-        ),
         ("clip_g.safetensors", lambda t: t.pop("text_projection.weight"), "text_projection.weight"),
         (
             "clip_g.safetensors",
