@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import time
 import weakref
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers import make, refusal, run_here, start_script
 from PIL import Image
@@ -19,12 +21,14 @@ from common.locks import lock
 from common.parameters import ParameterError
 from experiments.commands import IMAGES, command_behind
 from resd3_medium import refine_sd3_infer
+from resd3_medium.folders import POCKET
 from resd3_medium.image_folder import HEADER, ImageFolder, image_names
 from resd3_medium.image_record import Record
 from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Pipeline, Settings
+from resd3_medium.preview import save_preview
 from resd3_medium.tasks import ImageTask, Measured, draw_tasks
 
 SMALL = ["--device=cpu", "--width=32", "--height=32", "--cfg_scale=1", "--t5=off"]
@@ -311,6 +315,10 @@ def test_home_folders_initial_images_and_repeated_images(run, tmp_path, monkeypa
     made = images(tmp_path / "two")
     assert [(row["init_image"], row["denoise"]) for row in rows(tmp_path / "two")] == [("start.png", "0.6")] * 2
     assert (rows(tmp_path / "one")[0]["init_image"], rows(tmp_path / "one")[0]["denoise"]) == ("", "")
+    found = rows(tmp_path / "one")[0]["weights"].split("; ")
+    assert (
+        all(re.fullmatch(r"[\w-]+=\w+\.safetensors:float32:[0-9a-f]{10}", text) for text in found) and len(found) == 4
+    )
     for path in (tmp_path / "one" / first, *(tmp_path / "two" / name for name in made)):
         path.unlink()
     (tmp_path / "elsewhere").mkdir()
@@ -318,6 +326,28 @@ def test_home_folders_initial_images_and_repeated_images(run, tmp_path, monkeypa
     run_here(refine_sd3_infer, "--resume=~/two")
     assert images(tmp_path / "two").keys() == made.keys() and not list(Path().iterdir())
     assert command_behind(tmp_path / "two").kind == IMAGES
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_previews_come_nearer_to_the_image_and_are_none(tmp_path, monkeypatch, sampler):
+    """With the pocket model, whose factors come with it; the last one stays, and shifts no number."""
+    seen = []
+
+    def kept(path: Path, *arguments: object) -> None:
+        save_preview(path, *arguments)
+        seen.append(np.asarray(Image.open(path)).astype(int))
+
+    monkeypatch.setattr("resd3_medium.image_run.save_preview", kept)
+    for _ in range(2):
+        run_here(
+            *(refine_sd3_infer, "--models", POCKET, "--prompt=two blue rockets", "--steps=9", "--preview=4"),
+            *("--sampler", sampler, "--device=cpu", "--out", tmp_path),
+        )
+    assert [name[:4] for name in images(tmp_path)] == ["0001", "0002"] and len(rows(tmp_path)) == 2
+    assert (tmp_path / "preview.png").exists() and len(seen) == 4
+    made = np.asarray(Image.open(tmp_path / next(iter(images(tmp_path))))).astype(int)
+    far, near = (abs(one - made).mean() for one in seen[:2])
+    assert made.shape == seen[0].shape and near < far and near < 25
 
 
 def test_a_mistake_that_the_models_tell_leaves_no_folder(run, models, tmp_path, capsys):
