@@ -4,14 +4,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
 
 from common.parameters import ParameterError
 from common.run_folder import describe, replace_file
 from common.tables import Table, lines, named, scan, write_csv
-from resd3_medium.png import png_bytes
 from resd3_medium.tasks import ImageTask, Measured
 
 NAME = re.compile(r"(\d{4,7})_[a-z0-9-]{1,40}_s\d{1,19}\.png")  # what this script calls an image
@@ -62,9 +58,8 @@ class ImageFolder:
         listed = {int(m[1]) for name in self.listed if (m := NAME.fullmatch(name))}
         return max(self.numbers() | listed, default=0) + 1
 
-    def save(self, name: str, image: Image.Image, task: ImageTask, more: dict[str, Any]) -> None:
-        """Write the image as `png_bytes` gives it. Raises OSError."""
-        content = png_bytes(image, task, more)
+    def save(self, name: str, content: bytes) -> None:
+        """Write an image's file. Raises OSError."""
         replace_file(self.folder / name, lambda temporary: temporary.write_bytes(content))
 
     def list(self, name: str, task: ImageTask, took: Measured | None, models: Sequence[str]) -> None:

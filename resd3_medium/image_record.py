@@ -16,6 +16,7 @@ from typing import Any
 
 from common.parameters import ParameterError
 from common.run_folder import describe, replace_file, resumed, write_config
+from resd3_medium.finding import Weights
 from resd3_medium.image_folder import ImageFolder
 from resd3_medium.infer_parameters import InferConfig
 from resd3_medium.initial_image import file_sha256
@@ -27,31 +28,50 @@ PATHS = tuple(field.name for field in dataclasses.fields(InferConfig) if field.m
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The prompt of each image, the number of the first one's file, and SHA-256 of weights and initial image."""
+    """The prompt of each image, the number of the first one's file, and what weights and initial image were like.
+
+    `weights` has file, precision and sha256 by the part's name, `lora` file, strength and sha256 of each LoRA.
+    """
 
     prompts: list[str]
     first: int
-    weights: dict[str, dict[str, str]]  # by part, as `Pipeline.weights` gives them
-    init_image: str = ""
+    weights: dict[str, dict[str, str]]
+    lora: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    init_image_sha256: str = ""
+
+    @classmethod
+    def of(cls, prompts: list[str], first: int, weights: Weights, init_image: str | None) -> "Record":
+        """The record of a run with these weights and this initial image. Raises ParameterError."""
+        start = file_sha256(init_image) if init_image else ""
+        return cls(prompts, first, weights.record(), lora_record(weights), start)
 
     def check_image(self, config: InferConfig) -> None:
         """Raise ParameterError of `init_image` unless the initial image is that of the record."""
-        if config.init_image and file_sha256(config.init_image) != self.init_image:
+        if config.init_image and file_sha256(config.init_image) != self.init_image_sha256:
             raise ParameterError("init_image", config.init_image, "must be the image that the run was begun with")
 
-    def check_weights(self, config: InferConfig, weights: dict[str, dict[str, str]]) -> None:
-        """Raise ParameterError of `models` unless the weights are those of the record."""
-        hashes = [{name: part["sha256"] for name, part in parts.items()} for parts in (self.weights, weights)]
-        if changed := [name for name in hashes[0] | hashes[1] if hashes[0].get(name) != hashes[1].get(name)]:
+    def check_weights(self, config: InferConfig, weights: Weights) -> None:
+        """Raise ParameterError of `models` or `lora` unless the weights are those of the record."""
+        before, now = (
+            {name: part["sha256"] for name, part in parts.items()} for parts in (self.weights, weights.record())
+        )
+        if changed := [name for name in before | now if before.get(name) != now.get(name)]:
             reason = f"must be the weights that the run was begun with; {', '.join(changed)} differ"
             raise ParameterError("models", config.models, reason)
+        for text, old, new in zip(config.lora, self.lora, lora_record(weights), strict=True):
+            if old != new:
+                raise ParameterError("lora", text, "must be the file that the run was begun with")
 
-    def cells(self, config: InferConfig) -> tuple[str, str]:
-        """What tasks.csv says of weights and LoRA files: names, precisions, strengths, and how the hashes begin."""
-        parts = (
-            f"{part}={Path(w['file']).name}:{w['precision']}:{w['sha256'][:10]}" for part, w in self.weights.items()
-        )
-        return "; ".join(parts), "; ".join(Path(text).name for text in config.lora)
+    def cells(self) -> tuple[str, str]:
+        """What tasks.csv says of weights and LoRAs: names, precisions, strengths, and how the hashes begin."""
+        parts = (f"{name}={w['file']}:{w['precision']}:{w['sha256'][:10]}" for name, w in self.weights.items())
+        loras = (f"{w['file']}:{w['strength']:g}:{w['sha256'][:10]}" for w in self.lora)
+        return "; ".join(parts), "; ".join(loras)
+
+
+def lora_record(weights: Weights) -> list[dict[str, Any]]:
+    """File, strength and hash of each LoRA."""
+    return [{"file": lora.path.name, "strength": lora.strength, "sha256": lora.sha256} for lora in weights.loras]
 
 
 def whole_paths(given: str | Sequence[str]) -> str | list[str]:
@@ -107,7 +127,7 @@ def read_record(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig
         whole = isinstance(record.prompts, list) and all(isinstance(prompt, str) for prompt in record.prompts)
         if not (whole and record.prompts and isinstance(record.first, int) and record.first > 0):
             raise TypeError("values of the wrong type")
-        record.cells(config)
+        record.cells()
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"must be a folder of images, with a whole config.json ({describe(error)})"
         raise ParameterError("resume", folder, reason) from None

@@ -5,10 +5,11 @@ Ctrl-C lets the batch in work come to its end. Start reading at `ImageRun.run`.
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -16,12 +17,15 @@ import torch
 from common.interruption import Interruption
 from common.progress import Progress
 from common.run_folder import peak_mebibytes
-from resd3_medium.image_folder import ImageFolder
+from resd3_medium.image_folder import PREVIEW, ImageFolder
 from resd3_medium.image_record import Record
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig
 from resd3_medium.pipeline import Pipeline, batches
+from resd3_medium.png import png_bytes
+from resd3_medium.preview import Factors, preview_factors, save_preview
 from resd3_medium.tasks import ImageTask, Measured
 from resd3_medium.text import Conditioning
+from resd3_medium.vae import LatentFormat
 
 ENCODED = 64  # prompts that are encoded together, before their images are made
 KEPT = 256 * 2**20  # bytes of their contexts; one batch may have more of both
@@ -45,6 +49,13 @@ def peak(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_mebibytes()
 
 
+def factors_of(pipeline: Pipeline) -> Factors:
+    """What turns the pipeline's latents into previews. Raises ParameterError when there is nothing."""
+    weights = pipeline.weights["VAE"]
+    latents = LatentFormat(weights.extras.latent_scale, weights.extras.latent_shift)
+    return preview_factors(pipeline.config.channels, latents, weights.file.path.parent)
+
+
 class ImageRun:
     """The tasks of a run, their files in `images`, by `names`, and the pipeline that makes them.
 
@@ -61,17 +72,18 @@ class ImageRun:
         images: ImageFolder,
         record: Record,
     ) -> None:
-        self.pipeline, self.images, self.models = pipeline, images, record.cells(config)
+        self.pipeline, self.images, self.models = pipeline, images, record.cells()
         self.tasks, self.names = tasks, names
         self.texts: dict[str, Conditioning] = {}
         self.took: list[Measured] = []
         self.config = dataclasses.replace(
             config, t5="on" if pipeline.t5_rows else "off", dtype=str(pipeline.dtype).removeprefix("torch.")
         )
+        self.factors = factors_of(pipeline) if config.preview else None
         self.more = {name: getattr(self.config, name) for name in IMAGE_PARAMETERS}
         self.more |= {name: getattr(config, name) for name in ("models", "offload", "batch_size")}  # for the record
         self.more |= {"device": str(pipeline.device), "weights": record.weights}
-        self.more |= {"init_image_sha256": record.init_image} if record.init_image else {}
+        self.more |= {name: value for name in ("lora", "init_image_sha256") if (value := getattr(record, name))}
 
     def run(self, missing: Set[int]) -> int:
         """Make the images of these tasks. Returns 0, or the exit code of the signal that ended it after a batch.
@@ -152,6 +164,7 @@ class ImageRun:
                 [task.seed for task in group],
                 group[0].settings,
                 bar.update,
+                self.watcher(),
             )
         denoised = time.perf_counter()
         made = self.pipeline.decode(latents[[batch.index(i) for i in wanted]])
@@ -159,5 +172,18 @@ class ImageRun:
         for i, image in zip(wanted, made, strict=True):
             seconds = (text_seconds, (denoised - start) / len(batch), (decoded - denoised) / len(wanted))
             self.took.append(Measured(*seconds, peak(self.pipeline.device)))
-            self.images.save(self.names[i], image, self.tasks[i], self.more)
+            content = png_bytes(image, self.tasks[i], self.more, self.config.metadata)
+            self.images.save(self.names[i], content)
             self.images.list(self.names[i], self.tasks[i], self.took[-1], self.models)
+
+    def watcher(self) -> Callable[[torch.Tensor], None] | None:
+        """What shows the images of a batch every few steps of theirs, in PREVIEW; None without previews."""
+        if self.factors is None:
+            return None
+        steps, size = itertools.count(1), (self.config.width, self.config.height)
+
+        def watch(data: torch.Tensor) -> None:
+            if next(steps) % self.config.preview == 0:
+                save_preview(self.images.folder / PREVIEW, data, self.factors, size)
+
+        return watch

@@ -21,6 +21,7 @@ from resd3_medium.finding import Weights, find_weights
 from resd3_medium.initial_image import load_image
 from resd3_medium.mmdit import MMDiT
 from resd3_medium.parts import PARTS
+from resd3_medium.preview import estimate
 from resd3_medium.refine_other_impls import Tokens
 from resd3_medium.sd3_impls import (
     SAMPLERS,
@@ -170,8 +171,8 @@ class Pipeline:
     ) -> torch.Tensor:
         """Scaled latents [B, channels, H/8, W/8] in float32 for B prompts, negative prompts and seeds.
 
-        `step_done` is called after each denoising step, and `watch` with the latents that it points at, where its
-        straight line reaches the noise level 0. Raises ParameterError when the initial image cannot be read, or the
+        `step_done` is called after each denoising step, and `watch` with the data [B, channels, H/8, W/8] that it aims
+        at, see `preview.estimate`. Raises ParameterError when the initial image cannot be read, or the
         latents are not finite, as at float16 they may be; ValueError for images beyond the position table, and for
         prompts with different `batch_key`.
         """
@@ -196,7 +197,7 @@ class Pipeline:
         )
         for i, latent in enumerate(SAMPLERS[settings.sampler](velocity, x, levels)):
             if watch is not None:
-                watch(x + (latent - x) * (levels[i] / (levels[i] - levels[i + 1])))
+                watch(estimate(x, latent, levels[i], levels[i + 1]))
             x = latent
             step_done()
         self.check_finite(x, "latent")

@@ -25,7 +25,7 @@ from resd3_medium.image_folder import ImageFolder, image_names, no_empty_folder
 from resd3_medium.image_record import Record, read_record, recorded, warn_of_unfinished
 from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig, with_model, with_stored
-from resd3_medium.initial_image import file_sha256, load_image
+from resd3_medium.initial_image import load_image
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Settings
 from resd3_medium.tasks import LARGEST_SEED, ImageTask, choose_prompts, draw_tasks, parse_seed, parse_steps
@@ -74,7 +74,7 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
     missing = {i for i, name in enumerate(names) if name not in there}
     if record:
         for i in sorted(set(range(len(tasks))) - missing):  # a killed run may not have come to list its last ones
-            images.list(names[i], tasks[i], None, record.cells(config))
+            images.list(names[i], tasks[i], None, record.cells())
         print(f"{len(missing)} of {len(tasks)} images are missing in {images.folder}")
         if not missing:
             return
@@ -83,13 +83,12 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
     pipeline = open_pipeline(config)
     print("\n".join(pipeline.weights.lines()))
     warn_of_guidance(pipeline, [task.settings for task in tasks])
-    weights = pipeline.weights.record()
     if record:
-        record.check_weights(config, weights)
+        record.check_weights(config, pipeline.weights)
     else:
         warn_of_unfinished(images)
-        start_hash = file_sha256(config.init_image) if config.init_image else ""
-        record = Record([task.prompt for task in tasks], images.next_number(), weights, start_hash)
+        prompts = [task.prompt for task in tasks]
+        record = Record.of(prompts, images.next_number(), pipeline.weights, config.init_image)
     start = time.perf_counter()
     run = ImageRun(pipeline, config, tasks, names, images, record)
     with recorded(images.folder, run.config, record, names):

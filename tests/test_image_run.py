@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import re
 import signal
 import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers import make, refusal, run_here, start_script
 from PIL import Image
@@ -18,12 +21,14 @@ from common.locks import lock
 from common.parameters import ParameterError
 from experiments.commands import IMAGES, command_behind
 from resd3_medium import refine_sd3_infer
+from resd3_medium.folders import POCKET
 from resd3_medium.image_folder import HEADER, ImageFolder, image_names
 from resd3_medium.image_record import Record
 from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig
 from resd3_medium.opening import open_pipeline
 from resd3_medium.pipeline import Pipeline, Settings
+from resd3_medium.preview import save_preview
 from resd3_medium.tasks import ImageTask, Measured, draw_tasks
 
 SMALL = ["--device=cpu", "--width=32", "--height=32", "--cfg_scale=1", "--t5=off"]
@@ -200,13 +205,22 @@ def test_what_a_run_is_not_gone_on_with(finished, tmp_path, capsys, monkeypatch,
 
 
 def test_weights_must_be_those_of_the_record():
-    weights = {part: {"file": f"/x/{part}.sft", "precision": "float16", "sha256": part * 20} for part in ("vae", "t5")}
-    record, config = Record(["a"], 1, weights), make(InferConfig, models="y", lora=["/x/b.sft:0.5", "c.sft"])
-    record.check_weights(config, weights)
-    assert record.cells(config) == ("vae=vae.sft:float16:vaevaevaev; t5=t5.sft:float16:t5t5t5t5t5", "b.sft:0.5; c.sft")
-    for other in ({"vae": weights["vae"]}, weights | {"vae": weights["t5"]}, weights | {"clip": weights["t5"]}):
+    def found(strength: float = 0.5, **hashes: str) -> SimpleNamespace:
+        record = {
+            part: {"file": f"{part}.sft", "precision": "float16", "sha256": text} for part, text in hashes.items()
+        }
+        lora = SimpleNamespace(path=Path("/x/b.sft"), strength=strength, sha256="b" * 64)
+        return SimpleNamespace(record=lambda: record, loras=[lora])
+
+    config, before = make(InferConfig, models="y", lora=["/x/b.sft:0.5"]), found(vae="v" * 64, t5="t" * 64)
+    record = Record.of(["a"], 1, before, None)
+    record.check_weights(config, before)
+    assert record.cells() == (f"vae=vae.sft:float16:{'v' * 10}; t5=t5.sft:float16:{'t' * 10}", f"b.sft:0.5:{'b' * 10}")
+    for other in (found(vae="v" * 64), found(vae="t" * 64, t5="t" * 64), found(vae="v" * 64, t5="t" * 64, clip="c")):
         with pytest.raises(ParameterError, match="--models=y: must be the weights that the run was begun with; "):
             record.check_weights(config, other)
+    with pytest.raises(ParameterError, match=r"--lora=/x/b\.sft:0\.5: must be the file"):
+        record.check_weights(config, found(0.7, vae="v" * 64, t5="t" * 64))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -301,6 +315,10 @@ def test_home_folders_initial_images_and_repeated_images(run, tmp_path, monkeypa
     made = images(tmp_path / "two")
     assert [(row["init_image"], row["denoise"]) for row in rows(tmp_path / "two")] == [("start.png", "0.6")] * 2
     assert (rows(tmp_path / "one")[0]["init_image"], rows(tmp_path / "one")[0]["denoise"]) == ("", "")
+    found = rows(tmp_path / "one")[0]["weights"].split("; ")
+    assert (
+        all(re.fullmatch(r"[\w-]+=\w+\.safetensors:float32:[0-9a-f]{10}", text) for text in found) and len(found) == 4
+    )
     for path in (tmp_path / "one" / first, *(tmp_path / "two" / name for name in made)):
         path.unlink()
     (tmp_path / "elsewhere").mkdir()
@@ -308,6 +326,28 @@ def test_home_folders_initial_images_and_repeated_images(run, tmp_path, monkeypa
     run_here(refine_sd3_infer, "--resume=~/two")
     assert images(tmp_path / "two").keys() == made.keys() and not list(Path().iterdir())
     assert command_behind(tmp_path / "two").kind == IMAGES
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_previews_come_nearer_to_the_image_and_are_none(tmp_path, monkeypatch, sampler):
+    """With the pocket model, whose factors come with it; the last one stays, and shifts no number."""
+    seen = []
+
+    def kept(path: Path, *arguments: object) -> None:
+        save_preview(path, *arguments)
+        seen.append(np.asarray(Image.open(path)).astype(int))
+
+    monkeypatch.setattr("resd3_medium.image_run.save_preview", kept)
+    for _ in range(2):
+        run_here(
+            *(refine_sd3_infer, "--models", POCKET, "--prompt=two blue rockets", "--steps=9", "--preview=4"),
+            *("--sampler", sampler, "--device=cpu", "--out", tmp_path),
+        )
+    assert [name[:4] for name in images(tmp_path)] == ["0001", "0002"] and len(rows(tmp_path)) == 2
+    assert (tmp_path / "preview.png").exists() and len(seen) == 4
+    made = np.asarray(Image.open(tmp_path / next(iter(images(tmp_path))))).astype(int)
+    far, near = (abs(one - made).mean() for one in seen[:2])
+    assert made.shape == seen[0].shape and near < far and near < 25
 
 
 def test_a_mistake_that_the_models_tell_leaves_no_folder(run, models, tmp_path, capsys):
