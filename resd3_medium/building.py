@@ -14,7 +14,6 @@ from resd3_medium.streaming import BlockStream
 from resd3_medium.weights import PartWeights, Weight, finish
 
 Kept = dict[str, torch.Tensor]  # tensors by their names in a module's state
-EIGHT_BITS = ("MMDiT", "T5")  # the models that --weights int8 and fp8 take up: most of all weights
 
 
 def build(
@@ -81,7 +80,7 @@ def pack_layers(model: nn.Module, weights: PartWeights, keep: str) -> dict[str, 
         if packed is not None:  # as it is in the file, whatever `keep` says: nothing is rounded twice
             form = packed.kind, tuple(packed.data.shape), None if packed.scale is None else tuple(packed.scale.shape)
             found[name + ".weight"] = stored
-        elif keep in ("int8", "fp8") and weights.part.name in EIGHT_BITS:
+        elif weights.eight_bits(keep):
             rows = weight.shape[0]
             form = ("INT8", weight.shape, (rows, 1)) if keep == "int8" else ("F8_E4M3", weight.shape, (1, 1))
             found[name + ".weight"] = lambda w, kind=keep: quantised(w.floats(), kind)

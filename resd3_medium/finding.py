@@ -147,23 +147,28 @@ class Weights:
             return "SD3 medium"
         return "SD3.5 medium" if config.dual else "SD3.5 large turbo" if self.turbo else "SD3.5 large"
 
-    def lines(self) -> list[str]:
-        """A line for each model: its file, which model it is, and its precision; then the notes."""
+    def lines(self, keep: str = "stored") -> list[str]:
+        """A line for each model: its file, which model it is, and its precision; then LoRAs and notes."""
         found = []
         for name, weights in self.parts.items():
             kind = f"{self.kind}, " if name == "MMDiT" else ""
-            found.append(f"{name:7s} {self.names[name]} ({kind}{weights.precision})")
+            kept = f", kept at {keep}" if weights.eight_bits(keep) else ""
+            found.append(f"{name:7s} {self.names[name]} ({kind}{weights.precision}{kept})")
         found += [f"LoRA    {lora.path.name} (strength {lora.strength:g})" for lora in self.loras]
         found += [f"note: {note}" for lora in self.loras for note in lora.notes]
         return found + [f"not used: {note}" for note in self.notes]
 
-    def record(self) -> dict[str, dict[str, str]]:
-        """File, precision and fingerprint of each model; paths below the folder that was given only."""
+    def record(self, keep: str = "stored") -> dict[str, dict[str, str]]:
+        """File, precision and fingerprint of each model, and at how many bits it is kept where `keep` says so.
+
+        Files are named below the folder that was given.
+        """
         return {
             name: {
                 "file": self.names[name],
                 "precision": weights.precision,
                 "sha256": weights.file.fingerprint,
+                **({"kept": keep} if weights.eight_bits(keep) else {}),
             }
             for name, weights in self.parts.items()
         }

@@ -20,6 +20,7 @@ from resd3_medium.finding import Weights
 from resd3_medium.image_folder import ImageFolder
 from resd3_medium.infer_parameters import InferConfig
 from resd3_medium.initial_image import file_sha256
+from resd3_medium.png import differing_weights, read_stored
 
 METHOD = "images"  # what config.json calls the run
 FREE = ("resume", "models", "device", "offload", "batch_size", "preview")  # what --resume may change
@@ -40,10 +41,10 @@ class Record:
     init_image_sha256: str = ""
 
     @classmethod
-    def of(cls, prompts: list[str], first: int, weights: Weights, init_image: str | None) -> "Record":
+    def of(cls, prompts: list[str], first: int, weights: Weights, keep: str, init_image: str | None) -> "Record":
         """The record of a run with these weights and this initial image. Raises ParameterError."""
         start = file_sha256(init_image) if init_image else ""
-        return cls(prompts, first, weights.record(), lora_record(weights), start)
+        return cls(prompts, first, weights.record(keep), lora_record(weights), start)
 
     def check_image(self, config: InferConfig) -> None:
         """Raise ParameterError of `init_image` unless the initial image is that of the record."""
@@ -67,6 +68,21 @@ class Record:
         parts = (f"{name}={w['file']}:{w['precision']}:{w['sha256'][:10]}" for name, w in self.weights.items())
         loras = (f"{w['file']}:{w['strength']:g}:{w['sha256'][:10]}" for w in self.lora)
         return "; ".join(parts), "; ".join(loras)
+
+
+def warn_of_weights(image: str, record: Record) -> None:
+    """Say which weights differ from those that the image of --from_image was made with."""
+    stored = read_stored(image).more
+    lines = differing_weights(stored.get("weights"), record.weights)
+    loras = [
+        {f"LoRA {lora['file']}": lora for lora in found if isinstance(lora, dict) and "file" in lora}
+        for found in (stored.get("lora", []), record.lora)
+        if isinstance(found, list)
+    ]
+    if len(loras) == 2 and any(loras):
+        lines += differing_weights(loras[0] or {"LoRA": None}, loras[1])
+    for line in lines:
+        print(f"warning: {image}: {line}", file=sys.stderr)
 
 
 def lora_record(weights: Weights) -> list[dict[str, Any]]:

@@ -202,6 +202,8 @@ def with_stored(config: InferConfig, given: dict[str, Any]) -> InferConfig:
     values, told = dict(stored.parameters), list(stored.told)
     if stored.ours:
         values |= {name: stored.more[name] for name in IMAGE_PARAMETERS if name in stored.more}
+        if kept := kept_at(stored.more.get("weights")):
+            values["weights"] = kept
         values["init_image"] = initial_image(config, given, stored)
         if stored.parameters.get("init_image") is None:
             values.pop("denoise", None)
@@ -232,6 +234,12 @@ def with_stored(config: InferConfig, given: dict[str, Any]) -> InferConfig:
     merged = dataclasses.replace(config, **checked)
     merged.check()
     return merged
+
+
+def kept_at(weights: Any) -> str:
+    """What --weights was for an image, by its record of them; empty where nothing was rounded."""
+    parts = weights.values() if isinstance(weights, dict) else ()
+    return next((str(part["kept"]) for part in parts if isinstance(part, dict) and "kept" in part), "")
 
 
 def initial_image(config: InferConfig, given: dict[str, Any], stored: Stored) -> str | None:

@@ -158,13 +158,13 @@ def identity(weights: Any) -> Any:
     """What tells weights apart: their hash if there is one, else the file's name; and the precision."""
     if not isinstance(weights, dict):
         return None if weights is None else str(weights)
-    return weights.get("sha256") or weights.get("file"), weights.get("precision"), weights.get("strength")
+    return weights.get("sha256") or weights.get("file"), *(weights.get(n) for n in ("precision", "kept", "strength"))
 
 
 def described(weights: Any) -> str:
     """Weights in words."""
     if not isinstance(weights, dict):
         return "without" if weights is None else f"with {str(weights)[:60]}"
-    facts = [str(weights[name])[:20] for name in ("precision", "strength") if name in weights]
+    facts = [str(weights[name])[:20] for name in ("precision", "kept", "strength") if name in weights]
     facts += [str(weights["sha256"])[:10]] if "sha256" in weights else []
     return f"with {str(weights.get('file', 'another file'))[:60]}" + (f" ({', '.join(facts)})" if facts else "")

@@ -22,7 +22,7 @@ from common.parameters import ParameterError
 from common.run_folder import claimed, peak_memory
 from resd3_medium.guidance_check import check_guidance, warn_of_guidance
 from resd3_medium.image_folder import ImageFolder, image_names, no_empty_folder
-from resd3_medium.image_record import Record, read_record, recorded, warn_of_unfinished
+from resd3_medium.image_record import Record, read_record, recorded, warn_of_unfinished, warn_of_weights
 from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig, with_model, with_stored
 from resd3_medium.initial_image import load_image
@@ -81,14 +81,16 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
         record.check_image(config)
         config = with_model(config)
     pipeline = open_pipeline(config)
-    print("\n".join(pipeline.weights.lines()))
+    print("\n".join(pipeline.weights.lines(config.weights)))
     warn_of_guidance(pipeline, [task.settings for task in tasks])
     if record:
         record.check_weights(config, pipeline.weights)
     else:
         warn_of_unfinished(images)
         prompts = [task.prompt for task in tasks]
-        record = Record.of(prompts, images.next_number(), pipeline.weights, config.init_image)
+        record = Record.of(prompts, images.next_number(), pipeline.weights, config.weights, config.init_image)
+        if config.from_image:
+            warn_of_weights(config.from_image, record)
     start = time.perf_counter()
     run = ImageRun(pipeline, config, tasks, names, images, record)
     with recorded(images.folder, run.config, record, names):

@@ -29,6 +29,7 @@ SPARE = r"(.*\.)?(logit_scale|scaled_fp8|scale_input|input_scale|comfy_quant)"  
 ALIGNED = 16  # bytes; a matrix at another place of a file's map rounds products with a single row otherwise
 ONE_ROW = r"text_projection|text_embedder|[ty]_embedder"  # matrices that have such products
 TABLES = r"embedding\.|embed_tokens|pos_embed|attention_bias|^shared\."  # matrices that no linear layer has
+EIGHT_BITS = ("MMDiT", "T5")  # the models that int8 and fp8 take up on request: most of all weights
 FORMATS = ("float8_e4m3fn", "float8_e5m2")  # of the newer form
 
 
@@ -263,6 +264,10 @@ class PartWeights:
         )
         if extra:
             raise self.file.error(f"has {len(extra)} tensors that {name} lacks: {listed(self.prefix, extra)}")
+
+    def eight_bits(self, keep: str) -> bool:
+        """Whether large matrices of a dense file are rounded to 8 bits by `keep`, int8 or fp8."""
+        return keep in ("int8", "fp8") and self.part.name in EIGHT_BITS
 
     @cached_property
     def parameters(self) -> int:

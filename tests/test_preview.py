@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from common.parameters import ParameterError
+from resd3_medium.building import build
+from resd3_medium.finding import find_part
 from resd3_medium.folders import POCKET
 from resd3_medium.preview import estimate, explained, fitted_factors, preview_factors, preview_image, save_preview
 from resd3_medium.sd3_impls import SAMPLERS, noise_levels
 from resd3_medium.vae import LatentFormat
-from resd3_medium.weights import PARTS, WeightsFile, build
 
 EMOJI = Path(__file__).resolve().parent / "data" / "emoji.png"
 
@@ -56,7 +57,7 @@ def test_the_pocket_models_factors_explain_its_images():
     """On emoji that it decodes; the released autoencoder's explain nothing there."""
     sheet = np.asarray(Image.open(EMOJI).convert("RGB").crop((0, 0, 256, 64)).resize((512, 128)))
     emoji = torch.from_numpy(sheet.copy()).reshape(2, 64, 8, 64, 3).permute(0, 2, 4, 1, 3).reshape(16, 3, 64, 64)
-    vae = build(PARTS["VAE"], POCKET, torch.device("cpu"), torch.float32)
+    vae = build(find_part(POCKET, "VAE"), torch.device("cpu"), torch.float32)
     with torch.inference_mode():
         latents = vae.encode(emoji / 127.5 - 1)
         images = vae.decode(latents)
@@ -85,4 +86,4 @@ def test_without_factors_a_preview_is_refused(tmp_path):
         (tmp_path / "preview.json").write_text(json.dumps(good | change))
         with pytest.raises(ParameterError, match=r"must be of fit_preview\.py"):
             preview_factors(16, other, tmp_path)
-    assert WeightsFile(POCKET / PARTS["VAE"].file).extras.latent_scale != LatentFormat.scale
+    assert find_part(POCKET, "VAE").extras.latent_scale != LatentFormat.scale
