@@ -17,7 +17,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
-from common.run_folder import describe, made
+from common.run_folder import claimed, describe
 from resd3_medium.finding import opened, survey
 from resd3_medium.folders import MODELS
 from resd3_medium.weight_files import sha256
@@ -90,7 +90,12 @@ def check(path: Path, folder: Path) -> None:
 
 def main(config: DownloadConfig, given: dict[str, Any]) -> None:
     """Fetch what is missing, if there is room for it. Raises ParameterError."""
-    folder = made(Path(config.out))
+    with claimed(Path(config.out)) as folder:
+        fetch_all(config, folder)
+
+
+def fetch_all(config: DownloadConfig, folder: Path) -> None:
+    """Fetch what is missing into a folder of this process. Raises ParameterError."""
     repository, files = MODEL_FILES[config.model][0], wanted_files(config)
     gigabytes = sum(size for name, (_, size) in files.items() if not (folder / name).is_file())
     free = shutil.disk_usage(folder).free / 1e9

@@ -21,7 +21,7 @@ from torch import nn
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
 from common.progress import Progress
-from common.run_folder import replace_file
+from common.run_folder import claimed, replace_file
 from resd3_medium.mmdit import MMDiT, MMDiTConfig
 from resd3_medium.refine_other_impls import ClipConfig, ClipTextModel, T5Config, T5Encoder
 from resd3_medium.vae import VAE, VAEConfig
@@ -149,7 +149,12 @@ def write_file(path: Path, tensors: Seeded, dtype: str) -> None:
 
 def main(config: RandomConfig, given: dict[str, Any]) -> None:
     """Write all files, if none is there. Raises ParameterError."""
-    out = Path(config.out)
+    with claimed(Path(config.out)) as out:
+        write_all(config, out)
+
+
+def write_all(config: RandomConfig, out: Path) -> None:
+    """Write all files into a folder of this process. Raises ParameterError when one is there."""
     parts = files(config.model, config.size, config.t5)
     wanted = {name: seeded(tensors, config.seed + k) for k, (name, tensors) in enumerate(parts.items())}
     if config.all_in_one:
@@ -157,7 +162,6 @@ def main(config: RandomConfig, given: dict[str, Any]) -> None:
     for name in wanted:
         if (out / name).exists():
             raise ParameterError("out", out, f"must not hold {name} already, to overwrite nothing")
-    out.mkdir(parents=True, exist_ok=True)
     for name, tensors in wanted.items():
         write_file(out / name, tensors, config.dtype)
     total = sum((out / name).stat().st_size for name in wanted)

@@ -14,6 +14,7 @@ from helpers import refusal, run_here
 
 from baselines import main_opt
 from common import locks
+from common.command_line import parse
 from common.entry_scripts import Script, find_scripts, load_module
 from common.parameters import resolve
 from common.run_folder import claimed, half_name, half_written, new_folder, replace_file, write_config
@@ -43,7 +44,6 @@ ARGUMENTS = {
     "scripts/sweep.py": [*RUNS, "--values=3,4"],
     **{f"scripts/{name}.py": ["--emoji=EMOJI"] for name in ("eval_pocket", "train_pocket", "make_pocket_captions")},
 }
-UNLOCKED = {"scripts/make_random_models.py", "scripts/download_models.py"}
 LEARNER = """
 from lad_ts.scheduler import LearningScheduler
 
@@ -149,17 +149,15 @@ FOLDERS = [s for s in WRITERS if s.parameters.__dataclass_fields__["out"].metada
 def test_every_script_writes_a_folder_or_one_file():
     files = {script.path for script in WRITERS} - {script.path for script in FOLDERS}
     assert files == {"scripts/report.py", "scripts/parameter_table.py", "scripts/prepare_emoji.py"}
-    assert len(FOLDERS) > 20 and {script.path for script in FOLDERS} > UNLOCKED
+    assert len(FOLDERS) > 20
 
 
 def stored_config(script: Script, given: list[str], folder: Path) -> None:
     """The config.json of a run of the script with those arguments."""
-    fields = script.parameters.__dataclass_fields__
-    values = dict(argument.removeprefix("--").split("=") for argument in given if "=" in argument)
-    if "simulate" in fields:  # a simulation has nothing to go on with
-        values = {"compute": "simulated", "scheduler": "water_filling"}
-    typed = {name: int(v) if v.isdigit() and "int" in str(fields[name].type) else v for name, v in values.items()}
-    write_config(folder, "run", dataclasses.asdict(resolve(script.parameters, typed)))
+    if "simulate" in script.parameters.__dataclass_fields__:  # a simulation has nothing to go on with
+        given = ["--compute=simulated", "--scheduler=water_filling"]
+    config = resolve(script.parameters, parse(script.parameters, given, "", ""))
+    write_config(folder, "run", dataclasses.asdict(config))
 
 
 @pytest.mark.parametrize(
@@ -167,10 +165,8 @@ def stored_config(script: Script, given: list[str], folder: Path) -> None:
     [
         pytest.param(script, flag, id=f"{script.path}-{flag}")
         for script in FOLDERS
-        if script.path not in UNLOCKED
         for flag in ("out", "resume")
         if flag in script.parameters.__dataclass_fields__
-        and (script.path, flag) != ("resd3_medium/refine_sd3_infer.py", "resume")  # whose folders have no config.json
     ],
 )
 def test_every_script_refuses_a_busy_folder_before_it_changes_anything(script, flag, other, places, tmp_path, capsys):
@@ -179,7 +175,7 @@ def test_every_script_refuses_a_busy_folder_before_it_changes_anything(script, f
     given = arguments_of(script, places)
     if flag == "resume":
         stored_config(script, given, folder)
-        given = [argument for argument in given if argument.startswith("--method")]
+        given = [argument for argument in given if argument.startswith("--method=")]
     assert other.tell(str(folder)) == "writing"
     before = snapshot(folder)
     line = refusal(capsys, load_module(ROOT / script.path), *given, f"--{flag}={folder}")
