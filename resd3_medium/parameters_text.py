@@ -47,7 +47,7 @@ def parameters_text(task: ImageTask, more: dict[str, Any]) -> str:
     # The last line of the kind begins the negative prompt, so a prompt with such a line needs one behind it.
     if task.negative_prompt or any(line.startswith(NEGATIVE) for line in task.prompt.split("\n")):
         lines.append(f"{NEGATIVE} {task.negative_prompt}")
-    lines.append(", ".join(f"{key}: {quoted(str(value))}" for key, value in pairs.items()))
+    lines.append(", ".join(f"{key}: {quoted(str(value))}" for key, value in pairs.items() if value != ""))
     return "\n".join(lines)
 
 

@@ -76,6 +76,20 @@ def test_every_mode_has_its_colours(tmp_path):
         assert abs(np.asarray(colours).astype(int) - np.asarray(source)).max() <= (60 if mode == "PA" else 16), mode
 
 
+def test_inverted_and_deep_files_have_their_colours(tmp_path):
+    """CMYK as Photoshop has it in a JPEG; 16 bits a channel; 16 bits with a value that stands for transparency."""
+    Image.new("RGB", (16, 16), (220, 30, 20)).convert("CMYK").save(tmp_path / "a.jpg", quality=98)
+    assert abs(loaded(tmp_path / "a.jpg", 16, 16) - (220, 30, 20)).max() <= 2
+    (tmp_path / "a.ppm").write_bytes(b"P6 16 16 65535\n" + struct.pack(">3H", 65535, 32768, 0) * 256)
+    assert abs(loaded(tmp_path / "a.ppm", 16, 16) - (255, 128, 0)).max() <= 1
+    (tmp_path / "a.pgm").write_bytes(b"P5 16 16 4095\n" + struct.pack(">H", 1024) * 256)
+    assert abs(loaded(tmp_path / "a.pgm", 16, 16) - 64).max() <= 1
+    grey = Image.fromarray(np.where(np.eye(16), 30000, 20000).astype(np.uint16))
+    grey.save(tmp_path / "a.png", transparency=30000)
+    levels = loaded(tmp_path / "a.png", 16, 16)
+    assert (levels[np.eye(16, dtype=bool)] == 255).all() and (levels[0, 1:] == round(20000 / 257)).all()
+
+
 def grey_file(path: Path, kind: str) -> np.ndarray:
     """Write a picture of one number a pixel; the shares of white that it is to be read as."""
     share = np.linspace(0, 1, 64)[None, :].repeat(16, axis=0)
