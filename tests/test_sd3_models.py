@@ -2,9 +2,11 @@
 
 import hashlib
 import shutil
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from helpers import make, refusal, run_here
@@ -122,9 +124,61 @@ def test_the_benchmark_compares_equal_velocities_and_shows_others(models, monkey
     assert 0.01 < difference < 1 if wrong else difference < 1e-5
 
 
+class Program:
+    """What stable_diffusion_cpp offers, with steps of 20 and 40 ms."""
+
+    made: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.made.append(options)
+
+    def generate_image(self, prompt: str, sample_steps: int, progress_callback: Any, **options: Any) -> None:
+        self.made.append(options)
+        for step in range(sample_steps + 1):
+            time.sleep(0.02 * step)
+            progress_callback(step, sample_steps, 0.0)
+        progress_callback(1, 9, 0.0)  # of tiles
+        time.sleep(0.01)
+
+
+def test_the_benchmark_measures_another_program_on_the_same_files(models, monkeypatch):
+    """Its package is not part of the development tools: an imitation of its documented use stands for it."""
+    monkeypatch.setitem(sys.modules, "stable_diffusion_cpp", SimpleNamespace(StableDiffusion=Program))
+    found = bench_sd3.measure_sdcpp(make(bench_sd3.BenchConfig, models=str(models), steps=2), "q8_0", 32)
+    assert found["step"] == pytest.approx(0.02, abs=0.015) and found["decode"] >= 0.01 and found["peak_mib"] > 50
+    opened, drawn = Program.made
+    files = {"model_path": "sd3_medium", "clip_l_path": "clip_l", "clip_g_path": "clip_g"}
+    assert {name: opened[name] for name in files} == {n: str(models / f"{f}.safetensors") for n, f in files.items()}
+    assert opened["wtype"] == "q8_0" and "vae_path" not in opened
+    assert (drawn["width"], drawn["height"], drawn["cfg_scale"]) == (32, 32, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "told"), [(False, "cpu", "pip install"), (True, "cuda", "on the CPU only"), (True, "cpu", None)]
+)
+def test_the_benchmark_says_why_the_other_program_is_left_out(models, monkeypatch, capsys, there, device, told):
+    monkeypatch.setattr(bench_sd3.importlib.util, "find_spec", lambda _: there or None)
+    made = dict.fromkeys(("load", "text", "step", "decode", "peak_mib"), 1024.0)
+    monkeypatch.setattr(bench_sd3, "process", lambda _, one, **more: None if one.startswith("sdcpp-q8_0") else made)
+    bench_sd3.compare_sdcpp(make(bench_sd3.BenchConfig, models=str(models)), bench_sd3.torch.device(device), [32])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    if told:
+        assert len(lines) == 1 and lines[0].startswith("stable-diffusion.cpp is left out: ") and told in lines[0]
+        return
+    programs = [cells(line)[:4] for line in lines[2:]]
+    assert [row[0] for row in programs] == ["here"] * 2 + ["stable-diffusion.cpp"] * 2
+    assert programs[2][1:] == ["f16", "32", "1024.00"] and programs[3][1:] == ["q8_0", "32", "failed"]
+    assert cells(lines[2])[-1] == "1.00"
+
+
 @pytest.mark.parametrize(
     ("flag", "told"),
-    [("--sizes=100", "multiples of 16"), ("--sizes=big", "numbers"), ("--levels=block,all", "not all")],
+    [
+        ("--sizes=100", "multiples of 16"),
+        ("--sizes=big", "numbers"),
+        ("--levels=block,all", "not all"),
+        ("--sdcpp=q9", "q8_0"),
+    ],
 )
 def test_mistakes_of_the_benchmark_are_told(models, capsys, flag, told):
     line = refusal(capsys, bench_sd3, "--models", models, *SMALL, flag)
