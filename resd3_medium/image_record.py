@@ -54,7 +54,7 @@ class Record:
     def check_weights(self, config: InferConfig, weights: Weights) -> None:
         """Raise ParameterError of `models` or `lora` unless the weights are those of the record."""
         before, now = (
-            {name: part["sha256"] for name, part in parts.items()} for parts in (self.weights, weights.record(config.weights))
+            {name: part["sha256"] for name, part in parts.items()} for parts in (self.weights, weights.record())
         )
         if changed := [name for name in before | now if before.get(name) != now.get(name)]:
             reason = f"must be the weights that the run was begun with; {', '.join(changed)} differ"

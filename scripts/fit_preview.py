@@ -33,8 +33,10 @@ class FitConfig(Parameters):
 
     GROUP: ClassVar[str] = "fit"
 
-    models: str = parameter(str(POCKET), "folder of the model files, where preview.json is written")
-    prompts: str = parameter(str(DATASET / "pocket_test_captions.txt"), "file with a prompt on each line to draw from")
+    models: str = parameter(str(POCKET), "folder of the model files, where preview.json is written", path=True)
+    prompts: str = parameter(
+        str(DATASET / "pocket_test_captions.txt"), "file with a prompt on each line to draw from", path=True
+    )
     images: int = parameter(64, "images that are made", low=2, high=10_000)
     batch_size: int = parameter(16, "images that are made together", low=1, high=1024)
     seed: int = parameter(0, "seed of the first image, and of which prompts are drawn", low=0)
