@@ -134,6 +134,7 @@ def test_pyproject_reads_its_dependencies_from_the_requirements():
     assert dynamic["optional-dependencies"] == {
         "dev": {"file": ["requirements-dev.txt"]},
         "rl": {"file": ["requirements-rl.txt"]},
+        "bench": {"file": ["requirements-bench.txt"]},
     }
     run, rl, dev = (requirements(f"requirements{kind}.txt") for kind in ("", "-rl", "-dev"))
     assert "torch" in run and "gymnasium" in rl and "pytest" in dev
@@ -146,16 +147,17 @@ def test_pyproject_reads_its_dependencies_from_the_requirements():
 def test_every_package_that_is_imported_is_required():
     """Those of tests may stand in any file; a package that only Ray or torch brings along counts as missing.
 
-    What is in the extra rl counts, too; the next test tells who may import it.
+    What is in the extras rl and bench counts, too; the next test tells who may import the former.
     """
-    run, rl, dev = (requirements(f"requirements{kind}.txt") for kind in ("", "-rl", "-dev"))
+    run, rl, bench, dev = (requirements(f"requirements{kind}.txt") for kind in ("", "-rl", "-bench", "-dev"))
+    rl |= bench
     distributions = packages_distributions()
     here = {*BELOW, *(path.stem for path in (ROOT / "tests").glob("*.py"))}
     for paths, allowed in ((modules().values(), run | rl), ((ROOT / "tests").glob("*.py"), run | rl | dev)):
         for path in paths:
             tops = {name.partition(".")[0] for name in names_imported(path)} - here - sys.stdlib_module_names
             for top in tops:
-                owners = {owner.lower().replace("_", "-") for owner in distributions.get(top, [top])}
+                owners = {owner.lower().replace("_", "-") for owner in distributions.get(top, [top, f"{top}-python"])}
                 assert owners & allowed.keys(), f"{path.relative_to(ROOT)} imports {top}, which nothing requires"
 
 
