@@ -1,7 +1,7 @@
-"""Text (and image) to image with Stable Diffusion 3 Medium, in little memory.
+"""Text (and image) to image with Stable Diffusion 3 and 3.5, in little memory.
 
-Reads the released safetensors from --models and writes PNGs and tasks.csv into --out. Without them, a small model that
-comes with the project makes emoji. Without a prompt, captions of the dataset are drawn. Examples:
+Reads weights, as released or as others pack them, from --models and writes PNGs and tasks.csv into --out. Without them,
+a small model that comes with the project makes emoji. Without a prompt, captions of the dataset are drawn. Examples:
 python resd3_medium/refine_sd3_infer.py --prompt "a red bicycle leaning on a blue door" --steps 28
 python resd3_medium/refine_sd3_infer.py --num_tasks 10 --steps 10-19 --offload block
 python resd3_medium/refine_sd3_infer.py --resume results/images
