@@ -70,8 +70,7 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
     Exits with 130 or 143 when a signal has ended it after a batch, with 1 when an image is gone. Raises ParameterError.
     """
     names = image_names(tasks, record.first if record else images.next_number())
-    there = images.there() if record else set()
-    missing = {i for i, name in enumerate(names) if name not in there}
+    missing = {i for i, name in enumerate(names) if not record or not images.whole(name)}
     if record:
         for i in sorted(set(range(len(tasks))) - missing):  # a killed run may not have come to list its last ones
             images.list(names[i], tasks[i], None, record.cells())
@@ -101,7 +100,7 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
     print(f"{len(took)} images and tasks.csv in {images.folder}")
     print(f"average generation time {average:.2f} s (text {text:.2f}, denoise {denoise:.2f}, decode {decode:.2f})")
     print(f"peak memory {peak_memory(pipeline.device)}")
-    if left := len(set(names) - images.there()):
+    if left := sum(not images.whole(name) for name in names):
         print(f"{left} of {len(tasks)} images are missing; go on with --resume {shlex.quote(str(images.folder))}")
         sys.exit(code or 1)
 

@@ -160,10 +160,12 @@ def test_a_killed_run_is_gone_on_with(models, run, tmp_path, capsys):
     assert (images(cut), rows(cut)) == before
 
 
-def test_a_deleted_image_is_made_again_and_listed_once(run, tmp_path):
+def test_deleted_and_damaged_images_are_made_again_and_listed_once(run, tmp_path):
     run(*FIVE, "--out", tmp_path / "one", "--batch_size=2")
     before = images(tmp_path / "one"), sorted(row["image"] for row in rows(tmp_path / "one"))
     (tmp_path / "one" / before[1][3]).unlink()
+    (tmp_path / "one" / before[1][0]).write_bytes(b"")
+    (tmp_path / "one" / before[1][1]).write_bytes(before[0][before[1][1]][:-20])
     run_here(refine_sd3_infer, "--resume", tmp_path / "one", "--offload=model")
     assert list(images(tmp_path / "one")) == before[1] == sorted(row["image"] for row in rows(tmp_path / "one"))
 
