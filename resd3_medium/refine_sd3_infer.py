@@ -22,7 +22,7 @@ from common.parameters import ParameterError
 from common.run_folder import claimed, peak_memory
 from resd3_medium.guidance_check import check_guidance, warn_of_guidance, warn_of_idle
 from resd3_medium.image_folder import ImageFolder, image_names, no_empty_folder
-from resd3_medium.image_record import Record, read_record, recorded, warn_of_unfinished, warn_of_weights
+from resd3_medium.image_record import Record, check_config, read_record, recorded, warn_of_unfinished, warn_of_weights
 from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig, with_model, with_stored
 from resd3_medium.initial_image import load_image
@@ -111,6 +111,7 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
         config, prompts = new_run(config, given)
         tasks, place = task_list(config, prompts), Path(config.out)
         with no_empty_folder(place), claimed(place) as folder:
+            check_config(folder)
             make_images(config, tasks, ImageFolder(folder), None)
         return
     place = Path(config.resume)

@@ -311,6 +311,18 @@ def test_a_table_of_an_older_version_gets_the_new_columns(run, tmp_path, capsys)
         assert (tmp_path / "tasks.csv").read_text() == foreign
 
 
+@pytest.mark.parametrize("content", ['{"method": "ladts", "parameters": {"seeds": 1}}', "mine", "[" * 100_000, None])
+def test_a_config_of_something_else_is_not_written_over(run, tmp_path, capsys, content):
+    path = tmp_path / "config.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    line = refusal(capsys, refine_sd3_infer, "--prompt=a", "--out", tmp_path)
+    assert "its config.json is of something else" in line and os.listdir(tmp_path) == ["config.json"]
+    assert content is None or path.read_text() == content
+
+
 def test_home_folders_initial_images_and_repeated_images(run, tmp_path, monkeypatch):
     """A run from all of them can be gone on with when they are gone; its folder counts as one of images."""
     monkeypatch.setenv("HOME", str(tmp_path))
