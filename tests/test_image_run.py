@@ -319,7 +319,7 @@ def test_a_config_of_something_else_is_not_written_over(run, tmp_path, capsys, c
     else:
         path.write_text(content)
     line = refusal(capsys, refine_sd3_infer, "--prompt=a", "--out", tmp_path)
-    assert "its config.json is of something else" in line and os.listdir(tmp_path) == ["config.json"]
+    assert "its config.json is of something else" in line and list(tmp_path.iterdir()) == [path]
     assert content is None or path.read_text() == content
 
 
