@@ -123,7 +123,7 @@ def test_a_pair_is_filled_up_with_the_empty_prompt(chunked):
 
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 5.0])
-def test_an_image_with_a_long_prompt_does_not_depend_on_its_batch(chunked, cfg_scale):
+def test_an_image_with_a_long_prompt_does_not_depend_on_its_batch(models, chunked, cfg_scale):
     tasks = [("a boat", ""), (LONG, ""), ("a dog", LONG), ("a cat", ""), (LONG, "no boat")]
     settings = Settings(steps=2, width=32, height=32, cfg_scale=cfg_scale)
     texts = chunked.encode([text for task in tasks for text in task])
@@ -138,7 +138,7 @@ def test_an_image_with_a_long_prompt_does_not_depend_on_its_batch(chunked, cfg_s
         for i, latent in zip(group, make(group), strict=True):
             torch.testing.assert_close(latent, make([i])[0], rtol=0, atol=1e-4)
     latent = make([1])[0]
-    cut = Pipeline(chunked.models, CPU, EXACT, t5_rows=20)
+    cut = Pipeline(models, CPU, EXACT, t5_rows=20)
     short = cut.encode([LONG, ""])
     assert (latent - cut.denoise([short[LONG]], [short[""]], [1], settings)[0]).abs().max() > 1e-3
 
