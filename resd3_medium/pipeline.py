@@ -22,7 +22,7 @@ from resd3_medium.initial_image import load_image
 from resd3_medium.mmdit import MMDiT
 from resd3_medium.parts import PARTS
 from resd3_medium.preview import estimate
-from resd3_medium.refine_other_impls import Tokens
+from resd3_medium.prompt_tokens import Tokens
 from resd3_medium.sd3_impls import (
     SAMPLERS,
     Guidance,

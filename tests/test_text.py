@@ -11,7 +11,7 @@ from common.parameters import ParameterError
 from resd3_medium.folders import POCKET
 from resd3_medium.foreign_syntax import foreign_syntax
 from resd3_medium.pipeline import Pipeline, Settings, batches
-from resd3_medium.refine_other_impls import END, START
+from resd3_medium.prompt_tokens import END, START
 from resd3_medium.text import MOST_CHUNKS, MOST_WARNINGS, Conditioning, contexts
 
 CPU, EXACT = torch.device("cpu"), torch.float32
