@@ -11,6 +11,7 @@ from pathlib import Path
 WEIGHTS = (".safetensors", ".sft", ".gguf")  # suffixes of files that are read
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # files of weights that are never read, since loading them may run code
 UNFINISHED = (".part", ".partial", ".incomplete", ".crdownload", ".aria2", ".download", ".tmp", ".!ut")
+NO_SAFETENSORS = "no safetensors file"
 LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 
 
@@ -20,6 +21,8 @@ def not_weights(path: Path) -> str:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(512)
+    except FileNotFoundError:
+        return "a link to a file that is not there"
     except OSError as error:
         return f"a file that cannot be read ({error.strerror or error})"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -42,8 +45,11 @@ def not_weights(path: Path) -> str:
 
 def gguf_words(path: Path) -> str:
     """That a file is GGUF, in words, for readers of safetensors alone; else empty."""
-    with path.open("rb") as file:
-        return "a GGUF file" if file.read(4) == b"GGUF" else ""
+    try:
+        with path.open("rb") as file:
+            return "a GGUF file" if file.read(4) == b"GGUF" else ""
+    except OSError:
+        return ""
 
 
 def torn(start: bytes, size: int, path: Path) -> str:
@@ -52,7 +58,7 @@ def torn(start: bytes, size: int, path: Path) -> str:
         return f"a file of {size} bytes"
     (length,) = struct.unpack("<Q", start[:8])
     if length > LARGEST_HEADER or start[8:9] not in (b"{", b""):
-        return "no safetensors file"
+        return NO_SAFETENSORS
     if 8 + length > size:
         return f"cut off within its header, after {size:,} bytes; fetch it anew"
     try:
