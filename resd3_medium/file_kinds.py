@@ -84,12 +84,15 @@ def other_name(path: Path) -> str:
 # Parts of tensors' names, and the models that have them. The first that is met counts.
 SIGNS = (
     (("lora_A.", "lora_B.", "lora_down.", "lora_up.", "lora.down.", "lora.up."), "a LoRA; add it with --lora"),
+    (("control_model.", "controlnet"), "a ControlNet"),
+    (("ip_adapter", "image_proj"), "an IP-Adapter"),
+    (("emb_params", "string_to_param"), "a textual inversion"),
+    (("encoder.block.1.layer.0.SelfAttention.relative_attention_bias",), "a UMT5 encoder, not T5"),
     (("lokr_", "hada_", "lora_mid", "dora_scale"), "an adapter of another kind than LoRA"),
     (("double_stream_modulation", "double_blocks.", "single_blocks.", "single_transformer_blocks."), "a FLUX model"),
     (("conditioner.embedders.", "add_embedding.linear"), "a Stable Diffusion XL model"),
     (("cond_stage_model.",), "a Stable Diffusion 1 or 2 model"),
     (("input_blocks.", "down_blocks.0.attentions"), "a Stable Diffusion 1, 2 or XL model"),
-    (("control_", "controlnet"), "a ControlNet"),
     (("cap_embedder.", "noise_refiner."), "a Lumina model"),
     (("img_in.", "txt_in."), "a Qwen-Image, Hunyuan or similar model"),
     (("blocks.0.cross_attn",), "a Wan video model"),

@@ -56,7 +56,10 @@ SIGNS = (  # part, prefixes, layout, and how names of its tensors begin
     ("T5", ("text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.", ""), "ours", "encoder.block."),
     ("T5", ("",), "llama", "enc.blk."),
 )  # fmt: skip
-OTHERS = r"single_transformer_blocks|double_blocks|input_blocks|conditioner\.|cond_stage_model|lora_|vision_model"
+OTHERS = (
+    r"single_transformer_blocks|double_blocks|input_blocks|conditioner\.|cond_stage_model|lora_|vision_model"
+    r"|control_model|controlnet|ip_adapter|image_proj|encoder\.block\.1\..*relative_attention_bias"
+)
 
 
 def spaces(names: Iterable[str]) -> list[Space]:
@@ -253,7 +256,7 @@ def pick(part: str, found: list[Candidate], wanted: Path | None) -> tuple[Candid
 
 def name_clips(found: list[Candidate]) -> None:
     """Say which CLIP a file with a lone one holds: by its width where that is a released one's, by its name, or, of
-    several, the narrower is CLIP-L."""
+    several, the narrower is CLIP-L. Others beside known ones are of other models."""
     open_ones = []
     for candidate in found:
         for k, space in enumerate(candidate.spaces):
@@ -269,6 +272,10 @@ def name_clips(found: list[Candidate]) -> None:
                 else:
                     open_ones.append((width, candidate, k))
     taken = {s.part for c in found for s in c.spaces}
+    if {"CLIP-L", "CLIP-G"} <= taken:
+        for width, candidate, _ in open_ones:
+            candidate.spaces, candidate.reason = [], f"it holds a CLIP text model of another width, {width}"
+        return
     for place, (_, candidate, k) in enumerate(sorted(open_ones, key=lambda one: (one[0], one[1].name))):
         name = "CLIP-L" if "CLIP-L" not in taken and (place == 0) else "CLIP-G"
         candidate.spaces[k] = dataclasses.replace(candidate.spaces[k], part=name)
@@ -323,7 +330,8 @@ def unused(given: Path, found: list[Candidate], chosen: Chosen) -> Iterator[str]
             yield f"{candidate.name}: {candidate.reason}"
         for space in candidate.spaces:
             if space.part not in chosen:
-                yield f"{candidate.name}: {space.part}, by --t5=off"
+                why = "by --t5=off" if space.part == "T5" else f"since {given.name} was given"
+                yield f"{candidate.name}: {space.part}, {why}"
             elif chosen[space.part][0] is not candidate:
                 yield f"{candidate.name}: {space.part}, which {chosen[space.part][0].name} gives"
         if candidate.file is not None and any(best[0] is candidate for best in chosen.values()):

@@ -92,7 +92,8 @@ def strange(given: Path) -> Iterator[str]:
                 yield f"{prefix}{path.name}: it is a folder"
     if given.is_dir():
         for path in holders(given):
-            yield f"{path.relative_to(given)}/: a folder with weights; give it with --models"
+            words = "a folder with weights, which is not looked in; give it with --models if it is meant"
+            yield f"{path.relative_to(given)}/: {words}"
 
 
 def promised(given: Path) -> set[str]:

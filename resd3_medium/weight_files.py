@@ -24,7 +24,7 @@ DENSE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 # What damaged files raise when they are read.
 DAMAGE = (SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
-SAMPLES, SAMPLE = 64, 2**16  # pieces of a file, and bytes of each, that stand for all of it
+SAMPLES, SAMPLE = 2048, 2**12  # pieces of a file, and bytes of each, that stand for all of it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from weight_forms import Tensors, all_in_one, fp8_scaled, save, sharded, write_g
 from resd3_medium import finding, refine_sd3_infer
 from resd3_medium.finding import find_weights
 from resd3_medium.places import weight_files
+from resd3_medium.weight_files import WeightsFile
 
 SMALL = ["--prompt=a", "--device=cpu", "--width=64", "--height=48", "--steps=1"]
 PREFIX = "model.diffusion_model."
@@ -57,7 +58,10 @@ def test_folders_are_named_that_hold_weights_or_seem_to_be_some(models, tmp_path
     linked(models, tmp_path / "models" / "snapshots" / "abc")
     (tmp_path / "models" / "vae.safetensors").mkdir()
     told = notes(tmp_path / "models")
-    assert "vae.safetensors: it is a folder" in told and "snapshots/abc/: a folder with weights" in told
+    assert (
+        "vae.safetensors: it is a folder" in told
+        and "snapshots/abc/: a folder with weights, which is not looked in" in told
+    )
 
 
 @pytest.mark.parametrize("name", ["sd3_medium.safetensors.part", "sd3_medium.ckpt", "sd3_medium.safetensors"])
@@ -223,3 +227,69 @@ def test_scales_of_the_wrong_number_or_kind_are_found_by_the_header(models, tmp_
         with pytest.raises(SystemExit, match="1"):
             run_here(load("check_models"), "--models", tmp_path)
         assert words in capsys.readouterr().out
+
+
+# --- models of other programs ---
+
+
+def controlnet(models: Path) -> Tensors:
+    """As diffusers names its parts: some are those of the transformer."""
+    return {
+        "controlnet_blocks.0.weight": torch.ones(2, 2),
+        "transformer_blocks.0.attn.add_k_proj.weight": torch.ones(2),
+    }
+
+
+def stability_controlnet(models: Path) -> Tensors:
+    return {"control_model.joint_blocks.0.x_block.attn.qkv.weight": torch.ones(2, 2)}
+
+
+def umt5(models: Path) -> Tensors:
+    """T5 with a table of distances in every block."""
+    tensors = load_file(models / "t5xxl.safetensors")
+    bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+    return tensors | {bias.format(1): tensors[bias.format(0)]}
+
+
+def vit_h(models: Path) -> Tensors:
+    """A CLIP of a third width."""
+    return {n: t[..., :32] for n, t in load_file(models / "clip_l.safetensors").items()}
+
+
+def embedding(models: Path) -> Tensors:
+    return {"emb_params": torch.ones(2, 64)}
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "told"),
+    [
+        (controlnet, "sd3.5_large_controlnet_canny", "a ControlNet"),
+        (stability_controlnet, "sd3.5_large_turbo", "a ControlNet"),
+        (umt5, "t5xxl_fp16", "a UMT5 encoder"),
+        (vit_h, "a", "a CLIP text model of another width, 32"),
+        (embedding, "EasyNegative", "a textual inversion"),
+    ],
+)
+def test_models_of_other_kinds_never_take_the_place_of_the_right_ones(models, tmp_path, make, name, told):
+    save(linked(models, tmp_path) / f"{name}.safetensors", make(models))
+    weights = find_weights(tmp_path)
+    assert set(weights.names.values()) == {path.name for path in models.iterdir()}
+    assert f"not used: {name}.safetensors: it holds {told}" in "\n".join(weights.lines())
+
+
+def test_the_autoencoder_of_flux_is_known_by_its_name_and_its_encoders_are_ours(models, tmp_path):
+    linked(models, tmp_path, "t5xxl")
+    (tmp_path / "flux_t5xxl_fp16.safetensors").symlink_to(models / "t5xxl.safetensors")
+    tensors = load_file(models / "sd3_medium.safetensors").items()
+    autoencoder = {n.removeprefix("first_stage_model."): t for n, t in tensors if n.startswith("first_stage_model.")}
+    save(tmp_path / "vae" / "my_flux_vae.safetensors", autoencoder)
+    assert "my_flux_vae.safetensors: it is a part of FLUX" in notes(tmp_path)
+    assert find_weights(tmp_path).names["T5"] == "flux_t5xxl_fp16.safetensors"
+
+
+def test_a_change_of_one_tensor_of_a_large_file_changes_the_fingerprint(tmp_path):
+    tensors = {str(k): torch.zeros(2**19) for k in range(24)}
+    before = save(tmp_path / "a.safetensors", tensors)
+    after = save(tmp_path / "b.safetensors", tensors | {"17": torch.ones(2**19)})
+    assert WeightsFile(before).fingerprint != WeightsFile(after).fingerprint
+    assert WeightsFile(before).fingerprint == WeightsFile(save(tmp_path / "c.safetensors", tensors)).fingerprint
