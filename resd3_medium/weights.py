@@ -16,7 +16,7 @@ from torch import nn
 
 from common.parameters import ParameterError
 from resd3_medium.file_kinds import other_model
-from resd3_medium.ggml import floats_by_gguf, ggml_kind
+from resd3_medium.ggml import BLOCKS, floats_by_gguf, ggml_kind
 from resd3_medium.layouts import Origin, diffusers_transformer, diffusers_vae, llama_t5, shapes_as_ours
 from resd3_medium.lora import Delta
 from resd3_medium.mmdit import MMDiT
@@ -50,6 +50,13 @@ class Weight:
         kinds = {self.file.entries[name].kind for name in self.pieces}
         return kinds.pop() if len(kinds) == 1 else ""
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is a matrix that is stored at few bits, and is kept so."""
+        if len(self.shape) != 2 or not self.kind or self.kind in DENSE:
+            return False
+        return self.kind in FLOAT8 or self.kind in BLOCKS
+
     def in_map(self, dtype: torch.dtype) -> bool:
         """Whether `dense` at that dtype shares the file's memory map."""
         simple = len(self.pieces) == 1 and not (self.swapped or self.deltas or self.scales[0])
@@ -63,7 +70,10 @@ class Weight:
             assert isinstance(self.file, GGUFFile)
             if (kind := ggml_kind(self.file.ggml_type(name))) is not None and len(entry.shape) == 2:
                 return from_ggml(kind, raw, entry.shape).floats()
-            return floats_by_gguf(raw, self.file.ggml_type(name), entry.shape)
+            try:
+                return floats_by_gguf(raw, self.file.ggml_type(name), entry.shape)
+            except ValueError as error:
+                raise self.file.error(f"must hold weights that can be read; {name}: {first_line(error)}") from None
         values = raw.float()
         return values if scale is None else values * self.scale(k)
 
@@ -72,8 +82,6 @@ class Weight:
         name, scale = self.pieces[k], self.scales[k]
         assert scale is not None
         values = self.file.raw(scale).float().reshape(-1, 1)
-        if len(values) not in (1, self.file.entries[name].shape[0]):
-            raise self.file.error(f"has {len(values)} scales for {name}; must be one, or one for each row")
         return values if len(self.file.entries[name].shape) == 2 else values.reshape(())
 
     def floats(self) -> torch.Tensor:
@@ -99,7 +107,7 @@ class Weight:
 
     def packed(self) -> Packed | None:
         """The matrix as it is stored, without what is added to it; None when it is not stored at few bits."""
-        if len(self.shape) != 2 or not self.kind or self.kind in DENSE:
+        if not self.is_packed:
             return None
         parts = []
         for k, name in enumerate(self.pieces):
@@ -108,11 +116,7 @@ class Weight:
                 scale = None if self.scales[k] is None else self.scale(k)
                 parts.append(Packed(self.kind, raw, scale, (entry.shape[0], entry.shape[1])))
                 continue
-            assert isinstance(self.file, GGUFFile)
-            kind = ggml_kind(self.file.ggml_type(name))
-            if kind is None:
-                return None
-            parts.append(from_ggml(kind, raw, (entry.shape[0], entry.shape[1])))
+            parts.append(from_ggml(self.kind, raw, (entry.shape[0], entry.shape[1])))
         whole = parts[0] if len(parts) == 1 else stacked(parts)
         return row_halves_swapped(whole) if self.swapped else whole
 
@@ -128,7 +132,7 @@ class PartWeights:
         self.deltas: Mapping[str, tuple[Delta, ...]] = {}  # of LoRAs, by our names
         try:
             self.extras = Extras.from_metadata(file.metadata)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise file.error(f"must have sound metadata ({first_line(error)})") from None
         names = [name for name in file.entries if name.startswith(prefix)]
         self.stored: dict[str, Entry] = {name[len(prefix) :]: file.entries[name] for name in names}
@@ -188,6 +192,8 @@ class PartWeights:
             for ending in SCALES:
                 if name.endswith(ending) and (owner := name.removesuffix(ending) + ".weight") in entries:
                     found[owner] = name
+        for owner, name in found.items():
+            self.check_scale(owner, name)
         known = set(found.values())
         odd = [n for n in entries if re.search(r"scale|quant|absmax|zero_point", n) and n not in known]
         odd = [n for n in odd if not re.fullmatch(SPARE, n) and not re.fullmatch(r"quant_conv\..*", n)]
@@ -200,7 +206,7 @@ class PartWeights:
         try:
             layers = json.loads(self.file.metadata.get("_quantization_metadata", "{}")).get("layers", {})
             formats += [str(layer.get("format")) for layer in layers.values()]
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise self.file.error(f"must have sound metadata ({first_line(error)})") from None
         if other := sorted(set(formats) - set(FORMATS)):
             raise self.file.error(f"is quantised as {', '.join(other)}; must be plain, or one of {', '.join(FORMATS)}")
@@ -211,11 +217,21 @@ class PartWeights:
             raise self.file.error(f"lacks {len(bare)} scales, such as that of {listed(self.prefix, sorted(bare))}")
         return found
 
+    def check_scale(self, owner: str, name: str) -> None:
+        """Raise ParameterError unless `name` is one scale of the tensor `owner`, or one for each of its rows."""
+        scale, shape = self.stored[name], self.stored[owner].shape
+        count = torch.Size(scale.shape).numel()
+        if not floating(scale.kind):
+            raise self.file.error(f"must hold floating-point scales; {self.prefix}{name} is {scale.kind}")
+        if count not in (1, *shape[:1]):
+            words = "must be one, or one for each row"
+            raise self.file.error(f"has {count} scales for {self.prefix}{owner}; {words}")
+
     def quantisation(self, name: str) -> str:
         """The format that a tensor X.comfy_quant tells."""
         try:
             return str(json.loads(bytes(self.file.raw(self.prefix + name).tolist()))["format"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return "an unknown format"
 
     def weight(self, name: str) -> Weight:
@@ -269,6 +285,20 @@ class PartWeights:
         """Whether large matrices of a dense file are rounded to 8 bits by `keep`, int8 or fp8."""
         return keep in ("int8", "fp8") and self.part.name in EIGHT_BITS
 
+    def kept(self, keep: str) -> str:
+        """What `keep` makes of the file's large matrices, in words; empty where that is nothing and need not be told.
+
+        Matrices that are stored at few bits are not rounded again.
+        """
+        if not self.eight_bits(keep):
+            return ""
+        inside = [n for n in self.wanted if n.startswith(self.part.layers + ".") and n.endswith(".weight")]
+        matrices = [n for n in inside if len(self.wanted[n]) == 2 and not re.search(TABLES, n)]
+        packed = {self.weight(name).is_packed for name in matrices}
+        if packed == {True}:
+            return f"not rounded to {keep}"
+        return f"the rest kept at {keep}" if True in packed else f"kept at {keep}"
+
     @cached_property
     def parameters(self) -> int:
         """How many numbers the model has, its position table left out."""
@@ -276,9 +306,9 @@ class PartWeights:
 
     @cached_property
     def precision(self) -> str:
-        """How most of the numbers are stored, in words."""
+        """How most of the numbers are stored, in words. Tables of tokens and positions do not count."""
         counts: dict[str, int] = {}
-        for name in self.wanted:
+        for name in (n for n in self.wanted if not re.search(TABLES, n)):
             weight = self.weight(name)
             words = WORDS.get(weight.kind, weight.kind) + (" scaled" if any(weight.scales) else "")
             counts[words] = counts.get(words, 0) + torch.Size(weight.shape).numel()

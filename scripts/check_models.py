@@ -45,6 +45,8 @@ def judged(name: str, found: list[Candidate], chosen: Chosen) -> tuple[PartWeigh
 def main(config: CheckConfig, given: dict[str, Any]) -> None:
     """Print a line for each model, and for what is not used. Exits with 1 when a model is missing or wrong."""
     models = Path(config.models)
+    if not models.exists():
+        print(f"{models} does not exist")
     found = survey(models)
     chosen = choose(models, found)
     parts: dict[str, PartWeights] = {}
