@@ -17,13 +17,19 @@ Kept = dict[str, torch.Tensor]  # tensors by their names in a module's state
 
 
 def build(
-    weights: PartWeights, device: torch.device, dtype: torch.dtype, keep: str = "stored", stream: bool = False
+    weights: PartWeights,
+    device: torch.device,
+    dtype: torch.dtype,
+    keep: str = "stored",
+    stream: bool = False,
+    without: str = "$",
 ) -> nn.Module:
     """The model with its weights. Raises ParameterError, see `PartWeights`.
 
     `keep` is `stored` (matrices of the layers stay at the bits that they have in the file), `full` (all at `dtype`),
     `int8` or `fp8` (a dense file's are rounded to those). Where nothing has to be changed, weights stay in the file's
     memory map. With `stream`, layers stay there and come in one by one, unless on the CPU the map does that by itself.
+    Submodules whose names start with `without` get no weights: they stay on the meta device.
     """
     model = weights.structure().to(dtype)
     matrices = pack_layers(model, weights, keep)
@@ -38,14 +44,14 @@ def build(
         stem = name.removesuffix("weight")
         return {stem + "packed": packed.data} | ({} if packed.scale is None else {stem + "scale": packed.scale})
 
-    names = [name for name in weights.wanted if name != "pos_embed"]
+    names = [name for name in weights.wanted if name != "pos_embed" and not name.startswith(without)]
     inside = [name for name in names if name.startswith(layers)]
     streamed = stream and any(not in_place(weights.weight(n), matrices.get(n), dtype, device) for n in inside)
     state: Kept = {}
     for name in names:
         if not (streamed and name.startswith(layers)):
             state |= {n: tensor.to(device) for n, tensor in read(name).items()}
-    model.load_state_dict(state, assign=True, strict=not streamed)
+    model.load_state_dict(state, assign=True, strict=not streamed and without == "$")
     if streamed:
         blocks = list(model.get_submodule(weights.part.layers))
         readers = [
