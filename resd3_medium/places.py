@@ -4,6 +4,7 @@ Start reading at `weight_files`.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def bases(given: Path) -> Iterator[tuple[Path, str]]:
         up = "" if base == folder else "../"
         yield base, up
         for place in dict.fromkeys((*PLACES, *COMPONENTS)):
-            if (base / place).is_dir() and base / place != folder:
+            if (base / place).is_dir() and base / place != folder and os.access(base / place, os.R_OK):
                 yield base / place, f"{up}{place}/"
 
 
@@ -67,17 +68,21 @@ def holders(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
 
     Of folders in each other, the upper one.
     """
-    try:
-        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError:
-        return
-    for path in inside:
-        if path.name in (*PLACES, *COMPONENTS) or path.resolve() in OWN:
-            continue
-        if any(path.iterdir()) and holds_weights(path):
+    for path in folders(folder):
+        looked_in = path.name in (*PLACES, *COMPONENTS) and depth == DEPTH
+        if not looked_in and holds_weights(path):
             yield path
         elif depth > 1:
             yield from holders(path, depth - 1)
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in one that may be read, but for hidden ones and the project's own."""
+    try:
+        inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except OSError:
+        return []
+    return sorted(path for path in inside if path.resolve() not in OWN and os.access(path, os.R_OK | os.X_OK))
 
 
 def strange(given: Path) -> Iterator[str]:

@@ -263,7 +263,8 @@ class PartWeights:
         origins = {n: self.origin(n).names for n in wanted}
         whole = sorted(n for n in wanted if any(not floating(self.stored[o].kind) for o in origins[n]))
         if whole:
-            words = f"must hold floating-point weights; {listed(self.prefix, whole)} are not"
+            kinds = ", ".join(sorted({self.stored[o].kind for n in whole for o in origins[n]}))
+            words = f"must hold floating-point weights; {listed(self.prefix, whole)} are not ({kinds})"
             raise self.file.error(words)
         off = [
             f"{self.prefix}{n} is {list(shapes[n])}, not {list(shape)}"
@@ -320,7 +321,9 @@ WORDS |= {"F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2"}
 
 
 def floating(kind: str) -> bool:
-    """Whether numbers of that kind are fractions: whole numbers are no weights."""
+    """Whether numbers of that kind are fractions: whole numbers are no weights, and Q8_1 and Q8_K have no reader."""
+    if kind in ("Q8_1", "Q8_K"):
+        return False
     return kind in DENSE or kind in FLOAT8 or re.match(r"I?Q\d|TQ|MXFP", kind) is not None
 
 

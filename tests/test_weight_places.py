@@ -1,5 +1,6 @@
 """Where users put weights, and what else lies there: all of it is used, named or refused, nothing is passed over."""
 
+import hashlib
 import json
 import shutil
 import struct
@@ -56,8 +57,10 @@ def test_a_link_to_nothing_is_refused(models, tmp_path, capsys, stem):
 def test_folders_are_named_that_hold_weights_or_seem_to_be_some(models, tmp_path):
     linked(models, tmp_path / "models")
     linked(models, tmp_path / "models" / "snapshots" / "abc")
+    linked(models, tmp_path / "models" / "checkpoints" / "SD3")
     (tmp_path / "models" / "vae.safetensors").mkdir()
     told = notes(tmp_path / "models")
+    assert "checkpoints/SD3/: a folder with weights" in told
     assert (
         "vae.safetensors: it is a folder" in told
         and "snapshots/abc/: a folder with weights, which is not looked in" in told
@@ -112,6 +115,17 @@ def test_components_that_a_diffusers_folder_lacks_and_tensors_of_no_model_are_to
     told = notes(tmp_path)
     assert "model_index.json names text_encoder_3, which is not there" in told
     assert "sd3_medium.safetensors: 1 tensors of no model here: model_ema.decay" in told
+
+
+def test_hashes_tell_files_of_one_name_apart(models, tmp_path, capsys):
+    for place, stem in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "model.safetensors").symlink_to(models / f"{stem}.safetensors")
+    (tmp_path / "sd3_medium.safetensors").symlink_to(models / "sd3_medium.safetensors")
+    run_here(load("check_models"), "--models", tmp_path, "--hash=True")
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("text_encoder/model.safetensors", "text_encoder_2/model.safetensors", "sd3_medium.safetensors"):
+        assert f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}" in lines
 
 
 # --- damaged headers ---
