@@ -310,7 +310,9 @@ def refuse_missing(given: Path, missing: list[str], found: list[Candidate], t5: 
     if not needed:
         return
     if not given.exists():
-        reason = "a link to nothing" if given.is_symlink() else "it does not exist"
+        reason = "it is a link to nothing" if given.is_symlink() else "it does not exist"
+    elif not (given.is_file() or given.is_dir()):
+        reason = "it is neither a file nor a folder"
     else:
         there = [f"{c.name}: {c.reason}" for c in found if c.reason] + list(strange(given))
         there += [f"{c.name} holds {', '.join(s.part for s in c.spaces)}" for c in found if c.spaces]

@@ -22,7 +22,7 @@ DEPTH = 3  # levels of folders below the given one in which weights are noticed,
 
 def bases(given: Path) -> Iterator[tuple[Path, str]]:
     """Folders to look in, and how their files are called below what was given."""
-    if not given.exists():
+    if not (given.is_file() or given.is_dir()):
         return
     folder = given if given.is_dir() else given.parent
     around = [folder, *([folder.parent] if folder.name in (*PLACES, *COMPONENTS) else [])]

@@ -51,6 +51,11 @@ class Weight:
         return kinds.pop() if len(kinds) == 1 else ""
 
     @property
+    def is_dense(self) -> bool:
+        """Whether all of it is stored at 16 bits or more, so that rounding it to 8 is the first rounding."""
+        return all(self.file.entries[name].kind in DENSE for name in self.pieces)
+
+    @property
     def is_packed(self) -> bool:
         """Whether it is a matrix that is stored at few bits, and is kept so."""
         if len(self.shape) != 2 or not self.kind or self.kind in DENSE:
@@ -295,10 +300,10 @@ class PartWeights:
             return ""
         inside = [n for n in self.wanted if n.startswith(self.part.layers + ".") and n.endswith(".weight")]
         matrices = [n for n in inside if len(self.wanted[n]) == 2 and not re.search(TABLES, n)]
-        packed = {self.weight(name).is_packed for name in matrices}
-        if packed == {True}:
+        dense = {self.weight(name).is_dense for name in matrices}
+        if dense == {False}:
             return f"not rounded to {keep}"
-        return f"the rest kept at {keep}" if True in packed else f"kept at {keep}"
+        return f"the rest kept at {keep}" if False in dense else f"kept at {keep}"
 
     @cached_property
     def parameters(self) -> int:

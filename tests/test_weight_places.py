@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 import time
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from helpers import refusal, run_here
@@ -16,6 +18,7 @@ from scripts_by_path import load
 from weight_forms import Tensors, all_in_one, fp8_scaled, save, sharded, write_gguf
 
 from resd3_medium import finding, refine_sd3_infer
+from resd3_medium.building import build
 from resd3_medium.finding import find_weights
 from resd3_medium.places import weight_files
 from resd3_medium.weight_files import WeightsFile
@@ -45,6 +48,12 @@ def test_a_path_that_is_not_there_is_refused_whatever_lies_beside_it(models, tmp
     given = linked(models, tmp_path) / name
     line = refusal(capsys, refine_sd3_infer, "--models", given, *SMALL, "--out", tmp_path / "out")
     assert f"--models={given}" in line and "it does not exist" in line
+
+
+def test_a_path_that_is_no_file_is_refused_whatever_lies_beside_it(models, tmp_path, capsys):
+    os.mkfifo(linked(models, tmp_path) / "pipe.safetensors")
+    line = refusal(capsys, refine_sd3_infer, "--models", tmp_path / "pipe.safetensors", *SMALL, "--out", tmp_path / "o")
+    assert "neither a file nor a folder" in line
 
 
 @pytest.mark.parametrize("stem", ["t5xxl", "clip_g", "sd3_medium"])
@@ -230,6 +239,31 @@ def test_what_is_stored_at_few_bits_is_said_to_stay_so(models, gguf_models, tmp_
     save(linked(models, tmp_path, "t5xxl") / "t5xxl.safetensors", stored | {f"{name}.weight": dense})
     weights = find_weights(tmp_path)
     assert "the rest kept at fp8)" in weights.lines("fp8")[2] and weights.record("fp8")["T5"]["kept"] == "fp8"
+
+
+def test_no_part_of_a_matrix_is_rounded_twice(models, tmp_path):
+    """IQ4_NL has no packed form here, and a fused matrix may have one part in fp8: both stay as they are read."""
+    folder = linked(models, tmp_path, "sd3_medium")
+    tensors = load_file(models / "sd3_medium.safetensors")
+    save(folder / "vae.safetensors", {n: t for n, t in tensors.items() if not n.startswith(PREFIX)})
+    writer = gguf.GGUFWriter(folder / "sd3_medium.gguf", "sd3")
+    kind, generator = gguf.GGMLQuantizationType.IQ4_NL, np.random.default_rng(0)
+    for name, tensor in tensors.items():
+        if name.endswith("x_block.mlp.fc1.weight"):
+            blocks = generator.integers(0, 60, (tensor.shape[0], tensor.shape[1] // 32 * 18), dtype=np.uint8)
+            writer.add_tensor(name.removeprefix(PREFIX), blocks, raw_dtype=kind)
+        elif name.startswith(PREFIX):
+            writer.add_tensor(name.removeprefix(PREFIX), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    weights = find_weights(folder)
+    model = build(weights["MMDiT"], torch.device("cpu"), torch.float32, "int8")
+    stored = weights["MMDiT"].weight("joint_blocks.0.x_block.mlp.fc1.weight").floats()
+    assert torch.equal(model.joint_blocks[0].x_block.mlp.fc1.weight, stored)
+    assert model.joint_blocks[0].x_block.mlp.fc2.kind == "INT8"
+    assert "the rest kept at int8" in weights.lines("int8")[3]
 
 
 def test_scales_of_the_wrong_number_or_kind_are_found_by_the_header(models, tmp_path, capsys):
