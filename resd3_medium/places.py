@@ -17,6 +17,7 @@ PLACES = ("text_encoders", "text_encoder", "clip", "checkpoints", "diffusion_mod
 COMPONENTS = {"transformer": "MMDiT", "text_encoder": "CLIP-L", "text_encoder_2": "CLIP-G"}
 COMPONENTS |= {"text_encoder_3": "T5", "vae": "VAE"}  # of a diffusers folder
 SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
+DOWNLOADS = (".download", ".cache")  # in which downloads from Hugging Face lie until they are whole
 DEPTH = 3  # levels of folders below the given one in which weights are noticed, though not used
 
 
@@ -96,6 +97,9 @@ def strange(given: Path) -> Iterator[str]:
             elif path.is_dir() and path.suffix.lower() in WEIGHTS:
                 yield f"{prefix}{path.name}: it is a folder"
     if given.is_dir():
+        for hidden in DOWNLOADS:
+            if any((given / hidden).rglob("*.incomplete")):
+                yield f"{hidden}: it holds an unfinished download"
         for path in holders(given):
             words = "a folder with weights, which is not looked in; give it with --models if it is meant"
             yield f"{path.relative_to(given)}/: {words}"
