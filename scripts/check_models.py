@@ -33,7 +33,7 @@ class CheckConfig(Parameters):
 def judged(name: str, found: list[Candidate], chosen: Chosen) -> tuple[PartWeights | None, str, str]:
     """A model's weights, the file that gives them, and what is right or wrong with it in words."""
     if name not in chosen:
-        damaged = next((c for c in found if c.error is not None and usual(name, c.name)), None)
+        damaged = next((c for c in found if c.reason and usual(name, c.name)), None)
         return (None, damaged.name, damaged.reason) if damaged else (None, PARTS[name].usual, "missing")
     candidate, space = chosen[name]
     try:

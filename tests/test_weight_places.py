@@ -334,6 +334,20 @@ def test_models_of_other_kinds_never_take_the_place_of_the_right_ones(models, tm
     assert f"not used: {name}.safetensors: it holds {told}" in "\n".join(weights.lines())
 
 
+@pytest.mark.parametrize(("name", "code"), [("t5xxl", 1), ("umt5_xxl", 0), ("concept5", 0)])
+def test_a_file_with_the_name_of_t5_that_is_another_model_is_refused_and_others_are_told(
+    models, tmp_path, capsys, name, code
+):
+    save(linked(models, tmp_path, "t5xxl") / f"{name}.safetensors", umt5(models))
+    if code:
+        with pytest.raises(SystemExit, match="1"):
+            run_here(load("check_models"), "--models", tmp_path)
+        assert "UMT5" in refusal(capsys, refine_sd3_infer, "--models", tmp_path, *SMALL, "--out", tmp_path / "out")
+    else:
+        run_here(load("check_models"), "--models", tmp_path)
+        assert f"{name}.safetensors: it holds a UMT5 encoder" in notes(tmp_path)
+
+
 def test_the_autoencoder_of_flux_is_known_by_its_name_and_its_encoders_are_ours(models, tmp_path):
     linked(models, tmp_path, "t5xxl")
     (tmp_path / "flux_t5xxl_fp16.safetensors").symlink_to(models / "t5xxl.safetensors")
