@@ -86,7 +86,7 @@ def pack_layers(model: nn.Module, weights: PartWeights, keep: str) -> dict[str, 
         if packed is not None:  # as it is in the file, whatever `keep` says: nothing is rounded twice
             form = packed.kind, tuple(packed.data.shape), None if packed.scale is None else tuple(packed.scale.shape)
             found[name + ".weight"] = stored
-        elif weights.eight_bits(keep):
+        elif weights.eight_bits(keep) and weight.is_dense:
             rows = weight.shape[0]
             form = ("INT8", weight.shape, (rows, 1)) if keep == "int8" else ("F8_E4M3", weight.shape, (1, 1))
             found[name + ".weight"] = lambda w, kind=keep: quantised(w.floats(), kind)

@@ -18,18 +18,20 @@ from resd3_medium.places import COMPONENTS, SHARD, holders, holds_weights, promi
 from resd3_medium.weight_files import WeightsFile, open_weights
 from resd3_medium.weights import SPARE, PartWeights
 
+WORD = r"(?<![a-z])"  # where a word begins: t5, but not umt5 or concept5
+
 # Names of files by part, the preferred ones first.
 NAMES = {
     "MMDiT": (r"sd3\.?5.*large.*turbo", r"sd3\.?5.*large", r"sd3\.?5.*medium", r"sd3.*medium", r"sd3"),
     "CLIP-L": (r"clip_?l\b", r"clip_?l", r"vit-?l", r"text_encoder/"),
     "CLIP-G": (r"clip_?g\b", r"clip_?g", r"big-?g", r"text_encoder_2/"),
     "T5": (
-        r"t5xxl\.",
-        r"t5.*(fp16|f16)",
-        r"t5.*(bf16|fp32)",
-        r"t5.*fp8.*scaled",
-        r"t5.*fp8",
-        r"t5",
+        rf"{WORD}t5xxl\.",
+        rf"{WORD}t5.*(fp16|f16)",
+        rf"{WORD}t5.*(bf16|fp32)",
+        rf"{WORD}t5.*fp8.*scaled",
+        rf"{WORD}t5.*fp8",
+        rf"{WORD}t5",
         r"text_encoder_3/",
     ),
     "VAE": (r"sd3.*vae", r"vae.*sd3", r"vae/", r"vae"),
@@ -310,7 +312,9 @@ def refuse_missing(given: Path, missing: list[str], found: list[Candidate], t5: 
     if not needed:
         return
     if not given.exists():
-        reason = "a link to nothing" if given.is_symlink() else "it does not exist"
+        reason = "it is a link to nothing" if given.is_symlink() else "it does not exist"
+    elif not (given.is_file() or given.is_dir()):
+        reason = "it is neither a file nor a folder"
     else:
         there = [f"{c.name}: {c.reason}" for c in found if c.reason] + list(strange(given))
         there += [f"{c.name} holds {', '.join(s.part for s in c.spaces)}" for c in found if c.spaces]

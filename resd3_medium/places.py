@@ -4,6 +4,7 @@ Start reading at `weight_files`.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,13 @@ PLACES = ("text_encoders", "text_encoder", "clip", "checkpoints", "diffusion_mod
 COMPONENTS = {"transformer": "MMDiT", "text_encoder": "CLIP-L", "text_encoder_2": "CLIP-G"}
 COMPONENTS |= {"text_encoder_3": "T5", "vae": "VAE"}  # of a diffusers folder
 SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
+DOWNLOADS = (".download", ".cache")  # in which downloads from Hugging Face lie until they are whole
 DEPTH = 3  # levels of folders below the given one in which weights are noticed, though not used
 
 
 def bases(given: Path) -> Iterator[tuple[Path, str]]:
     """Folders to look in, and how their files are called below what was given."""
-    if not given.exists():
+    if not (given.is_file() or given.is_dir()):
         return
     folder = given if given.is_dir() else given.parent
     around = [folder, *([folder.parent] if folder.name in (*PLACES, *COMPONENTS) else [])]
@@ -29,7 +31,7 @@ def bases(given: Path) -> Iterator[tuple[Path, str]]:
         up = "" if base == folder else "../"
         yield base, up
         for place in dict.fromkeys((*PLACES, *COMPONENTS)):
-            if (base / place).is_dir() and base / place != folder:
+            if (base / place).is_dir() and base / place != folder and os.access(base / place, os.R_OK):
                 yield base / place, f"{up}{place}/"
 
 
@@ -67,17 +69,21 @@ def holders(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
 
     Of folders in each other, the upper one.
     """
-    try:
-        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError:
-        return
-    for path in inside:
-        if path.name in (*PLACES, *COMPONENTS) or path.resolve() in OWN:
-            continue
-        if any(path.iterdir()) and holds_weights(path):
+    for path in folders(folder):
+        looked_in = path.name in (*PLACES, *COMPONENTS) and depth == DEPTH
+        if not looked_in and holds_weights(path):
             yield path
         elif depth > 1:
             yield from holders(path, depth - 1)
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in one that may be read, but for hidden ones and the project's own."""
+    try:
+        inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except OSError:
+        return []
+    return sorted(path for path in inside if path.resolve() not in OWN and os.access(path, os.R_OK | os.X_OK))
 
 
 def strange(given: Path) -> Iterator[str]:
@@ -91,6 +97,9 @@ def strange(given: Path) -> Iterator[str]:
             elif path.is_dir() and path.suffix.lower() in WEIGHTS:
                 yield f"{prefix}{path.name}: it is a folder"
     if given.is_dir():
+        for hidden in DOWNLOADS:
+            if any((given / hidden).rglob("*.incomplete")):
+                yield f"{hidden}: it holds an unfinished download"
         for path in holders(given):
             words = "a folder with weights, which is not looked in; give it with --models if it is meant"
             yield f"{path.relative_to(given)}/: {words}"

@@ -51,6 +51,11 @@ class Weight:
         return kinds.pop() if len(kinds) == 1 else ""
 
     @property
+    def is_dense(self) -> bool:
+        """Whether all of it is stored at 16 bits or more, so that rounding it to 8 is the first rounding."""
+        return all(self.file.entries[name].kind in DENSE for name in self.pieces)
+
+    @property
     def is_packed(self) -> bool:
         """Whether it is a matrix that is stored at few bits, and is kept so."""
         if len(self.shape) != 2 or not self.kind or self.kind in DENSE:
@@ -263,7 +268,8 @@ class PartWeights:
         origins = {n: self.origin(n).names for n in wanted}
         whole = sorted(n for n in wanted if any(not floating(self.stored[o].kind) for o in origins[n]))
         if whole:
-            words = f"must hold floating-point weights; {listed(self.prefix, whole)} are not"
+            kinds = ", ".join(sorted({self.stored[o].kind for n in whole for o in origins[n]}))
+            words = f"must hold floating-point weights; {listed(self.prefix, whole)} are not ({kinds})"
             raise self.file.error(words)
         off = [
             f"{self.prefix}{n} is {list(shapes[n])}, not {list(shape)}"
@@ -294,10 +300,10 @@ class PartWeights:
             return ""
         inside = [n for n in self.wanted if n.startswith(self.part.layers + ".") and n.endswith(".weight")]
         matrices = [n for n in inside if len(self.wanted[n]) == 2 and not re.search(TABLES, n)]
-        packed = {self.weight(name).is_packed for name in matrices}
-        if packed == {True}:
+        dense = {self.weight(name).is_dense for name in matrices}
+        if dense == {False}:
             return f"not rounded to {keep}"
-        return f"the rest kept at {keep}" if True in packed else f"kept at {keep}"
+        return f"the rest kept at {keep}" if False in dense else f"kept at {keep}"
 
     @cached_property
     def parameters(self) -> int:
@@ -320,7 +326,9 @@ WORDS |= {"F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2"}
 
 
 def floating(kind: str) -> bool:
-    """Whether numbers of that kind are fractions: whole numbers are no weights."""
+    """Whether numbers of that kind are fractions: whole numbers are no weights, and Q8_1 and Q8_K have no reader."""
+    if kind in ("Q8_1", "Q8_K"):
+        return False
     return kind in DENSE or kind in FLOAT8 or re.match(r"I?Q\d|TQ|MXFP", kind) is not None
 
 

@@ -1,12 +1,15 @@
 """Where users put weights, and what else lies there: all of it is used, named or refused, nothing is passed over."""
 
+import hashlib
 import json
+import os
 import shutil
 import struct
 import time
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from helpers import refusal, run_here
@@ -15,6 +18,7 @@ from scripts_by_path import load
 from weight_forms import Tensors, all_in_one, fp8_scaled, save, sharded, write_gguf
 
 from resd3_medium import finding, refine_sd3_infer
+from resd3_medium.building import build
 from resd3_medium.finding import find_weights
 from resd3_medium.places import weight_files
 from resd3_medium.weight_files import WeightsFile
@@ -46,6 +50,12 @@ def test_a_path_that_is_not_there_is_refused_whatever_lies_beside_it(models, tmp
     assert f"--models={given}" in line and "it does not exist" in line
 
 
+def test_a_path_that_is_no_file_is_refused_whatever_lies_beside_it(models, tmp_path, capsys):
+    os.mkfifo(linked(models, tmp_path) / "pipe.safetensors")
+    line = refusal(capsys, refine_sd3_infer, "--models", tmp_path / "pipe.safetensors", *SMALL, "--out", tmp_path / "o")
+    assert "neither a file nor a folder" in line
+
+
 @pytest.mark.parametrize("stem", ["t5xxl", "clip_g", "sd3_medium"])
 def test_a_link_to_nothing_is_refused(models, tmp_path, capsys, stem):
     (linked(models, tmp_path, stem) / f"{stem}.safetensors").symlink_to("../blobs/gone")
@@ -56,20 +66,31 @@ def test_a_link_to_nothing_is_refused(models, tmp_path, capsys, stem):
 def test_folders_are_named_that_hold_weights_or_seem_to_be_some(models, tmp_path):
     linked(models, tmp_path / "models")
     linked(models, tmp_path / "models" / "snapshots" / "abc")
+    linked(models, tmp_path / "models" / "checkpoints" / "SD3")
     (tmp_path / "models" / "vae.safetensors").mkdir()
     told = notes(tmp_path / "models")
+    assert "checkpoints/SD3/: a folder with weights" in told
     assert (
         "vae.safetensors: it is a folder" in told
         and "snapshots/abc/: a folder with weights, which is not looked in" in told
     )
 
 
-@pytest.mark.parametrize("name", ["sd3_medium.safetensors.part", "sd3_medium.ckpt", "sd3_medium.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sd3_medium.safetensors.part",
+        "sd3_medium.ckpt",
+        "sd3_medium.safetensors",
+        ".cache/huggingface/download/a.incomplete",
+    ],
+)
 def test_what_lies_in_models_and_is_no_weights_never_gives_emoji(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr(finding, "MODELS", tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"half")
     line = refusal(capsys, refine_sd3_infer, *SMALL, "--out", tmp_path / "out")
-    assert name in line
+    assert name.split("/")[0] in line
 
 
 def test_a_folder_with_weights_in_models_is_named_beside_emoji(models, tmp_path, capsys, monkeypatch):
@@ -112,6 +133,17 @@ def test_components_that_a_diffusers_folder_lacks_and_tensors_of_no_model_are_to
     told = notes(tmp_path)
     assert "model_index.json names text_encoder_3, which is not there" in told
     assert "sd3_medium.safetensors: 1 tensors of no model here: model_ema.decay" in told
+
+
+def test_hashes_tell_files_of_one_name_apart(models, tmp_path, capsys):
+    for place, stem in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "model.safetensors").symlink_to(models / f"{stem}.safetensors")
+    (tmp_path / "sd3_medium.safetensors").symlink_to(models / "sd3_medium.safetensors")
+    run_here(load("check_models"), "--models", tmp_path, "--hash=True")
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("text_encoder/model.safetensors", "text_encoder_2/model.safetensors", "sd3_medium.safetensors"):
+        assert f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}" in lines
 
 
 # --- damaged headers ---
@@ -218,6 +250,31 @@ def test_what_is_stored_at_few_bits_is_said_to_stay_so(models, gguf_models, tmp_
     assert "the rest kept at fp8)" in weights.lines("fp8")[2] and weights.record("fp8")["T5"]["kept"] == "fp8"
 
 
+def test_no_part_of_a_matrix_is_rounded_twice(models, tmp_path):
+    """IQ4_NL has no packed form here, and a fused matrix may have one part in fp8: both stay as they are read."""
+    folder = linked(models, tmp_path, "sd3_medium")
+    tensors = load_file(models / "sd3_medium.safetensors")
+    save(folder / "vae.safetensors", {n: t for n, t in tensors.items() if not n.startswith(PREFIX)})
+    writer = gguf.GGUFWriter(folder / "sd3_medium.gguf", "sd3")
+    kind, generator = gguf.GGMLQuantizationType.IQ4_NL, np.random.default_rng(0)
+    for name, tensor in tensors.items():
+        if name.endswith("x_block.mlp.fc1.weight"):
+            blocks = generator.integers(0, 60, (tensor.shape[0], tensor.shape[1] // 32 * 18), dtype=np.uint8)
+            writer.add_tensor(name.removeprefix(PREFIX), blocks, raw_dtype=kind)
+        elif name.startswith(PREFIX):
+            writer.add_tensor(name.removeprefix(PREFIX), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    weights = find_weights(folder)
+    model = build(weights["MMDiT"], torch.device("cpu"), torch.float32, "int8")
+    stored = weights["MMDiT"].weight("joint_blocks.0.x_block.mlp.fc1.weight").floats()
+    assert torch.equal(model.joint_blocks[0].x_block.mlp.fc1.weight, stored)
+    assert model.joint_blocks[0].x_block.mlp.fc2.kind == "INT8"
+    assert "the rest kept at int8" in weights.lines("int8")[3]
+
+
 def test_scales_of_the_wrong_number_or_kind_are_found_by_the_header(models, tmp_path, capsys):
     stored, _ = fp8_scaled(load_file(models / "t5xxl.safetensors"))
     name = next(name for name in stored if name.endswith(".scale_weight"))
@@ -275,6 +332,20 @@ def test_models_of_other_kinds_never_take_the_place_of_the_right_ones(models, tm
     weights = find_weights(tmp_path)
     assert set(weights.names.values()) == {path.name for path in models.iterdir()}
     assert f"not used: {name}.safetensors: it holds {told}" in "\n".join(weights.lines())
+
+
+@pytest.mark.parametrize(("name", "code"), [("t5xxl", 1), ("umt5_xxl", 0), ("concept5", 0)])
+def test_a_file_with_the_name_of_t5_that_is_another_model_is_refused_and_others_are_told(
+    models, tmp_path, capsys, name, code
+):
+    save(linked(models, tmp_path, "t5xxl") / f"{name}.safetensors", umt5(models))
+    if code:
+        with pytest.raises(SystemExit, match="1"):
+            run_here(load("check_models"), "--models", tmp_path)
+        assert "UMT5" in refusal(capsys, refine_sd3_infer, "--models", tmp_path, *SMALL, "--out", tmp_path / "out")
+    else:
+        run_here(load("check_models"), "--models", tmp_path)
+        assert f"{name}.safetensors: it holds a UMT5 encoder" in notes(tmp_path)
 
 
 def test_the_autoencoder_of_flux_is_known_by_its_name_and_its_encoders_are_ours(models, tmp_path):
