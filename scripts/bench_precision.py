@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from common.command_line import command_line
-from common.parameters import Parameters, parameter
+from common.parameters import ParameterError, Parameters, parameter
 from common.progress import Progress
 from common.run_folder import RESULTS, claimed, replace_file
 from common.tables import write_csv
@@ -74,14 +74,21 @@ def q4_k(weight: torch.Tensor) -> Packed:
     low = -np.minimum(x.min(2), 0)
     scale = (x.max(2) + low) / 15
     d, d_low = (np.maximum(v.max(1, keepdims=True) / 63, 1e-12).astype(np.float16) for v in (scale, low))
-    scales, lows = (np.clip(np.round(v / s.astype(float)), 0, 63).astype(np.uint8) for v, s in ((scale, d), (low, d_low)))
+    scales, lows = (
+        np.clip(np.round(v / s.astype(float)), 0, 63).astype(np.uint8) for v, s in ((scale, d), (low, d_low))
+    )
     step = np.maximum(d.astype(float) * scales, 1e-30)[:, :, None]
     q = np.clip(np.round((x + (d_low.astype(float) * lows)[:, :, None]) / step), 0, 15).astype(np.uint8)
     first, last = (slice(0, 4), slice(4, 8))
     packed = [v[:, first] | (v[:, last] >> 4) << 6 for v in (scales, lows)]
     packed.append((scales[:, last] & 15) | (lows[:, last] & 15) << 4)
     nibbles = q.reshape(-1, 4, 2, 32)
-    parts = [d.view(np.uint8), d_low.view(np.uint8), *packed, (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).reshape(-1, 128)]
+    parts = [
+        d.view(np.uint8),
+        d_low.view(np.uint8),
+        *packed,
+        (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).reshape(-1, 128),
+    ]
     return from_ggml("Q4_K", torch.from_numpy(np.concatenate(parts, 1)), (weight.shape[0], weight.shape[1]))
 
 
@@ -226,7 +233,8 @@ def sheet(pictures: dict[str, list[Image.Image]], captions: list[str]) -> Image.
 
 def main(config: PrecisionConfig, given: dict[str, Any]) -> None:
     """Print both tables, and write them and the pictures. Raises ParameterError."""
-    assert config.width % HEAD_WIDTH == 0 or config.width  # sizes that no block has are refused by torch
+    if config.width % HEAD_WIDTH:
+        raise ParameterError("width", config.width, f"must be a multiple of {HEAD_WIDTH}, the width of a head")
     with claimed(Path(config.out)) as out:
         blocks = block_rows(config)
         found, pictures, captions = picture_rows(config)
@@ -239,7 +247,9 @@ def main(config: PrecisionConfig, given: dict[str, Any]) -> None:
         for name, (weight, block, seconds) in blocks.items():
             print(f"| {name} | {BITS[name]:g} | {weight:.4f} | {block:.4f} | {seconds:.2f} |")
         print(f"\n{len(captions)} pictures of {Path(config.models).name}\n")
-        print("| form | error of the latent | picture, mean levels | largest | share of weights |\n|---|---|---|---|---|")
+        print(
+            "| form | error of the latent | picture, mean levels | largest | share of weights |\n|---|---|---|---|---|"
+        )
         for name, (latent, mean, largest, share) in found.items():
             print(f"| {name} | {latent:.4f} | {mean:.2f} | {largest:.0f} | {100 * share:.0f} % |")
         print(f"\nprecision.csv and pictures.png in {out}")
