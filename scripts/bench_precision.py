@@ -1,8 +1,8 @@
 """What weights of few bits cost: error of a transformer block, of a whole latent, and of pictures.
 
 Every form rounds the large matrices of the transformer's blocks and nothing else, and everything is computed in
-float32, so that the differences are the weights' own. Prints two tables, and writes precision.csv and a sheet of pictures,
-a row for each caption and a column for each form. Without --models, pictures are the pocket model's. Example:
+float32, so that the differences are the weights' own. Prints two tables, and writes precision.csv and a sheet of
+pictures: a row for each caption, a column for each form. Without --models, pictures are the pocket model's. Example:
 python scripts/bench_precision.py --captions 4
 """
 
