@@ -54,6 +54,7 @@ def command_line(
             traceback.print_exc()
         fail(str(error), 2)
     except KeyboardInterrupt as error:
+        quiet_start.ended()
         fail("terminated" if isinstance(error, Terminated) else "interrupted", exit_code(error))
     except OSError as error:
         fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
@@ -61,6 +62,8 @@ def command_line(
         if not out_of_memory(error):
             raise
         fail(f"these sizes need more memory than there is ({(str(error).splitlines() or ['no details'])[0]})", 2)
+    finally:
+        quiet_start.ended()
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,12 +1,13 @@
 """Ctrl-C while a script imports what it needs, which takes seconds: one line and exit code 130, and no traceback.
 
 Every script imports this before anything else. It changes nothing where a script is imported by others. `command_line`
-takes over from it. SIGTERM ends a process without a traceback by itself.
+takes over from it, and says when the script has `ended`. SIGTERM ends a process without a traceback by itself.
 """
 
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import NoReturn
 
@@ -33,6 +34,16 @@ def started() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again."""
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def ended() -> None:
+    """Let neither Ctrl-C nor SIGTERM trouble what Python and its packages still do after a script has come to its end.
+
+    Else they would print tracebacks, or the exit code would be another. In other programs this changes nothing.
+    """
+    if script_starts() and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if script_starts() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, by nohup

@@ -145,14 +145,17 @@ def half_name(path: Path) -> Path:
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)` and rename the result to `path`, so that `path` is always whole.
 
-    Several files that belong together, and files that a run goes on to change, need a folder that is `claimed`.
+    Several files that belong together, and files that a run goes on to change, need a folder that is `claimed`. An
+    OSError names `path`, whether or not it names the temporary one.
     """
     temporary = half_name(path)
     try:
         write(temporary)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -180,10 +183,18 @@ def write_config(
     write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError, or ValueError for what is none, or nested too deep to be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+
+
 def read_config(folder: Path, flag: str = "out") -> tuple[str, dict[str, Any]]:
     """Method and parameters of a run's config.json. Raises ParameterError when it is not whole."""
     try:
-        content = json.loads((folder / "config.json").read_text())
+        content = read_json(folder / "config.json")
         method, parameters = content["method"], content["parameters"]
         if not (isinstance(method, str) and isinstance(parameters, dict) and isinstance(parameters["seeds"], int)):
             raise TypeError("values of the wrong type")
@@ -194,7 +205,7 @@ def read_config(folder: Path, flag: str = "out") -> tuple[str, dict[str, Any]]:
 
 def read_source(folder: Path) -> str:
     """The SHA-256 of a user's own file that took part in a run with a whole config.json; empty where none did."""
-    return str(json.loads((folder / "config.json").read_text()).get("source", ""))
+    return str(read_json(folder / "config.json").get("source", ""))
 
 
 def with_defaults(cls: type[Parameters], stored: dict[str, Any], flag: str, place: Any) -> dict[str, Any]:
@@ -228,7 +239,7 @@ def resumed(config: Any, given: dict[str, Any], free: Sequence[str]) -> Any:
     """
     folder = Path(config.resume)
     try:
-        parameters = json.loads((folder / "config.json").read_text())["parameters"]
+        parameters = read_json(folder / "config.json")["parameters"]
         parameters = with_defaults(type(config), parameters, "resume", folder)
         before = resolve(type(config), parameters | {"resume": None})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

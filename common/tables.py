@@ -110,6 +110,11 @@ def scan(path: Path) -> tuple[list[list[str]], list[list[str]], int]:
     return rows, rest, position - whole
 
 
+def torn_line(path: Path, size: int) -> str:
+    """A line for the user about the torn last line of a table, of `size` bytes."""
+    return f"warning: {path}: its last line, of {size} bytes, is torn and does not count"
+
+
 class Table:
     """A CSV file that rows are appended to: one costs the same whatever is there already.
 
@@ -169,5 +174,5 @@ class Table:
             raise ValueError("it has other columns")
         if torn and not self.told:
             self.told = True
-            print(f"warning: {self.path}: its last line, of {torn} bytes, is torn and does not count", file=sys.stderr)
+            print(torn_line(self.path, torn), file=sys.stderr)
         return named(rows), self.path.stat().st_size - torn

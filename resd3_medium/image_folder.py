@@ -1,16 +1,17 @@
 """The folder of a run's images: their names, and the list of them in tasks.csv. Start reading at `ImageFolder`."""
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.parameters import ParameterError
 from common.run_folder import describe, replace_file
-from common.tables import Table, lines, named, scan, write_csv
+from common.tables import Table, lines, named, scan, torn_line, write_csv
 from resd3_medium.tasks import ImageTask, Measured
 
-NAME = re.compile(r"(\d{4,7})_[a-z0-9-]{1,40}_s\d{1,19}\.png")  # what this script calls an image
+NAME = re.compile(r"([0-9]{4,7})_[a-z0-9-]{1,40}_s[0-9]{1,19}\.png")  # what this script calls an image
 PREVIEW = "preview.png"  # of the images in work; the last one stays
 HEADER = (
     *("image", "prompt", "negative_prompt", "steps", "seed", "width", "height", "cfg_scale", "shift", "sampler"),
@@ -42,7 +43,8 @@ class ImageFolder:
             add_columns(self.table.path)
             self.listed = {row["image"] for row in self.table.rows()}
         except (OSError, ValueError) as error:
-            reason = f"its tasks.csv must be one of this script ({describe(error)})"
+            words = getattr(error, "strerror", None) or describe(error)
+            reason = f"its tasks.csv must be one of this script ({words})"
             raise ParameterError(flag, folder, reason) from None
 
     def there(self) -> set[str]:
@@ -90,6 +92,8 @@ def add_columns(table: Path) -> None:
     if rows and not {"image", "prompt", "seed"} <= set(header) <= set(HEADER):
         raise ValueError("it has other columns")
     if rows and tuple(header) != HEADER:
+        if torn:
+            print(torn_line(table, torn), file=sys.stderr)
         write_csv(table, HEADER, [[row.get(name, "") for name in HEADER] for row in named(rows)])
 
 

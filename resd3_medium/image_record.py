@@ -6,7 +6,6 @@ of the first image, by which the others' names follow; and hashes of weights and
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.parameters import ParameterError
-from common.run_folder import describe, replace_file, resumed, write_config
+from common.run_folder import describe, read_json, replace_file, resumed, write_config
 from resd3_medium.finding import Weights
 from resd3_medium.image_folder import ImageFolder
 from resd3_medium.infer_parameters import InferConfig
@@ -53,9 +52,8 @@ class Record:
 
     def check_weights(self, config: InferConfig, weights: Weights) -> None:
         """Raise ParameterError of `models` or `lora` unless the weights are those of the record."""
-        before, now = (
-            {name: part["sha256"] for name, part in parts.items()} for parts in (self.weights, weights.record())
-        )
+        both = self.weights, weights.record(config.weights)
+        before, now = ({name: part["sha256"] for name, part in parts.items()} for parts in both)
         if changed := [name for name in before | now if before.get(name) != now.get(name)]:
             reason = f"must be the weights that the run was begun with; {', '.join(changed)} differ"
             raise ParameterError("models", config.models, reason)
@@ -121,7 +119,7 @@ def recorded(folder: Path, config: InferConfig, record: Record, names: Sequence[
 def warn_of_unfinished(images: ImageFolder) -> None:
     """Say that the last run in a folder lacks images, before another one takes its place in config.json."""
     try:
-        content = json.loads((images.folder / "config.json").read_text(encoding="utf-8"))
+        content = read_json(images.folder / "config.json")
         numbers = range(content["first"], content["first"] + len(content["prompts"]))
     except (OSError, ValueError, LookupError, TypeError):
         return
@@ -137,7 +135,7 @@ def read_record(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig
     """
     folder = Path(config.resume or "")
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "config.json")
         if content["method"] != METHOD:
             raise ValueError("it is of another script")
         record = Record(**{field.name: content[field.name] for field in dataclasses.fields(Record)})

@@ -10,8 +10,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from common.parameters import ParameterError
 from common.run_folder import describe
-from resd3_medium.initial_image import quiet
-from resd3_medium.parameters_text import parameters_text, read_parameters
+from resd3_medium.initial_image import checked_path, pillow
+from resd3_medium.parameters_text import parameters_text, read_parameters, short
 from resd3_medium.pipeline import Settings
 from resd3_medium.tasks import ImageTask
 
@@ -19,6 +19,11 @@ CHUNK = "dedgeai"  # the PNG text chunk that holds the task as JSON
 PARAMETERS = "parameters"  # the one that other programs read
 FOLDERS = ("models", "out")  # what is about this computer only
 FILES = ("init_image", "file")  # of which only the file's name is kept
+OTHERS = {  # texts by which programs are known that write another kind
+    "InvokeAI": {"invokeai_metadata", "invokeai_graph", "sd-metadata", "Dream"},
+    "ComfyUI": {"workflow", "prompt"},
+    "NovelAI": {"Comment"},
+}
 LATE = 2**26  # pixels of an image up to which it is decoded for text that stands behind them
 
 
@@ -72,17 +77,16 @@ def without_folders(content: Any) -> Any:
 def read_stored(path: str) -> Stored:
     """What a picture says of how it was made, by our own chunk or else by that of others. Raises ParameterError."""
     try:
-        texts = read_texts(path)
-    except Exception as error:  # Pillow's plugins raise nearly every kind for a damaged file
-        reason = getattr(error, "strerror", None) or describe(error)
-        raise ParameterError("from_image", path, f"must be an image that can be read ({reason})") from None
+        texts, others = read_texts(path)
+    except ParameterError as error:
+        raise error.renamed(init_image="from_image") from None
     try:
         if CHUNK in texts:
             return own(texts[CHUNK])
         if PARAMETERS in texts:
             found, told = read_parameters(texts[PARAMETERS])
             return Stored(found, {}, told, ours=False)
-        raise ValueError("it has no such text")
+        raise ValueError(f"its texts are of another kind: {others}" if others else "it has no such text")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ParameterError(
             "from_image", path, f"must be an image that says how it was made ({describe(error)})"
@@ -103,6 +107,8 @@ def read_task(path: str) -> tuple[ImageTask, dict[str, Any]]:
 def own(text: str) -> Stored:
     """What our own chunk says. Raises ValueError, KeyError or TypeError when it is not whole."""
     content = json.loads(text)
+    if not isinstance(content, dict):
+        raise TypeError(f"its {CHUNK} text is not of this project")
     settings = content.pop("settings")
     Settings(**settings)  # which knows no others
     values = settings | {name: content.pop(name) for name in ("prompt", "negative_prompt", "seed")}
@@ -114,21 +120,29 @@ def own(text: str) -> Stored:
     return Stored(values, content, [], ours=True)
 
 
-def read_texts(path: str) -> dict[str, str]:
+def read_texts(path: str) -> tuple[dict[str, str], str]:
     """The texts of a picture that say how it was made: of a PNG, or in the EXIF data of another format.
 
-    Raises whatever Pillow raises.
+    Besides, the names of the texts of a PNG without them, in words. Raises ParameterError of `init_image`.
     """
-    place = Path(path).expanduser()
-    if place.exists() and not place.is_file():  # opening a pipe would wait for ever
-        raise OSError("it is no file")
-    with quiet(), place.open("rb") as file, Image.open(file) as image:
+    others = ""
+    with pillow(path), checked_path(path).open("rb") as file, Image.open(file) as image:
         found = {name: image.info[name] for name in (CHUNK, PARAMETERS) if name in image.info}
         if not found and image.format == "PNG" and image.width * image.height <= LATE:
             found = {name: image.text[name] for name in (CHUNK, PARAMETERS) if name in image.text}
+            others = "" if found else kind_of_texts(list(image.text))
         elif not found and image.format != "PNG":
             found = {PARAMETERS: comment} if (comment := user_comment(image)) else {}
-    return {name: text for name, text in found.items() if isinstance(text, str)}
+    return {name: text for name, text in found.items() if isinstance(text, str)}, others
+
+
+def kind_of_texts(names: list[str]) -> str:
+    """The names of a PNG's texts, with the program that writes such ones where it is known; empty where there are none.
+
+    What these programs write is a graph, or has words of their own, and is not read.
+    """
+    program = next((f", as {program} writes them" for program, its in OTHERS.items() if its & set(names)), "")
+    return f"{short(', '.join(names))}{program}" if names else ""
 
 
 def user_comment(image: Image.Image) -> str:

@@ -4,7 +4,6 @@ The data that a step aims at is estimated from the latents around it, and each o
 linear map of its channels. Start reading at `save_preview`.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from common.parameters import ParameterError
 from common.pictures import to_image
-from common.run_folder import describe, replace_file
+from common.run_folder import describe, read_json, replace_file
 from resd3_medium.vae import LatentFormat
 
 FILE = "preview.json"  # beside the weights of an autoencoder other than the released one; scripts/fit_preview.py
@@ -37,13 +36,13 @@ def preview_factors(channels: int, latents: LatentFormat, models: Path) -> Facto
     path = models / FILE
     if path.is_file():
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             factors, bias = (torch.tensor(content[name], dtype=torch.float32) for name in ("factors", "bias"))
             if factors.shape != (channels, 3) or bias.shape != (3,):
                 raise ValueError(f"it has numbers of other shapes than [{channels}, 3] and [3]")
             if not (factors.isfinite().all() and bias.isfinite().all()):
                 raise ValueError("its numbers are not finite")
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             raise ParameterError("models", models, f"{FILE} must be of fit_preview.py ({describe(error)})") from None
         return factors, bias
     if channels == len(RELEASED) and latents == LatentFormat():

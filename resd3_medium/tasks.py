@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import os
 import re
 import secrets
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from resd3_medium.pipeline import Settings
 DATASET = Path(__file__).resolve().parents[1] / "dataset"
 CAPTIONS = ("Flickr8k_text.txt", "prompts.txt")  # the first that is there is drawn from
 
+LARGEST_FILE = 2**28  # bytes of a file of prompts
 LARGEST_SEED = 2**63  # of an image; torch takes larger ones, other programs do not
 
 
@@ -40,7 +42,7 @@ class Measured:
 
 def parse_steps(text: str) -> tuple[int, int]:
     """`28` as (28, 28), `10-19` as (10, 19). Raises ParameterError otherwise."""
-    match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", text)
+    match = re.fullmatch(r"\s*([0-9]{1,4})\s*(?:-\s*([0-9]{1,4})\s*)?", text)
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= low <= high <= 1000:
         raise ParameterError("steps", text, "must be a number from 1 to 1000, or a range as in 10-19")
@@ -51,7 +53,7 @@ def parse_seed(text: str) -> int:
     """The seed that a text is; a drawn one for `random`. Raises ParameterError otherwise."""
     if text == "random":
         return secrets.randbelow(2**53)  # which every program that reads JSON keeps exactly
-    if not re.fullmatch(r"\s*\d{1,19}\s*", text) or int(text) > LARGEST_SEED:
+    if not re.fullmatch(r"\s*[0-9]{1,19}\s*", text) or int(text) > LARGEST_SEED:
         raise ParameterError("seed", text, "must be a whole number from 0 to 2^63 (9223372036854775808), or random")
     return int(text)
 
@@ -71,20 +73,31 @@ def decoded(content: bytes) -> str:
         raise ValueError(f"it is not {encoding.removesuffix('-sig').removesuffix('-be').upper()} text") from None
 
 
+def file_content(path: Path) -> bytes:
+    """The bytes of a file or pipe; none of a named pipe that nobody writes to, which would be waited for for ever.
+
+    Raises OSError, or ValueError when there are more than LARGEST_FILE.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        os.set_blocking(file.fileno(), True)
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"it has more than {LARGEST_FILE // 2**20} MiB")
+    return content
+
+
 def read_lines(path: Path, flag: str) -> list[str]:
-    """The prompts of a file, one per line. Blank lines and those that start with # do not count; \\# stands for a #.
+    """The prompts of a file, one per line. Blank lines and those that start with # do not count; \\# is # there.
 
     Raises ParameterError of `flag` when the file cannot be read, or has no prompt.
     """
     try:
-        text = decoded(path.read_bytes())
+        text = decoded(file_content(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ParameterError(flag, path, f"must be a text file with a prompt on each line ({reason})") from None
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
-    prompts = [
-        line.removeprefix("\\") if line.startswith("\\#") else line for line in lines if line[:1] not in ("", "#")
-    ]
+    prompts = [re.sub(r"^\\(?=\\*#)", "", line) for line in lines if line[:1] not in ("", "#")]
     if not prompts:
         found = "comments and blank lines only" if any(lines) else "it is empty"
         raise ParameterError(flag, path, f"must hold at least one prompt; {found}")
@@ -93,7 +106,7 @@ def read_lines(path: Path, flag: str) -> list[str]:
 
 def prompt_lines(prompts: Sequence[str]) -> str:
     """The text of a file that `read_lines` reads these prompts from."""
-    return "".join(("\\" if prompt.startswith("#") else "") + prompt + "\n" for prompt in prompts)
+    return "".join(re.sub(r"^(?=\\*#)", r"\\", prompt) + "\n" for prompt in prompts)
 
 
 def choose_prompts(prompt: Sequence[str], file: str | None, number: int | None, seed: int) -> list[str]:

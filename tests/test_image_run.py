@@ -298,6 +298,11 @@ def test_a_table_of_an_older_version_gets_the_new_columns(run, tmp_path, capsys)
     first, second = tables.read_csv(tmp_path / "tasks.csv")
     assert tuple(first) == HEADER and first["prompt"] == "a\rb" and first["weights"] == first["denoise"] == ""
     assert second["image"] == "0008_a_s0.png"
+    tables.write_csv(tmp_path / "tasks.csv", old, [["0008_a_s0.png", *"x" * (len(old) - 1)]])
+    with (tmp_path / "tasks.csv").open("a") as file:
+        file.write("0009_a_s0.p")
+    ImageFolder(tmp_path)
+    assert "its last line, of 11 bytes, is torn" in capsys.readouterr().err
     for foreign in ("my,table\n1,2\n", "one line, which has no end", ",".join([*HEADER, "newer"]) + "\n"):
         (tmp_path / "tasks.csv").write_text(foreign)
         assert "--out" in refusal(capsys, refine_sd3_infer, "--prompt=a", "--out", tmp_path)

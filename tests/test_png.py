@@ -212,6 +212,24 @@ def test_weights_that_differ_are_named():
     assert len(differing_weights({"MMDiT": [1], "VAE": {"sha256": {}}}, now)) == 3
 
 
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        ({"workflow": "{}", "prompt": "{}"}, "workflow, prompt, as ComfyUI writes them"),
+        ({"invokeai_metadata": "{}"}, "as InvokeAI writes them"),
+        ({"Title": "a", "Author": "b"}, "of another kind: Title, Author)"),
+        ({"dedgeai": "[]"}, "not of this project"),
+        ({}, "it has no such text"),
+    ],
+)
+def test_what_else_a_picture_says_is_named(tmp_path, texts, told):
+    with pytest.raises(ParameterError, match=re.escape(told)):
+        stored(with_texts(tmp_path / "a.png", **texts))
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(ParameterError, match=r"--from_image=.*of no known format"):
+        stored(tmp_path / "a.png")
+
+
 def hostile(rng: np.random.Generator) -> Any:
     """A JSON value that nobody expects."""
     deep = ["[" * 100_000, "[" * 400 + "]" * 400, '{"a":' * 50_000]

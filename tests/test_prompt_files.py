@@ -1,11 +1,14 @@
 """Files of prompts: comments, blank lines, and the forms of text that editors write."""
 
 import codecs
+import os
+import threading
+from pathlib import Path
 
 import pytest
 from helpers import refusal
 
-from resd3_medium import refine_sd3_infer
+from resd3_medium import refine_sd3_infer, tasks
 from resd3_medium.tasks import prompt_lines, read_lines
 
 
@@ -25,6 +28,23 @@ def test_prompt_files_have_comments_and_come_from_windows_too(tmp_path, content)
     assert found == ["a boat", "# first", "a # in it"]
     (tmp_path / "prompts.txt").write_text(prompt_lines(found))
     assert read_lines(tmp_path / "prompts.txt", "prompts") == found
+
+
+def test_every_line_can_be_written_and_read_again(tmp_path):
+    prompts = ["#", "\\#", "\\\\# twice", "\\n is no escape", "a \\# inside", "\\"]
+    (tmp_path / "prompts.txt").write_text(prompt_lines(prompts))
+    assert read_lines(tmp_path / "prompts.txt", "prompts") == prompts
+
+
+def test_pipes_are_read_and_nothing_is_waited_for_or_read_for_ever(tmp_path, capsys, monkeypatch):
+    read, write = os.pipe()  # as a shell's <(command) gives
+    with os.fdopen(read), os.fdopen(write, "wb") as writer:
+        threading.Timer(0.2, lambda: (writer.write(b"a boat\n"), writer.close())).start()
+        assert read_lines(Path(f"/proc/self/fd/{read}"), "prompts") == ["a boat"]
+    os.mkfifo(tmp_path / "nobody")
+    monkeypatch.setattr(tasks, "LARGEST_FILE", 2**20)
+    for path, told in ((tmp_path / "nobody", "it is empty"), ("/dev/zero", "more than 1 MiB"), (tmp_path, "directory")):
+        assert told in refusal(capsys, refine_sd3_infer, "--prompts", path, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM while a script imports what it needs: no traceback, whenever they come."""
 
 import ast
+import os
 import signal
 import time
 
@@ -32,3 +33,16 @@ def test_a_signal_during_imports_leaves_no_traceback(script, number, tmp_path):
         _, told = process.communicate(timeout=60)
         assert "Traceback" not in told
         assert process.returncode in (128 + number, -signal.SIGTERM if number == signal.SIGTERM else 130), told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_end_changes_nothing(number, tmp_path, monkeypatch):
+    """Packages may have much to do when a process ends; an exit code is not lost there, and nothing is printed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import atexit, os, time\natexit.register(lambda: (os.kill(os.getpid(), {int(number)}), time.sleep(0.01)))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    for arguments, code in ((["--help"], 0), (["--bogus"], 2)):
+        process = start_script("scripts/check_models.py", *arguments, folder=tmp_path)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == code and "Traceback" not in told, told

@@ -18,7 +18,7 @@ from helpers import refusal, run_here
 from scripts_by_path import load
 
 from baselines import main_dqn
-from common import locks
+from common import locks, run_folder
 from common.parameters import ParameterError, Parameters, parameter, resolve
 from common.run_folder import claimed, new_folder, resumed
 
@@ -219,3 +219,18 @@ def test_network_file_systems_get_a_lock_file(tmp_path, monkeypatch):
         with pytest.raises(locks.BusyError):
             locks.lock(tmp_path / place)
         release()
+
+
+def test_an_error_of_writing_names_the_file_that_was_to_be(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    for write in (lambda temporary: temporary.write_text("x"), lambda _: Path("/dev/full").write_text("x")):
+        with pytest.raises(OSError, match=r"directory|space") as error:
+            run_folder.replace_file(tmp_path / "a.csv", write)
+        assert error.value.filename == str(tmp_path / "a.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_config_that_is_nested_without_end_is_a_mistake_in_words(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ParameterError, match="nested too deep"):
+        run_folder.read_config(tmp_path)
