@@ -99,11 +99,11 @@ def add_columns(table: Path) -> None:
 
 @contextmanager
 def no_empty_folder(folder: Path) -> Iterator[None]:
-    """Remove a folder that was made meanwhile and is empty, when a mistake or Ctrl-C ends what goes on."""
+    """Remove a folder that was made meanwhile and is empty, when a mistake, Ctrl-C or a full disk ends what goes on."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
-    except (ParameterError, KeyboardInterrupt):
+    except (ParameterError, KeyboardInterrupt, OSError):
         with suppress(OSError):
             for path in new:
                 path.rmdir()

@@ -68,17 +68,20 @@ class ImageParameters(Parameters):
 
     steps: str | None = parameter(
         None,
-        "denoising steps, or a range that each image draws from; default 10-19, pocket model 20",
+        "denoising steps, or a range that each image draws from; default 10-19, SD3.5 50, 40 or 4, pocket model 20",
         unit="steps",
     )
     width: int | None = parameter(
-        None, "width of the image, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16
+        None, "width of the image, a multiple of 16; default 512, SD3.5 1024, pocket model 64", unit="pixels", low=16
     )
     height: int | None = parameter(
-        None, "height of the image, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16
+        None, "height of the image, a multiple of 16; default 512, SD3.5 1024, pocket model 64", unit="pixels", low=16
     )
     cfg_scale: float | None = parameter(
-        None, "scale of the classifier-free guidance, 1 is without; default 5, pocket model 3", low=0, high=100
+        None,
+        "scale of the classifier-free guidance, 1 is without; default 5, SD3.5 large 4.5, turbo 1, pocket model 3",
+        low=0,
+        high=100,
     )
     shift: float | None = parameter(
         None, "shift of the noise levels towards 1; default 3, pocket model 1", low=0.01, high=100
@@ -98,7 +101,9 @@ class ImageParameters(Parameters):
     slg_end: float = parameter(0.2, "share of the steps before which skip-layer guidance ends", low=0, high=1)
     seed: str = parameter("0", "seed of the first image, 0 to 2^63, or random; image i has seed + i")
     sampler: str | None = parameter(
-        None, "sampler; dpmpp_2m needs fewer steps; default by model", choices=tuple(SAMPLERS)
+        None,
+        "sampler; dpmpp_2m needs fewer steps; default euler, SD3.5 medium and large dpmpp_2m",
+        choices=tuple(SAMPLERS),
     )
     exact_end: bool = parameter(False, "do not shift the last noise level twice, as the published code does")
     init_image: str | None = parameter(None, "image to start from", path=True)
@@ -109,7 +114,7 @@ class ImageParameters(Parameters):
     )
     denoise: float = parameter(0.6, "how much of an initial image is made anew", above=0, high=1)
     from_image: str | None = parameter(
-        None, "make the image of this PNG again, but for parameters given besides", path=True
+        None, "make the image of this PNG, JPEG or WebP again, but for parameters given besides", path=True
     )
 
     def check(self) -> None:
