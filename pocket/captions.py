@@ -11,7 +11,7 @@ import torch
 
 from pocket.compositions import BACKGROUNDS, COLOURS, LAYOUTS, Compositions
 from pocket.emoji import EmojiSet
-from resd3_medium.refine_other_impls import END, START, ClipTokenizer
+from resd3_medium.prompt_tokens import END, START, ClipTokenizer
 
 ROWS = 18  # tokens of a prompt with start and end: enough for every name
 UNKNOWN = START - 1  # a token that no caption has

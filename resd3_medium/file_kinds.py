@@ -11,6 +11,7 @@ from pathlib import Path
 WEIGHTS = (".safetensors", ".sft", ".gguf")  # suffixes of files that are read
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # files of weights that are never read, since loading them may run code
 UNFINISHED = (".part", ".partial", ".incomplete", ".crdownload", ".aria2", ".download", ".tmp", ".!ut")
+NO_SAFETENSORS = "no safetensors file"
 LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 
 
@@ -20,6 +21,8 @@ def not_weights(path: Path) -> str:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(512)
+    except FileNotFoundError:
+        return "a link to a file that is not there"
     except OSError as error:
         return f"a file that cannot be read ({error.strerror or error})"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -42,8 +45,11 @@ def not_weights(path: Path) -> str:
 
 def gguf_words(path: Path) -> str:
     """That a file is GGUF, in words, for readers of safetensors alone; else empty."""
-    with path.open("rb") as file:
-        return "a GGUF file" if file.read(4) == b"GGUF" else ""
+    try:
+        with path.open("rb") as file:
+            return "a GGUF file" if file.read(4) == b"GGUF" else ""
+    except OSError:
+        return ""
 
 
 def torn(start: bytes, size: int, path: Path) -> str:
@@ -52,7 +58,7 @@ def torn(start: bytes, size: int, path: Path) -> str:
         return f"a file of {size} bytes"
     (length,) = struct.unpack("<Q", start[:8])
     if length > LARGEST_HEADER or start[8:9] not in (b"{", b""):
-        return "no safetensors file"
+        return NO_SAFETENSORS
     if 8 + length > size:
         return f"cut off within its header, after {size:,} bytes; fetch it anew"
     try:
@@ -78,12 +84,15 @@ def other_name(path: Path) -> str:
 # Parts of tensors' names, and the models that have them. The first that is met counts.
 SIGNS = (
     (("lora_A.", "lora_B.", "lora_down.", "lora_up.", "lora.down.", "lora.up."), "a LoRA; add it with --lora"),
+    (("control_model.", "controlnet"), "a ControlNet"),
+    (("ip_adapter", "image_proj"), "an IP-Adapter"),
+    (("emb_params", "string_to_param"), "a textual inversion"),
+    (("encoder.block.1.layer.0.SelfAttention.relative_attention_bias",), "a UMT5 encoder, not T5"),
     (("lokr_", "hada_", "lora_mid", "dora_scale"), "an adapter of another kind than LoRA"),
     (("double_stream_modulation", "double_blocks.", "single_blocks.", "single_transformer_blocks."), "a FLUX model"),
     (("conditioner.embedders.", "add_embedding.linear"), "a Stable Diffusion XL model"),
     (("cond_stage_model.",), "a Stable Diffusion 1 or 2 model"),
     (("input_blocks.", "down_blocks.0.attentions"), "a Stable Diffusion 1, 2 or XL model"),
-    (("control_", "controlnet"), "a ControlNet"),
     (("cap_embedder.", "noise_refiner."), "a Lumina model"),
     (("img_in.", "txt_in."), "a Qwen-Image, Hunyuan or similar model"),
     (("blocks.0.cross_attn",), "a Wan video model"),

@@ -10,17 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from common.parameters import ParameterError
-from resd3_medium.file_kinds import PICKLES, UNFINISHED, WEIGHTS, other_model, other_name
+from resd3_medium.file_kinds import other_model
 from resd3_medium.folders import MODELS, POCKET
 from resd3_medium.lora import Lora, read_lora
 from resd3_medium.parts import PARTS
+from resd3_medium.places import COMPONENTS, SHARD, holders, holds_weights, promised, strange, weight_files
 from resd3_medium.weight_files import WeightsFile, open_weights
-from resd3_medium.weights import PartWeights
+from resd3_medium.weights import SPARE, PartWeights
 
-# Folders beside or below each other in which other programs keep weights.
-PLACES = ("text_encoders", "text_encoder", "clip", "checkpoints", "diffusion_models", "unet", "vae")
-COMPONENTS = {"transformer": "MMDiT", "text_encoder": "CLIP-L", "text_encoder_2": "CLIP-G"}
-COMPONENTS |= {"text_encoder_3": "T5", "vae": "VAE"}  # of a diffusers folder
+WORD = r"(?<![a-z])"  # where a word begins: t5, but not umt5 or concept5
 
 # Names of files by part, the preferred ones first.
 NAMES = {
@@ -28,12 +26,12 @@ NAMES = {
     "CLIP-L": (r"clip_?l\b", r"clip_?l", r"vit-?l", r"text_encoder/"),
     "CLIP-G": (r"clip_?g\b", r"clip_?g", r"big-?g", r"text_encoder_2/"),
     "T5": (
-        r"t5xxl\.",
-        r"t5.*(fp16|f16)",
-        r"t5.*(bf16|fp32)",
-        r"t5.*fp8.*scaled",
-        r"t5.*fp8",
-        r"t5",
+        rf"{WORD}t5xxl\.",
+        rf"{WORD}t5.*(fp16|f16)",
+        rf"{WORD}t5.*(bf16|fp32)",
+        rf"{WORD}t5.*fp8.*scaled",
+        rf"{WORD}t5.*fp8",
+        rf"{WORD}t5",
         r"text_encoder_3/",
     ),
     "VAE": (r"sd3.*vae", r"vae.*sd3", r"vae/", r"vae"),
@@ -60,7 +58,10 @@ SIGNS = (  # part, prefixes, layout, and how names of its tensors begin
     ("T5", ("text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.", ""), "ours", "encoder.block."),
     ("T5", ("",), "llama", "enc.blk."),
 )  # fmt: skip
-OTHERS = r"single_transformer_blocks|double_blocks|input_blocks|conditioner\.|cond_stage_model|lora_|vision_model"
+OTHERS = (
+    r"single_transformer_blocks|double_blocks|input_blocks|conditioner\.|cond_stage_model|lora_|vision_model"
+    r"|control_model|controlnet|ip_adapter|image_proj|encoder\.block\.1\..*relative_attention_bias"
+)
 
 
 def spaces(names: Iterable[str]) -> list[Space]:
@@ -89,6 +90,9 @@ class Candidate:
 
     def open(self, given: Path) -> None:
         """Read its header."""
+        if SHARD.search(self.path.name):
+            self.reason = "it is a shard, and the index file that names it is missing"
+            return
         try:
             self.file = open_weights(self.path, given)
         except ParameterError as error:
@@ -96,9 +100,14 @@ class Candidate:
             return
         self.spaces = spaces(self.file.entries)
         component = COMPONENTS.get(self.path.parent.name, "")
-        if component in ("CLIP-L", "CLIP-G"):
-            self.spaces = [dataclasses.replace(s, part=component, layout="diffusers") for s in self.spaces]
-        if self.spaces and re.match(r"ae\.|flux", self.path.name.lower()):
+        told = any(usual(part, self.path.name) for part in ("CLIP-L", "CLIP-G"))
+        if component in ("CLIP-L", "CLIP-G") and not told:
+            clips = [
+                dataclasses.replace(s, part=component, layout="diffusers") for s in self.spaces if s.part == "CLIP"
+            ]
+            self.spaces = clips or self.spaces
+        # its encoders are those of SD3
+        if [s.part for s in self.spaces] == ["VAE"] and re.search(r"^ae\.|flux", self.path.name.lower()):
             self.spaces, self.reason = [], "it is a part of FLUX"
         if not self.spaces and not self.reason:
             self.reason = f"it holds {other_model(self.file.entries)}"
@@ -110,6 +119,11 @@ Chosen = dict[str, tuple[Candidate, Space]]  # the file, and the place in it, of
 def rank(part: str, name: str) -> int:
     """How usual a name is for a part, 0 first; names that tell nothing come last."""
     return next((k for k, pattern in enumerate(NAMES[part]) if re.search(pattern, name.lower())), len(NAMES[part]))
+
+
+def order(part: str, name: str) -> tuple[int, bool, str]:
+    """What files that hold the same part are sorted by. A variant, such as model.fp16, comes after the plain file."""
+    return rank(part, name), re.search(r"\.(fp16|bf16|fp32|non_ema)\.", name) is not None, name
 
 
 def usual(part: str, name: str) -> bool:
@@ -152,8 +166,8 @@ class Weights:
         found = []
         for name, weights in self.parts.items():
             kind = f"{self.kind}, " if name == "MMDiT" else ""
-            kept = f", kept at {keep}" if weights.eight_bits(keep) else ""
-            found.append(f"{name:7s} {self.names[name]} ({kind}{weights.precision}{kept})")
+            words = ", ".join(filter(None, (weights.precision, weights.kept(keep))))
+            found.append(f"{name:7s} {self.names[name]} ({kind}{words})")
         found += [f"LoRA    {lora.path.name} (strength {lora.strength:g})" for lora in self.loras]
         found += [f"note: {note}" for lora in self.loras for note in lora.notes]
         return found + [f"not used: {note}" for note in self.notes]
@@ -168,7 +182,7 @@ class Weights:
                 "file": self.names[name],
                 "precision": weights.precision,
                 "sha256": weights.file.fingerprint,
-                **({"kept": keep} if weights.eight_bits(keep) else {}),
+                **({"kept": keep} if "kept" in weights.kept(keep) else {}),
             }
             for name, weights in self.parts.items()
         }
@@ -202,7 +216,7 @@ def find_part(given: Path, name: str) -> PartWeights:
 
 def survey(given: Path) -> list[Candidate]:
     """The files of weights that may be meant, and what they hold."""
-    found = candidates(given)
+    found = [Candidate(path, name) for path, name in weight_files(given).items()]
     for candidate in found:
         candidate.open(given)
     name_clips(found)
@@ -239,12 +253,12 @@ def opened(name: str, candidate: Candidate, space: Space) -> PartWeights:
 def pick(part: str, found: list[Candidate], wanted: Path | None) -> tuple[Candidate, Space] | None:
     """The file with the most usual name among those that hold a part, or the `wanted` one."""
     holding = [(c, s) for c in found for s in c.spaces if s.part == part and (wanted is None or c.path == wanted)]
-    return min(holding, key=lambda pair: (rank(part, pair[0].name), pair[0].name), default=None)
+    return min(holding, key=lambda pair: order(part, pair[0].name), default=None)
 
 
 def name_clips(found: list[Candidate]) -> None:
     """Say which CLIP a file with a lone one holds: by its width where that is a released one's, by its name, or, of
-    several, the narrower is CLIP-L."""
+    several, the narrower is CLIP-L. Others beside known ones are of other models."""
     open_ones = []
     for candidate in found:
         for k, space in enumerate(candidate.spaces):
@@ -260,6 +274,10 @@ def name_clips(found: list[Candidate]) -> None:
                 else:
                     open_ones.append((width, candidate, k))
     taken = {s.part for c in found for s in c.spaces}
+    if {"CLIP-L", "CLIP-G"} <= taken:
+        for width, candidate, _ in open_ones:
+            candidate.spaces, candidate.reason = [], f"it holds a CLIP text model of another width, {width}"
+        return
     for place, (_, candidate, k) in enumerate(sorted(open_ones, key=lambda one: (one[0], one[1].name))):
         name = "CLIP-L" if "CLIP-L" not in taken and (place == 0) else "CLIP-G"
         candidate.spaces[k] = dataclasses.replace(candidate.spaces[k], part=name)
@@ -268,43 +286,18 @@ def name_clips(found: list[Candidate]) -> None:
 # --- what lies there ---
 
 
-def bases(given: Path) -> Iterator[tuple[Path, str]]:
-    """Folders to look in, and how their files are called below what was given."""
-    folder = given if given.is_dir() else given.parent
-    around = [folder, *([folder.parent] if folder.name in (*PLACES, *COMPONENTS) else [])]
-    for base in around:
-        up = "" if base == folder else "../"
-        yield base, up
-        for place in dict.fromkeys((*PLACES, *COMPONENTS)):
-            if (base / place).is_dir() and base / place != folder:
-                yield base / place, f"{up}{place}/"
-
-
-def candidates(given: Path) -> list[Candidate]:
-    """The files of weights that may be meant. Shards count as one, by their index."""
-    found: dict[Path, Candidate] = {}
-    if given.is_file():
-        found[given] = Candidate(given, given.name)
-    for folder, prefix in bases(given):
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        indices = [path for path in files if re.search(r"\.safetensors\.index.*\.json$", path.name)]
-        shards = re.compile(r"-\d{5}-of-\d{5}\.")
-        whole = [p for p in files if p.suffix.lower() in WEIGHTS and not (indices and shards.search(p.name))]
-        for path in indices + whole:
-            found.setdefault(path, Candidate(path, prefix + path.name))
-    return list(found.values())
-
-
-def holds_weights(folder: Path) -> bool:
-    """Whether a folder has any file of weights in a usual place."""
-    return folder.is_dir() and bool(candidates(folder))
-
-
 def models_folder(given: str | None) -> Path:
-    """Where models are looked for: as given, or `models`, or the pocket model while no weights lie in `models`."""
+    """Where models are looked for: as given, or `models`, or the pocket model while nothing like weights lies there."""
     if given is not None:
         return Path(given)
-    return MODELS if holds_weights(MODELS) else POCKET
+    beside = {str(path.relative_to(MODELS)) for path in holders(MODELS)}
+    meant = [line for line in strange(MODELS) if line.partition("/:")[0] not in beside]
+    return MODELS if holds_weights(MODELS) or meant else POCKET
+
+
+def passed_over() -> list[str]:
+    """A line for each folder with weights in `models`, for users that get the pocket model."""
+    return [f"{path} holds weights, which are not used; give it with --models" for path in holders(MODELS)]
 
 
 def refuse_missing(given: Path, missing: list[str], found: list[Candidate], t5: str) -> None:
@@ -319,7 +312,9 @@ def refuse_missing(given: Path, missing: list[str], found: list[Candidate], t5: 
     if not needed:
         return
     if not given.exists():
-        reason = "it does not exist"
+        reason = "it is a link to nothing" if given.is_symlink() else "it does not exist"
+    elif not (given.is_file() or given.is_dir()):
+        reason = "it is neither a file nor a folder"
     else:
         there = [f"{c.name}: {c.reason}" for c in found if c.reason] + list(strange(given))
         there += [f"{c.name} holds {', '.join(s.part for s in c.spaces)}" for c in found if c.spaces]
@@ -332,18 +327,6 @@ def refuse_missing(given: Path, missing: list[str], found: list[Candidate], t5: 
     )
 
 
-def strange(given: Path) -> Iterator[str]:
-    """Files that may be meant as weights by their names, and are none; and folders that hold some."""
-    for folder, prefix in bases(given):
-        if not folder.is_dir():
-            continue
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and (words := other_name(path)):
-                weighty = path.suffix.lower() in PICKLES or any(w in path.name for w in WEIGHTS)
-                if weighty or path.suffix.lower() in UNFINISHED:
-                    yield f"{prefix}{path.name}: it is {words}"
-
-
 def unused(given: Path, found: list[Candidate], chosen: Chosen) -> Iterator[str]:
     """A line for each file, or model in a file, that is not used, and why."""
     for candidate in found:
@@ -351,7 +334,22 @@ def unused(given: Path, found: list[Candidate], chosen: Chosen) -> Iterator[str]
             yield f"{candidate.name}: {candidate.reason}"
         for space in candidate.spaces:
             if space.part not in chosen:
-                yield f"{candidate.name}: {space.part}, by --t5=off"
+                why = "by --t5=off" if space.part == "T5" else f"since {given.name} was given"
+                yield f"{candidate.name}: {space.part}, {why}"
             elif chosen[space.part][0] is not candidate:
                 yield f"{candidate.name}: {space.part}, which {chosen[space.part][0].name} gives"
+        if candidate.file is not None and any(best[0] is candidate for best in chosen.values()):
+            yield from strays(candidate)
+    if "T5" not in chosen and "text_encoder_3" in promised(given):
+        yield "T5: model_index.json names text_encoder_3, which is not there"
     yield from strange(given)
+
+
+def strays(candidate: Candidate) -> Iterator[str]:
+    """A line about tensors that belong to none of a file's models, where all have a prefix."""
+    assert candidate.file is not None
+    prefixes = tuple(space.prefix for space in candidate.spaces)
+    odd = [n for n in candidate.file.entries if not n.startswith(prefixes) and not re.fullmatch(SPARE, n)]
+    if odd:
+        some = ", ".join(sorted(odd)[:2]) + (" .." if len(odd) > 2 else "")
+        yield f"{candidate.name}: {len(odd)} tensors of no model here: {some}"

@@ -63,7 +63,8 @@ class Record:
 
     def cells(self) -> tuple[str, str]:
         """What tasks.csv says of weights and LoRAs: names, precisions, strengths, and how the hashes begin."""
-        parts = (f"{name}={w['file']}:{w['precision']}:{w['sha256'][:10]}" for name, w in self.weights.items())
+        kept = {name: f" kept at {w['kept']}" if "kept" in w else "" for name, w in self.weights.items()}
+        parts = (f"{n}={w['file']}:{w['precision']}{kept[n]}:{w['sha256'][:10]}" for n, w in self.weights.items())
         loras = (f"{w['file']}:{w['strength']:g}:{w['sha256'][:10]}" for w in self.lora)
         return "; ".join(parts), "; ".join(loras)
 

@@ -14,7 +14,8 @@ from common.device import DEVICE_CHOICES
 from common.parameters import ParameterError, Parameters, convert, parameter
 from common.run_folder import RESULTS
 from resd3_medium.dtypes import DTYPES
-from resd3_medium.finding import find_weights, models_folder
+from resd3_medium.finding import find_weights, models_folder, passed_over
+from resd3_medium.folders import POCKET
 from resd3_medium.initial_image import cropped, file_sha256, image_size, size_from_image
 from resd3_medium.parameters_text import short
 from resd3_medium.png import Stored, read_stored
@@ -274,6 +275,9 @@ def with_model(config: InferConfig) -> InferConfig:
     printed. Raises ParameterError when a model is missing or damaged, or its defaults are not allowed.
     """
     models = models_folder(config.models)
+    if config.models is None and models == POCKET:
+        for line in passed_over():
+            print(f"note: {line}", file=sys.stderr)
     weights = find_weights(models, config.t5)
     mmdit = weights["MMDiT"].config
     own, extras = dict(DEFAULTS[weights.kind]), weights["MMDiT"].extras

@@ -255,7 +255,7 @@ class Reader:
             for key, value in settings.items():
                 component, _, name = key.partition(".")
                 found.setdefault(component, {})[name] = value
-        except (ValueError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
             self.refuse(f"must have sound metadata ({first_line(error)})")
         if any(config.get("use_dora") for config in found.values()):
             self.refuse(f"must be a plain LoRA; the metadata of {self.path.name} say that it is DoRA")

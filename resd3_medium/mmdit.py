@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from resd3_medium.cpu_kernels import attention, dense
 from resd3_medium.refine_other_impls import RMSNorm
 
 HEAD_WIDTH = 64  # of every attention head, in all released sizes
@@ -98,7 +98,7 @@ class PatchEmbed(nn.Module):
 
 def attend(rows: torch.Tensor) -> torch.Tensor:
     """What every row takes from all rows [B, L, width], of their queries, keys and values [B, L, 3, heads, 64]."""
-    return scaled_dot_product_attention(*rows.permute(2, 0, 3, 1, 4).contiguous()).transpose(1, 2).flatten(2)
+    return attention(*rows.permute(2, 0, 3, 1, 4).contiguous()).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -115,7 +115,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values [B, L, 3, heads, 64] of rows x [B, L, width]; each head's are normalised alone."""
-        rows = self.qkv(x).unflatten(2, (3, -1, HEAD_WIDTH))
+        rows = dense(self.qkv, x).unflatten(2, (3, -1, HEAD_WIDTH))
         if not self.qk_norm:
             return rows
         queries, keys, values = rows.unbind(2)
@@ -131,8 +131,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rows [B, L, width] of rows [B, L, width]."""
-        # in place, which spares a copy of the widest rows; autograd keeps what it needs
-        return self.fc2(torch.ops.aten.gelu_(self.fc1(x), approximate="tanh"))
+        return dense(self.fc2, dense(self.fc1, x, gelu=True))
 
 
 class StreamBlock(nn.Module):
@@ -169,7 +168,7 @@ class StreamBlock(nn.Module):
         x [B, L, width] are the rows that `before` got, and those that a second attention reads, too.
         """
         gate_attention, shift, scale, gate_mlp, *second = modulation
-        rows = torch.addcmul(x, gate_attention[:, None], self.attn.proj(attended))
+        rows = torch.addcmul(x, gate_attention[:, None], dense(self.attn.proj, attended))
         if self.dual:
             rows = rows + self.second(x, *second)
         return torch.addcmul(rows, gate_mlp[:, None], self.mlp(modulate(self.norm2(rows), shift, scale)))

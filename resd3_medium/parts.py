@@ -34,7 +34,7 @@ class Extras:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Extras":
-        """Raises ValueError or TypeError for what is no such JSON."""
+        """Raises ValueError, TypeError or RecursionError for what is no such JSON."""
         content = json.loads(metadata.get(KEY, "{}"))
         known = content.pop("known_tokens", None)
         found = cls(known_tokens=None if known is None else tuple(int(i) for i in known), **content)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from common.memory import give_back
 from common.parameters import ParameterError
 from common.pictures import to_image
 from resd3_medium.building import build
@@ -22,7 +23,7 @@ from resd3_medium.initial_image import load_image
 from resd3_medium.mmdit import MMDiT
 from resd3_medium.parts import PARTS
 from resd3_medium.preview import estimate
-from resd3_medium.refine_other_impls import Tokens
+from resd3_medium.prompt_tokens import Tokens
 from resd3_medium.sd3_impls import (
     SAMPLERS,
     Guidance,
@@ -98,21 +99,26 @@ class Pipeline:
 
     # --- models ---
 
-    def bring(self, name: str) -> nn.Module:
+    def bring(self, name: str, without: str = "$") -> nn.Module:
         """The named model on the device. Below level `none`, what was there before goes first.
 
-        At level `block`, the transformer's share of the device is small enough to stay beside the autoencoder.
+        Then submodules whose names start with `without` are left out. At level `block`, on a GPU, the transformer's
+        share is small enough to stay beside the autoencoder, and takes long to come in again.
         """
-        if name in self.resident:
+        if name in self.resident and (without != "$" or not has_gaps(self.resident[name])):
             return self.resident[name]
         if self.level != "none":
-            staying = {"MMDiT", "VAE"} if self.level == "block" and name in ("MMDiT", "VAE") else set()
+            self.resident.pop(name, None)
+            stays = self.level == "block" and self.device.type != "cpu" and name in ("MMDiT", "VAE")
+            staying = {"MMDiT", "VAE"} if stays else set()
             for other in self.resident.keys() - staying:
                 del self.resident[other]
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            give_back()
         block = self.level == "block"
-        self.resident[name] = build(self.weights[name], self.device, self.dtype, self.keep, stream=block)
+        gaps = "$" if self.level == "none" else without
+        self.resident[name] = build(self.weights[name], self.device, self.dtype, self.keep, block, gaps)
         return self.resident[name]
 
     # --- text ---
@@ -216,13 +222,18 @@ class Pipeline:
 
         Raises ParameterError when the pixels are not finite.
         """
-        vae: VAE = self.bring("VAE")
+        vae: VAE = self.bring("VAE", without="encoder.")
         images = []
         for latent in latents:
             pixels = vae.decode(latent[None], self.tile)[0]
             self.check_finite(pixels, "image")
             images.append(to_image(pixels))
         return images
+
+
+def has_gaps(model: nn.Module) -> bool:
+    """Whether some of a model has no weights."""
+    return any(parameter.is_meta for parameter in model.parameters())
 
 
 def check_fit(models: Path, sizes: dict[str, Any]) -> None:

@@ -1,17 +1,15 @@
-"""The text encoders of Stable Diffusion 3 and their tokenizers: CLIP-L, CLIP-G and, where its file is there, T5.
+"""The text encoders of Stable Diffusion 3: CLIP-L, CLIP-G and, where its file is there, T5.
 
 CLIP is a causal transformer over 77 tokens (Radford et al. 2021), T5 an encoder with relative positions (Raffel et al.
 2020, version 1.1). Module names follow the released files, and sizes are read off the tensors' shapes. `joined` puts
-their outputs together as the transformer wants them. The file has the name of the published code's, and
-holds tokenizers and text encoders only. Start reading at `joined`, then `ClipTextModel.forward`.
+their outputs together as the transformer wants them. The file has the name of the published code's, and holds the text
+encoders only. Start reading at `joined`, then `ClipTextModel.forward`.
 """
 
 import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,94 +17,7 @@ from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-START, END = 49406, 49407  # of CLIP's vocabulary
 HEAD_WIDTH = 64  # of CLIP's attention heads, in both sizes
-
-
-# --- tokenizers -------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Token ids [length], and the end of the prompt that did not fit, as text."""
-
-    ids: list[int]
-    left_out: str
-
-
-class ClipTokenizer:
-    """CLIP's byte-pair tokenizer, from vocab.json and merges.txt in `folder`.
-
-    Of a prompt, `rows - 2` tokens fit between start and end, 75 in the released models. CLIP-L fills up with the end
-    token, CLIP-G with 0. A longer prompt is cut, or read in chunks that each have a start, an end and fillers.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import CLIPTokenizer
-
-        self.bpe = CLIPTokenizer(
-            vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=10**9
-        )
-
-    def ids(self, text: str) -> list[int]:
-        """The text's tokens, without start and end."""
-        return self.bpe(text, add_special_tokens=False)["input_ids"]
-
-    def __call__(self, prompt: str, rows: int, filler: int, most: int = 1) -> Tokens:
-        """The tokens of at most `most` chunks one after another, each `rows` long and filled up with `filler`.
-
-        A single chunk is full before it is cut. With `most` above 1, chunks end between words.
-        """
-        found, size = self.bpe(prompt, add_special_tokens=False).encodings[0], rows - 2
-        ids = found.ids
-        starts = chunk_starts(breaks(prompt, found.offsets, found.word_ids), size) if most > 1 and size > 0 else [0]
-        ends = [*starts[1:], starts[-1] + size][:most]
-        filled: list[int] = []
-        for start, end in zip(starts, ends, strict=False):
-            kept = ids[start:end]
-            filled += [START, *kept, END] + [filler] * (size - len(kept))
-        rest = ids[ends[-1] :]
-        return Tokens(filled, self.bpe.decode(rest) if rest else "")
-
-
-def breaks(prompt: str, places: Sequence[tuple[int, int]], parts: Sequence[int | None]) -> list[int]:
-    """How well a chunk may start at each token: 2 at a word, 1 at a part such as a comma, 0 inside a part.
-
-    `places` are the tokens' first and last characters in the prompt, `parts` the numbers of their parts.
-    """
-    found = [2] if places else []
-    for (before, here), (left, right) in zip(pairwise(places), pairwise(parts), strict=True):
-        apart = any(map(str.isspace, prompt[before[1] : here[0]]))
-        found.append(2 if apart else int(left != right))
-    return found
-
-
-def chunk_starts(breaks: Sequence[int], size: int) -> list[int]:
-    """The first token of every chunk of at most `size` tokens: each ends at the last of the best breaks in its reach.
-
-    So a word is split only if it is longer than a chunk, and then between its parts, if they are short enough.
-    """
-    starts = [0]
-    while len(breaks) - starts[-1] > size:
-        reach = range(starts[-1] + 1, starts[-1] + size + 1)
-        starts.append(max(reach, key=lambda i: (breaks[i], i)))
-    return starts
-
-
-class T5Tokenizer:
-    """T5's unigram tokenizer, from t5_tokenizer.json in `folder`. Prompts end with 1 and are filled up with 0."""
-
-    def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self.unigram = Tokenizer.from_file(str(folder / "t5_tokenizer.json"))
-
-    def __call__(self, prompt: str, length: int) -> Tokens:
-        """`length` tokens of a prompt."""
-        ids = self.unigram.encode(prompt, add_special_tokens=False).ids
-        kept, rest = ids[: length - 1], ids[length - 1 :]
-        filled = [*kept, 1]
-        return Tokens(filled + [0] * (length - len(filled)), self.unigram.decode(rest) if rest else "")
 
 
 # --- CLIP -------------------------------------------------------------------------------------------------------------

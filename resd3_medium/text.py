@@ -13,13 +13,8 @@ import torch
 from common.parameters import ParameterError
 from resd3_medium.folders import TOKENIZERS
 from resd3_medium.foreign_syntax import foreign_syntax
-from resd3_medium.refine_other_impls import (
-    ClipConfig,
-    ClipTokenizer,
-    T5Tokenizer,
-    Tokens,
-    joined,
-)
+from resd3_medium.prompt_tokens import ClipTokenizer, T5Tokenizer, Tokens
+from resd3_medium.refine_other_impls import ClipConfig, joined
 
 FILLERS = {"CLIP-L": 49407, "CLIP-G": 0}  # tokens after the end of a prompt
 MOST_CHUNKS = 32  # that CLIP reads of a prompt: 2,400 tokens, 10,000 characters or so

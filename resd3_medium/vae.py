@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
+from torch.nn.functional import conv2d, group_norm, interpolate, pad, scaled_dot_product_attention, silu
 
+LARGE = 2**24  # numbers of an image's features from which convolutions go in strips
+STRIP = 2**21  # numbers of a strip
 GROUPS = 32  # of every group norm, where a model does not say otherwise
 
 
@@ -62,6 +64,47 @@ def norm(width: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, width, eps=1e-6)
 
 
+def activated(x: torch.Tensor) -> torch.Tensor:
+    """SiLU, in the memory of x where no gradients are asked for: the widest features are most of a decoder's memory."""
+    return silu(x, inplace=not torch.is_grad_enabled())
+
+
+def is_large(x: torch.Tensor, doubled: bool = False) -> bool:
+    """Whether features on a CPU are so large that memory counts; `doubled` along both sides, where they are to be."""
+    numbers = x[0].numel() * (4 if doubled else 1)
+    return x.device.type == "cpu" and numbers >= LARGE and not torch.is_grad_enabled()
+
+
+def normalised(norm: nn.GroupNorm, x: torch.Tensor, spare: bool) -> torch.Tensor:
+    """x after a group norm; to `spare` memory, large features are normalised in their own, group by group."""
+    if not (spare and is_large(x)):
+        return norm(x)
+    parts = (t.chunk(norm.num_groups, -3) for t in (x, norm.weight[:, None, None], norm.bias[:, None, None]))
+    for part, weight, bias in zip(*parts, strict=True):
+        part.copy_(group_norm(part, 1, weight.flatten(), bias.flatten(), norm.eps))
+    return x
+
+
+def convolved(conv: nn.Conv2d, x: torch.Tensor, doubled: bool = False) -> torch.Tensor:
+    """A convolution of 3 x 3 over x, which is `doubled` in size before; large ones on a CPU in strips of rows.
+
+    There, libraries bring whole feature maps into other layouts and back, which takes as much memory again.
+    """
+    if not is_large(x, doubled):
+        return conv(interpolate(x, scale_factor=2.0, mode="nearest") if doubled else x)
+    factor, height = (2 if doubled else 1), x.shape[2]
+    found = x.new_empty(len(x), conv.out_channels, factor * height, factor * x.shape[3])
+    step = max(1, height * STRIP // (x[0].numel() * factor**2))
+    for start in range(0, height, step):
+        end = min(start + step, height)
+        strip = x[:, :, max(start - 1, 0) : end + 1]
+        strip = interpolate(strip, scale_factor=2.0, mode="nearest") if doubled else strip
+        strip = strip[:, :, (factor - 1) * (start > 0) : strip.shape[2] - (factor - 1) * (end < height)]
+        strip = pad(strip, (1, 1, int(start == 0), int(end == height)))
+        found[:, :, factor * start : factor * end] = conv2d(strip, conv.weight, conv.bias)
+    return found
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions around a shortcut."""
 
@@ -73,8 +116,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features [B, outputs, H, W] of x [B, inputs, H, W]."""
-        h = self.conv1(silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(silu(self.norm2(h)))
+        shortcut = self.nin_shortcut(x)
+        h = convolved(self.conv1, activated(normalised(self.norm1, x, spare=shortcut is not x)))
+        if shortcut is not x and is_large(x):
+            x.untyped_storage().resize_(0)  # nobody reads it again, though the frames above still name it
+        return shortcut + convolved(self.conv2, activated(normalised(self.norm2, h, spare=True)))
 
 
 class PixelAttention(nn.Module):
@@ -118,7 +164,7 @@ class Resample(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features [B, width, 2 H, 2 W] or [B, width, H/2, W/2] of x [B, width, H, W]."""
         if self.up:
-            return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
+            return convolved(self.conv, x, doubled=True)
         return self.conv(pad(x, (0, 1, 0, 1)))  # the released model pads right and below only
 
 
@@ -161,7 +207,7 @@ class Encoder(nn.Module):
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
-        return self.conv_out(silu(self.norm_out(self.mid(x))))
+        return self.conv_out(activated(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -184,7 +230,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(latent))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(silu(self.norm_out(x)))
+        return self.conv_out(activated(self.norm_out(x)))
 
 
 class VAE(nn.Module):

@@ -17,11 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from common.parameters import ParameterError
 from common.progress import Progress
-from resd3_medium.file_kinds import not_weights
+from resd3_medium.file_kinds import NO_SAFETENSORS, gguf_words, not_weights
+from resd3_medium.gguf_header import not_gguf
 
 DENSE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-SAMPLES, SAMPLE = 64, 2**16  # pieces of a file, and bytes of each, that stand for all of it
+# What damaged files raise when they are read.
+DAMAGE = (SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+SAMPLES, SAMPLE = 2048, 2**12  # pieces of a file, and bytes of each, that stand for all of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ class WeightsFile:
             raise self.error(f"must be a whole {self.words} file; it is {words}")
         try:
             self.open()
-        except (SafetensorError, OSError, ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+        except DAMAGE as error:
             raise self.error(f"must be a whole {self.words} file ({first_line(error)})") from None
 
     def open(self) -> None:
@@ -129,10 +132,10 @@ class ShardedFile(WeightsFile):
 
     def open(self) -> None:
         """Read the index, and the headers of all shards."""
-        where = json.loads(self.path.read_text(encoding="utf-8"))["weight_map"]
+        where = json.loads(self.path.read_text(encoding="utf-8")).get("weight_map", {})
         shards = sorted(set(where.values()))
         if not where or any(not isinstance(s, str) or Path(s).name != s or s.startswith(".") for s in shards):
-            raise ValueError("weight_map must name files beside it")
+            raise ValueError("its weight_map must name files beside it")
         missing = [shard for shard in shards if not (self.path.parent / shard).is_file()]
         if missing:
             raise self.error(f"names {', '.join(missing[:3])}, missing beside it")
@@ -157,6 +160,11 @@ class GGUFFile(WeightsFile):
     """A GGUF file. Raises ParameterError when it is none, or not whole."""
 
     words = "GGUF"
+
+    def wrong(self) -> str:
+        """What the file is in words, when it is no such file."""
+        words = not_weights(self.path)
+        return not_gguf(self.path) if not words or words == NO_SAFETENSORS else words
 
     def open(self) -> None:
         """Read the header."""
@@ -195,7 +203,11 @@ class GGUFFile(WeightsFile):
 
 
 def open_weights(path: Path, given: Path | None = None) -> WeightsFile:
-    """The file of weights at a path, told by its suffix. Raises ParameterError when it is none, or not whole."""
+    """The file of weights at a path, told by its suffix and first bytes.
+
+    Raises ParameterError when it is none, or not whole.
+    """
     if path.suffix == ".json":
         return ShardedFile(path, given)
-    return GGUFFile(path, given) if path.suffix.lower() == ".gguf" else WeightsFile(path, given)
+    gguf = path.suffix.lower() == ".gguf" or gguf_words(path)
+    return GGUFFile(path, given) if gguf else WeightsFile(path, given)

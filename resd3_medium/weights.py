@@ -1,7 +1,6 @@
 """The tensors of one model, whatever file, layout and precision they lie in: checked, and read under our names.
 
-A tensor of ours may be several pieces of a file below each other, carry a scale, or have LoRAs added. Nothing is ever
-unpickled. Start reading at `PartWeights`.
+Nothing is ever unpickled. Start reading at `PartWeights`.
 """
 
 import dataclasses
@@ -16,105 +15,17 @@ from torch import nn
 
 from common.parameters import ParameterError
 from resd3_medium.file_kinds import other_model
-from resd3_medium.ggml import floats_by_gguf, ggml_kind
 from resd3_medium.layouts import Origin, diffusers_transformer, diffusers_vae, llama_t5, shapes_as_ours
 from resd3_medium.lora import Delta
-from resd3_medium.mmdit import MMDiT
-from resd3_medium.packed import Packed, from_ggml, row_halves_swapped, stacked
 from resd3_medium.parts import Extras, Part
-from resd3_medium.weight_files import DENSE, FLOAT8, Entry, GGUFFile, WeightsFile, first_line
+from resd3_medium.stored_weight import Weight
+from resd3_medium.weight_files import DENSE, FLOAT8, Entry, WeightsFile, first_line
 
 SCALES = (".scale_weight", ".weight_scale")  # of X.weight, in the older and the newer form
 SPARE = r"(.*\.)?(logit_scale|scaled_fp8|scale_input|input_scale|comfy_quant)"  # has no use in any model here
-ALIGNED = 16  # bytes; a matrix at another place of a file's map rounds products with a single row otherwise
-ONE_ROW = r"text_projection|text_embedder|[ty]_embedder"  # matrices that have such products
 TABLES = r"embedding\.|embed_tokens|pos_embed|attention_bias|^shared\."  # matrices that no linear layer has
 EIGHT_BITS = ("MMDiT", "T5")  # the models that int8 and fp8 take up on request: most of all weights
 FORMATS = ("float8_e4m3fn", "float8_e5m2")  # of the newer form
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """One tensor of a model: pieces of a file below each other, their scales, and what is added to it."""
-
-    file: WeightsFile
-    shape: tuple[int, ...]
-    pieces: tuple[str, ...]  # names in the file
-    scales: tuple[str | None, ...]
-    swapped: bool = False  # the halves of the rows change places
-    deltas: tuple[Delta, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        """How the numbers are stored; empty where pieces differ."""
-        kinds = {self.file.entries[name].kind for name in self.pieces}
-        return kinds.pop() if len(kinds) == 1 else ""
-
-    def in_map(self, dtype: torch.dtype) -> bool:
-        """Whether `dense` at that dtype shares the file's memory map."""
-        simple = len(self.pieces) == 1 and not (self.swapped or self.deltas or self.scales[0])
-        return simple and DENSE.get(self.kind) == dtype
-
-    def piece(self, k: int) -> torch.Tensor:
-        """Piece k in float32, with its scale."""
-        name, scale = self.pieces[k], self.scales[k]
-        entry, raw = self.file.entries[name], self.file.raw(name)
-        if entry.kind not in DENSE and entry.kind not in FLOAT8:
-            assert isinstance(self.file, GGUFFile)
-            if (kind := ggml_kind(self.file.ggml_type(name))) is not None and len(entry.shape) == 2:
-                return from_ggml(kind, raw, entry.shape).floats()
-            return floats_by_gguf(raw, self.file.ggml_type(name), entry.shape)
-        values = raw.float()
-        return values if scale is None else values * self.scale(k)
-
-    def scale(self, k: int) -> torch.Tensor:
-        """The scale of piece k in float32: [1, 1], or one for each row [rows, 1]."""
-        name, scale = self.pieces[k], self.scales[k]
-        assert scale is not None
-        values = self.file.raw(scale).float().reshape(-1, 1)
-        if len(values) not in (1, self.file.entries[name].shape[0]):
-            raise self.file.error(f"has {len(values)} scales for {name}; must be one, or one for each row")
-        return values if len(self.file.entries[name].shape) == 2 else values.reshape(())
-
-    def floats(self) -> torch.Tensor:
-        """The tensor in float32 with everything that is added to it, in memory of its own where need be."""
-        values = torch.cat([self.piece(k).reshape(-1, *self.shape[1:]) for k in range(len(self.pieces))])
-        if self.swapped:
-            values = torch.cat(values.chunk(2)[::-1])
-        if self.deltas:
-            values = values.clone()
-            for delta in self.deltas:
-                delta.add_to(values)
-        return values.reshape(self.shape)
-
-    def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor at a dtype, rounded once; it shares the memory map where it can."""
-        if self.deltas or any(self.scales) or self.kind not in DENSE:
-            return self.floats().to(dtype)
-        rows = [self.file.raw(name).to(dtype).reshape(-1, *self.shape[1:]) for name in self.pieces]
-        values = rows[0] if len(rows) == 1 else torch.cat(rows)
-        if values.data_ptr() % ALIGNED and (values.nbytes < 2**20 or re.search(ONE_ROW, self.pieces[0])):
-            values = values.clone()
-        return (torch.cat(values.chunk(2)[::-1]) if self.swapped else values).reshape(self.shape)
-
-    def packed(self) -> Packed | None:
-        """The matrix as it is stored, without what is added to it; None when it is not stored at few bits."""
-        if len(self.shape) != 2 or not self.kind or self.kind in DENSE:
-            return None
-        parts = []
-        for k, name in enumerate(self.pieces):
-            entry, raw = self.file.entries[name], self.file.raw(name)
-            if self.kind in FLOAT8:
-                scale = None if self.scales[k] is None else self.scale(k)
-                parts.append(Packed(self.kind, raw, scale, (entry.shape[0], entry.shape[1])))
-                continue
-            assert isinstance(self.file, GGUFFile)
-            kind = ggml_kind(self.file.ggml_type(name))
-            if kind is None:
-                return None
-            parts.append(from_ggml(kind, raw, (entry.shape[0], entry.shape[1])))
-        whole = parts[0] if len(parts) == 1 else stacked(parts)
-        return row_halves_swapped(whole) if self.swapped else whole
 
 
 class PartWeights:
@@ -128,7 +39,7 @@ class PartWeights:
         self.deltas: Mapping[str, tuple[Delta, ...]] = {}  # of LoRAs, by our names
         try:
             self.extras = Extras.from_metadata(file.metadata)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise file.error(f"must have sound metadata ({first_line(error)})") from None
         names = [name for name in file.entries if name.startswith(prefix)]
         self.stored: dict[str, Entry] = {name[len(prefix) :]: file.entries[name] for name in names}
@@ -188,6 +99,8 @@ class PartWeights:
             for ending in SCALES:
                 if name.endswith(ending) and (owner := name.removesuffix(ending) + ".weight") in entries:
                     found[owner] = name
+        for owner, name in found.items():
+            self.check_scale(owner, name)
         known = set(found.values())
         odd = [n for n in entries if re.search(r"scale|quant|absmax|zero_point", n) and n not in known]
         odd = [n for n in odd if not re.fullmatch(SPARE, n) and not re.fullmatch(r"quant_conv\..*", n)]
@@ -200,7 +113,7 @@ class PartWeights:
         try:
             layers = json.loads(self.file.metadata.get("_quantization_metadata", "{}")).get("layers", {})
             formats += [str(layer.get("format")) for layer in layers.values()]
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise self.file.error(f"must have sound metadata ({first_line(error)})") from None
         if other := sorted(set(formats) - set(FORMATS)):
             raise self.file.error(f"is quantised as {', '.join(other)}; must be plain, or one of {', '.join(FORMATS)}")
@@ -211,11 +124,21 @@ class PartWeights:
             raise self.file.error(f"lacks {len(bare)} scales, such as that of {listed(self.prefix, sorted(bare))}")
         return found
 
+    def check_scale(self, owner: str, name: str) -> None:
+        """Raise ParameterError unless `name` is one scale of the tensor `owner`, or one for each of its rows."""
+        scale, shape = self.stored[name], self.stored[owner].shape
+        count = torch.Size(scale.shape).numel()
+        if not floating(scale.kind):
+            raise self.file.error(f"must hold floating-point scales; {self.prefix}{name} is {scale.kind}")
+        if count not in (1, *shape[:1]):
+            words = "must be one, or one for each row"
+            raise self.file.error(f"has {count} scales for {self.prefix}{owner}; {words}")
+
     def quantisation(self, name: str) -> str:
         """The format that a tensor X.comfy_quant tells."""
         try:
             return str(json.loads(bytes(self.file.raw(self.prefix + name).tolist()))["format"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return "an unknown format"
 
     def weight(self, name: str) -> Weight:
@@ -247,7 +170,8 @@ class PartWeights:
         origins = {n: self.origin(n).names for n in wanted}
         whole = sorted(n for n in wanted if any(not floating(self.stored[o].kind) for o in origins[n]))
         if whole:
-            words = f"must hold floating-point weights; {listed(self.prefix, whole)} are not"
+            kinds = ", ".join(sorted({self.stored[o].kind for n in whole for o in origins[n]}))
+            words = f"must hold floating-point weights; {listed(self.prefix, whole)} are not ({kinds})"
             raise self.file.error(words)
         off = [
             f"{self.prefix}{n} is {list(shapes[n])}, not {list(shape)}"
@@ -269,6 +193,20 @@ class PartWeights:
         """Whether large matrices of a dense file are rounded to 8 bits by `keep`, int8 or fp8."""
         return keep in ("int8", "fp8") and self.part.name in EIGHT_BITS
 
+    def kept(self, keep: str) -> str:
+        """What `keep` makes of the file's large matrices, in words; empty where that is nothing and need not be told.
+
+        Matrices that are stored at few bits are not rounded again.
+        """
+        if not self.eight_bits(keep):
+            return ""
+        inside = [n for n in self.wanted if n.startswith(self.part.layers + ".") and n.endswith(".weight")]
+        matrices = [n for n in inside if len(self.wanted[n]) == 2 and not re.search(TABLES, n)]
+        dense = {self.weight(name).is_dense for name in matrices}
+        if dense == {False}:
+            return f"not rounded to {keep}"
+        return f"the rest kept at {keep}" if False in dense else f"kept at {keep}"
+
     @cached_property
     def parameters(self) -> int:
         """How many numbers the model has, its position table left out."""
@@ -276,9 +214,9 @@ class PartWeights:
 
     @cached_property
     def precision(self) -> str:
-        """How most of the numbers are stored, in words."""
+        """How most of the numbers are stored, in words. Tables of tokens and positions do not count."""
         counts: dict[str, int] = {}
-        for name in self.wanted:
+        for name in (n for n in self.wanted if not re.search(TABLES, n)):
             weight = self.weight(name)
             words = WORDS.get(weight.kind, weight.kind) + (" scaled" if any(weight.scales) else "")
             counts[words] = counts.get(words, 0) + torch.Size(weight.shape).numel()
@@ -290,26 +228,12 @@ WORDS |= {"F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2"}
 
 
 def floating(kind: str) -> bool:
-    """Whether numbers of that kind are fractions: whole numbers are no weights."""
+    """Whether numbers of that kind are fractions: whole numbers are no weights, and Q8_1 and Q8_K have no reader."""
+    if kind in ("Q8_1", "Q8_K"):
+        return False
     return kind in DENSE or kind in FLOAT8 or re.match(r"I?Q\d|TQ|MXFP", kind) is not None
 
 
 def listed(prefix: str, names: list[str]) -> str:
     """The first three names, with their prefix."""
     return ", ".join(prefix + name for name in names[:3]) + (" .." if len(names) > 3 else "")
-
-
-def finish(model: nn.Module, weights: PartWeights, device: torch.device) -> None:
-    """What a model needs besides its parameters: the position table, the known tokens, or where the latents lie."""
-    known = getattr(weights.config, "known", None)
-    if known is not None:
-        model.known = torch.tensor(known, device=device)
-    if isinstance(model, MMDiT):
-        table = weights.weight("pos_embed")
-        plain = table.kind in DENSE or (table.kind in FLOAT8 and not any(table.scales))
-        # in the memory map where it can be, since a run needs a small part of it only
-        model.pos_embed = weights.file.raw(table.pieces[0]).view(table.shape) if plain else table.dense(torch.float16)
-    if weights.part.name == "VAE":
-        from resd3_medium.vae import LatentFormat
-
-        model.latents = LatentFormat(weights.extras.latent_scale, weights.extras.latent_shift)

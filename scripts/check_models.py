@@ -7,6 +7,7 @@ python scripts/check_models.py --models models --hash True
 import common.quiet_start  # noqa: F401
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class CheckConfig(Parameters):
 def judged(name: str, found: list[Candidate], chosen: Chosen) -> tuple[PartWeights | None, str, str]:
     """A model's weights, the file that gives them, and what is right or wrong with it in words."""
     if name not in chosen:
-        damaged = next((c for c in found if c.error is not None and usual(name, c.name)), None)
+        damaged = next((c for c in found if c.reason and usual(name, c.name)), None)
         return (None, damaged.name, damaged.reason) if damaged else (None, PARTS[name].usual, "missing")
     candidate, space = chosen[name]
     try:
@@ -45,6 +46,8 @@ def judged(name: str, found: list[Candidate], chosen: Chosen) -> tuple[PartWeigh
 def main(config: CheckConfig, given: dict[str, Any]) -> None:
     """Print a line for each model, and for what is not used. Exits with 1 when a model is missing or wrong."""
     models = Path(config.models)
+    if not models.exists():
+        print(f"{models} does not exist")
     found = survey(models)
     chosen = choose(models, found)
     parts: dict[str, PartWeights] = {}
@@ -61,7 +64,7 @@ def main(config: CheckConfig, given: dict[str, Any]) -> None:
         print(f"not used: {line}")
     if config.hash:
         for path in dict.fromkeys(path for part in parts.values() for path in part.file.paths):
-            print(f"{sha256(path)}  {path.name}")
+            print(f"{sha256(path)}  {os.path.relpath(path, models if models.is_dir() else models.parent)}")
     if whole:
         weights = Weights(models, parts, {name: chosen[name][0].name for name in parts}, [])
         try:

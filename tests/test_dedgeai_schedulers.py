@@ -124,7 +124,7 @@ def test_simulations_from_the_command_line_repeat_and_report(tmp_path, capsys):
         (["--serve", "--host", "0.0.0.0"], "--host=0.0.0.0: must be 127.0.0.1, or come with a --token"),
         (["--learn", "--scheduler", "opt_ts"], "--learn=True: must come with a scheduler that learns"),
         (["--resume", "nowhere"], "--resume=nowhere: must hold a run's config.json"),
-        (["--models", "nowhere"], "--models=nowhere: clip_g.safetensors"),
+        (["--models", "nowhere"], "--models=nowhere: no CLIP-L"),
         (["--width", "65"], "--width=65: must be a multiple of 16"),
         (["--prompts", "nowhere.txt", "--simulate"], "--prompts=nowhere.txt: must be a text file"),
     ],

@@ -212,7 +212,7 @@ def test_weights_must_be_those_of_the_record():
             part: {"file": f"{part}.sft", "precision": "float16", "sha256": text} for part, text in hashes.items()
         }
         lora = SimpleNamespace(path=Path("/x/b.sft"), strength=strength, sha256="b" * 64)
-        return SimpleNamespace(record=lambda keep: record, loras=[lora])
+        return SimpleNamespace(record=lambda keep="stored": record, loras=[lora])
 
     config, before = make(InferConfig, models="y", lora=["/x/b.sft:0.5"]), found(vae="v" * 64, t5="t" * 64)
     record = Record.of(["a"], 1, before, "stored", None)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resd3_medium import vae
+from resd3_medium.building import build
+from resd3_medium.finding import find_part
 from resd3_medium.pipeline import Pipeline, Settings, batches
 from resd3_medium.sd3_impls import SAMPLERS, image_to_image_levels, noise_levels
 from resd3_medium.vae import decode_tiled, tile_starts
@@ -147,3 +149,16 @@ def test_the_autoencoder_attends_without_a_matrix_of_all_cells():
     finally:
         vae.scaled_dot_product_attention = original
     assert calls == [1]  # 0 is the plain product
+
+
+@torch.inference_mode()
+def test_large_features_take_little_memory_and_give_the_same_image(models, monkeypatch):
+    """Convolutions in strips, with and without doubling, and norms in place, in encoder and decoder."""
+    whole = build(find_part(models, "VAE"), torch.device("cpu"), torch.float32)
+    latent, image = torch.randn(1, 16, 7, 6), torch.rand(1, 3, 48, 56) * 2 - 1
+    wanted = whole.decode(latent), whole.encode(image)
+    monkeypatch.setattr(vae, "LARGE", 0)
+    for strip in (1, 5000, 2**30):
+        monkeypatch.setattr(vae, "STRIP", strip)
+        for found, exact in zip((whole.decode(latent), whole.encode(image)), wanted, strict=True):
+            torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
