@@ -99,9 +99,12 @@ def locked(folder: Path, flag: str = "out") -> Iterator[Path]:
 def sweep(folder: Path) -> None:
     """Remove what processes that are no more have left half written. For folders that are this process's.
 
-    Files that stand alone, as a page of results, are written without a lock, maybe at this moment.
+    Folders in it count, too, as those of images; but those of other runs. Files that stand alone, as a page of results,
+    are written without a lock, maybe at this moment.
     """
-    for leftover in half_written(folder):
+    parts = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    own = [path for path in parts if not ((path / "config.json").exists() or (path / LOCK).exists())]
+    for leftover in itertools.chain.from_iterable(map(half_written, [folder, *own])):
         if not (process := WRITER.search(leftover.name)) or not alive(int(process[1])):
             leftover.unlink(missing_ok=True)
 

@@ -234,3 +234,15 @@ def test_a_config_that_is_nested_without_end_is_a_mistake_in_words(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ParameterError, match="nested too deep"):
         run_folder.read_config(tmp_path)
+
+
+def test_what_a_killed_run_left_in_folders_of_its_own_goes_and_other_runs_keep_theirs(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for part in (".", "images", "other"):
+        (tmp_path / part).mkdir(exist_ok=True)
+        (tmp_path / part / f".a.{dead.pid}-1.partial.png").touch()
+    (tmp_path / "other" / "config.json").touch()
+    with claimed(tmp_path):
+        left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.partial.png")}
+    assert left == {f"other/.a.{dead.pid}-1.partial.png"}
