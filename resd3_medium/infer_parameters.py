@@ -68,17 +68,17 @@ class ImageParameters(Parameters):
 
     steps: str | None = parameter(
         None,
-        "denoising steps, or a range that each image draws from; default 10-19, pocket model 20",
+        "denoising steps, or a range that each image draws from; default by model, SD3 medium 10-19",
         unit="steps",
     )
     width: int | None = parameter(
-        None, "width of the image, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16
+        None, "width of the image, a multiple of 16; default 512, SD3.5 1024, pocket model 64", unit="pixels", low=16
     )
     height: int | None = parameter(
-        None, "height of the image, a multiple of 16; default 512, pocket model 64", unit="pixels", low=16
+        None, "height of the image, a multiple of 16; default 512, SD3.5 1024, pocket model 64", unit="pixels", low=16
     )
     cfg_scale: float | None = parameter(
-        None, "scale of the classifier-free guidance, 1 is without; default 5, pocket model 3", low=0, high=100
+        None, "scale of the classifier-free guidance, 1 is without; default by model, SD3 medium 5", low=0, high=100
     )
     shift: float | None = parameter(
         None, "shift of the noise levels towards 1; default 3, pocket model 1", low=0.01, high=100
@@ -98,18 +98,20 @@ class ImageParameters(Parameters):
     slg_end: float = parameter(0.2, "share of the steps before which skip-layer guidance ends", low=0, high=1)
     seed: str = parameter("0", "seed of the first image, 0 to 2^63, or random; image i has seed + i")
     sampler: str | None = parameter(
-        None, "sampler; dpmpp_2m needs fewer steps; default by model", choices=tuple(SAMPLERS)
+        None, "how steps are taken; dpmpp_2m needs fewer of them; default by model", choices=tuple(SAMPLERS)
     )
-    exact_end: bool = parameter(False, "do not shift the last noise level twice, as the published code does")
+    exact_end: bool = parameter(False, "shift the last noise level once; the published code shifts it twice")
     init_image: str | None = parameter(None, "image to start from", path=True)
     fit: str | None = parameter(
         None,
-        "what an initial image of other proportions undergoes; default crop",
+        "how an initial image of other proportions is fitted. crop: its middle; pad: white is added; default crop",
         choices=("crop", "pad", "stretch"),
     )
     denoise: float = parameter(0.6, "how much of an initial image is made anew", above=0, high=1)
     from_image: str | None = parameter(
-        None, "make the image of this PNG again, but for parameters given besides", path=True
+        None,
+        "make the image of this PNG again; parameters given besides take precedence; give --models again",
+        path=True,
     )
 
     def check(self) -> None:
@@ -145,9 +147,13 @@ class ModelParameters(Parameters):
         "how large matrices are kept in memory. stored: as in the file; full: at --dtype; int8, fp8: 8 bits",
         choices=("stored", "full", "int8", "fp8"),
     )
-    lora: tuple[str, ...] = parameter((), "LoRA file to add, as FILE or FILE:strength", path=True)
+    lora: tuple[str, ...] = parameter(
+        (), "LoRA file to add, as FILE or FILE:strength; without it, strength is 1", path=True
+    )
     device: str = parameter("auto", "where the models run", choices=DEVICE_CHOICES)
-    dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
+    dtype: str = parameter(
+        "auto", "precision of the computation; auto: float16, on the CPU float32", choices=("auto", *DTYPES)
+    )
     offload: str = parameter(
         "none",
         "memory level. none: all models stay on the device; model: they take turns; block: so do layers",
@@ -160,7 +166,9 @@ class ModelParameters(Parameters):
         0, "rows of zeros that stand for T5 where it is left out; diffusers has 256", low=0, high=512
     )
     tile: int = parameter(
-        1536, "images with a longer side are decoded in tiles of this size, which is not exact; 0: never", low=0
+        1536,
+        "images whose longer side exceeds this are decoded in tiles of this size, which is not exact; 0: never",
+        low=0,
     )
 
     def check(self) -> None:
