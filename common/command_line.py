@@ -20,7 +20,7 @@ import fire
 from common import quiet_start
 from common.failure import fail
 from common.interruption import Terminated, exit_code, terminable
-from common.parameters import ParameterError, Parameters, allowed_values, expanded, field_type, resolve
+from common.parameters import ParameterError, Parameters, allowed_values, expanded, field_type, plain, resolve
 
 if quiet_start.script_starts():  # scripts draw into files; a notebook's backend would end them
     os.environ["MPLBACKEND"] = "Agg"
@@ -100,9 +100,9 @@ def limits(field: dataclasses.Field) -> str:
     if meta["choices"]:
         return " | ".join(meta["choices"])
     if meta["low"] is not None and meta["high"] is not None:
-        return f"{meta['low']:g} to {meta['high']:g}"
+        return f"{plain(meta['low'])} to {plain(meta['high'])}"
     words = (("low", "at least"), ("above", "above"), ("high", "at most"))
-    return ", ".join(f"{word} {meta[name]:g}" for name, word in words if meta[name] is not None)
+    return ", ".join(f"{word} {plain(meta[name])}" for name, word in words if meta[name] is not None)
 
 
 def help_text(cls: type[Parameters], description: str, script: str) -> str:

@@ -41,6 +41,11 @@ class ParameterError(ValueError):
         return ParameterError(flag, self.value, self.reason)
 
 
+def plain(number: float) -> str:
+    """A number of a help text: 1000000 rather than 1e+06."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
+
+
 def parameter(
     default: Any,
     text: str,
@@ -159,7 +164,7 @@ def allowed_values(cls: type[Parameters], field: dataclasses.Field) -> str:
         tuple: "text; may be given more than once",
     }[kind]
     limits = (("low", "at least"), ("above", "above"), ("high", "at most"))
-    bounds = [f"{phrase} {meta[key]:g}" for key, phrase in limits if meta[key] is not None]
+    bounds = [f"{phrase} {plain(meta[key])}" for key, phrase in limits if meta[key] is not None]
     return ", ".join(filter(None, [words, " and ".join(bounds)]))
 
 

@@ -7,12 +7,14 @@ takes over from it, and says when the script has `ended`. SIGTERM ends a process
 import os
 import signal
 import sys
-import threading
-from types import FrameType
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # else nothing that takes time to import, since Ctrl-C may come meanwhile
+    from types import FrameType
+    from typing import NoReturn
 
 
-def leave(number: int, frame: FrameType | None) -> NoReturn:
+def leave(number: int, frame: "FrameType | None") -> "NoReturn":
     """End the process at once. No exception is raised, since packages that are being imported could take it up."""
     os.write(2, b"error: interrupted\n")
     os._exit(128 + number)
@@ -41,6 +43,8 @@ def ended() -> None:
 
     Else they would print tracebacks, or the exit code would be another. In other programs this changes nothing.
     """
+    import threading
+
     if script_starts() and threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)

@@ -9,9 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from resd3_medium.mmdit import MMDiT
 from resd3_medium.packed import Packed, PackedLinear, quantised
+from resd3_medium.stored_weight import Weight
 from resd3_medium.streaming import BlockStream
-from resd3_medium.weights import PartWeights, Weight, finish
+from resd3_medium.vae import LatentFormat
+from resd3_medium.weight_files import DENSE, FLOAT8
+from resd3_medium.weights import PartWeights
 
 Kept = dict[str, torch.Tensor]  # tensors by their names in a module's state
 
@@ -129,3 +133,17 @@ def add_loras(
         if make is stored and (deltas := weights.deltas.get(name)):
             layer = model.get_submodule(name.removesuffix(".weight"))
             layer.lora = [(d.start, d.up.float().to(device), d.down.float().to(device), d.factor) for d in deltas]
+
+
+def finish(model: nn.Module, weights: PartWeights, device: torch.device) -> None:
+    """What a model needs besides its parameters: the position table, the known tokens, or where the latents lie."""
+    known = getattr(weights.config, "known", None)
+    if known is not None:
+        model.known = torch.tensor(known, device=device)
+    if isinstance(model, MMDiT):
+        table = weights.weight("pos_embed")
+        plain = table.kind in DENSE or (table.kind in FLOAT8 and not any(table.scales))
+        # in the memory map where it can be, since a run needs a small part of it only
+        model.pos_embed = weights.file.raw(table.pieces[0]).view(table.shape) if plain else table.floats()
+    if weights.part.name == "VAE":
+        model.latents = LatentFormat(weights.extras.latent_scale, weights.extras.latent_shift)

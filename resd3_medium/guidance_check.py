@@ -1,5 +1,6 @@
-"""What is told of parameters of the guidance that nothing would come of. Start reading at `check_guidance`."""
+"""What is told of parameters that nothing would come of, above all the guidance's. Start at `check_guidance`."""
 
+import dataclasses
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -42,3 +43,17 @@ def warn_of_guidance(pipeline: Pipeline, settings: Iterable[Settings]) -> None:
                 f"no step lies between {interval}",
                 file=sys.stderr,
             )
+
+
+def warn_of_idle(pipeline: Pipeline, config: InferConfig, settings: Iterable[Settings]) -> None:
+    """Say which parameters of T5 and of previews do nothing with these models and in so few steps."""
+    default = {field.name: field.default for field in dataclasses.fields(InferConfig)}
+    most = max(pipeline.steps(each) for each in settings)
+    idle = {
+        "t5_tokens": config.t5_tokens != default["t5_tokens"] and not pipeline.t5_rows and "T5 is not used",
+        "zero_rows": config.zero_rows and pipeline.t5_rows and "T5 is used, and they would stand in its place",
+        "preview": config.preview > most and f"no image takes more than {most} steps",
+    }
+    for name, reason in idle.items():
+        if reason:
+            print(f"warning: --{name}={getattr(config, name)} does nothing: {reason}", file=sys.stderr)

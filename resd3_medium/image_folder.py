@@ -1,5 +1,6 @@
 """The folder of a run's images: their names, and the list of them in tasks.csv. Start reading at `ImageFolder`."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from common.tables import Table, lines, named, scan, torn_line, write_csv
 from resd3_medium.tasks import ImageTask, Measured
 
 NAME = re.compile(r"([0-9]{4,7})_[a-z0-9-]{1,40}_s[0-9]{1,19}\.png")  # what this script calls an image
+END = b"\0\0\0\0IEND\xaeB`\x82"  # the last bytes of every PNG
 PREVIEW = "preview.png"  # of the images in work; the last one stays
 HEADER = (
     *("image", "prompt", "negative_prompt", "steps", "seed", "width", "height", "cfg_scale", "shift", "sampler"),
@@ -47,13 +49,18 @@ class ImageFolder:
             reason = f"its tasks.csv must be one of this script ({words})"
             raise ParameterError(flag, folder, reason) from None
 
-    def there(self) -> set[str]:
-        """The names of the files in the folder."""
-        return {path.name for path in self.folder.iterdir()}
+    def whole(self, name: str) -> bool:
+        """Whether an image lies here to its end, which a copy to a full disk or a power failure may have cut off."""
+        try:
+            with (self.folder / name).open("rb") as file:
+                file.seek(-len(END), os.SEEK_END)
+                return file.read() == END
+        except OSError:
+            return False
 
     def numbers(self) -> set[int]:
         """The numbers of the images that lie here; other people's files do not count."""
-        return {int(m[1]) for name in self.there() if (m := NAME.fullmatch(name))}
+        return {int(m[1]) for path in self.folder.iterdir() if (m := NAME.fullmatch(path.name))}
 
     def next_number(self) -> int:
         """A number above those of all images that lie here or are listed."""

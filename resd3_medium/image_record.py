@@ -116,6 +116,18 @@ def recorded(folder: Path, config: InferConfig, record: Record, names: Sequence[
         raise
 
 
+def check_config(folder: Path) -> None:
+    """Raise ParameterError of `out` when a folder's config.json is not of this script, which would write over it."""
+    path = folder / "config.json"
+    try:
+        own = not path.exists() or read_json(path)["method"] == METHOD
+    except (OSError, ValueError, LookupError, TypeError):
+        own = False
+    if not own:
+        reason = "must be a folder of images; its config.json is of something else, and would be overwritten"
+        raise ParameterError("out", folder, reason)
+
+
 def warn_of_unfinished(images: ImageFolder) -> None:
     """Say that the last run in a folder lacks images, before another one takes its place in config.json."""
     try:

@@ -22,7 +22,7 @@ from resd3_medium.image_record import Record
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig
 from resd3_medium.pipeline import Pipeline, batches
 from resd3_medium.png import png_bytes
-from resd3_medium.preview import Factors, preview_factors, save_preview
+from resd3_medium.preview import Factors, check_place, preview_factors, save_preview
 from resd3_medium.tasks import ImageTask, Measured
 from resd3_medium.text import Conditioning
 from resd3_medium.vae import LatentFormat
@@ -80,6 +80,8 @@ class ImageRun:
             config, t5="on" if pipeline.t5_rows else "off", dtype=str(pipeline.dtype).removeprefix("torch.")
         )
         self.factors = factors_of(pipeline) if config.preview else None
+        if config.preview:
+            check_place(images.folder / PREVIEW)
         self.more = {name: getattr(self.config, name) for name in IMAGE_PARAMETERS}
         self.more |= {name: getattr(config, name) for name in ("models", "offload", "batch_size")}  # for the record
         self.more |= {"device": str(pipeline.device), "weights": record.weights}

@@ -68,7 +68,7 @@ class ImageParameters(Parameters):
 
     steps: str | None = parameter(
         None,
-        "denoising steps, or a range that each image draws from; default by model, SD3 medium 10-19",
+        "denoising steps, or a range that each image draws from; default 10-19, SD3.5 50, 40 or 4, pocket model 20",
         unit="steps",
     )
     width: int | None = parameter(
@@ -78,7 +78,10 @@ class ImageParameters(Parameters):
         None, "height of the image, a multiple of 16; default 512, SD3.5 1024, pocket model 64", unit="pixels", low=16
     )
     cfg_scale: float | None = parameter(
-        None, "scale of the classifier-free guidance, 1 is without; default by model, SD3 medium 5", low=0, high=100
+        None,
+        "scale of the classifier-free guidance, 1 is without; default 5, SD3.5 large 4.5, turbo 1, pocket model 3",
+        low=0,
+        high=100,
     )
     shift: float | None = parameter(
         None, "shift of the noise levels towards 1; default 3, pocket model 1", low=0.01, high=100
@@ -98,7 +101,9 @@ class ImageParameters(Parameters):
     slg_end: float = parameter(0.2, "share of the steps before which skip-layer guidance ends", low=0, high=1)
     seed: str = parameter("0", "seed of the first image, 0 to 2^63, or random; image i has seed + i")
     sampler: str | None = parameter(
-        None, "how steps are taken; dpmpp_2m needs fewer of them; default by model", choices=tuple(SAMPLERS)
+        None,
+        "how steps are taken; dpmpp_2m needs fewer of them; default euler, SD3.5 medium and large dpmpp_2m",
+        choices=tuple(SAMPLERS),
     )
     exact_end: bool = parameter(False, "shift the last noise level once; the published code shifts it twice")
     init_image: str | None = parameter(None, "image to start from", path=True)
@@ -110,7 +115,7 @@ class ImageParameters(Parameters):
     denoise: float = parameter(0.6, "how much of an initial image is made anew", above=0, high=1)
     from_image: str | None = parameter(
         None,
-        "make the image of this PNG again; parameters given besides take precedence; give --models again",
+        "make the image of this PNG, JPEG or WebP again; parameters given besides go first; give --models again",
         path=True,
     )
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch.nn.functional import interpolate
 
 from common.parameters import ParameterError
 from common.pictures import to_image
 from common.run_folder import describe, read_json, replace_file
+from resd3_medium.initial_image import quiet
 from resd3_medium.vae import LatentFormat
 
 FILE = "preview.json"  # beside the weights of an autoencoder other than the released one; scripts/fit_preview.py
@@ -24,6 +25,7 @@ RELEASED = (
     *((-0.0057, 0.0116, 0.0700), (-0.0412, 0.0281, -0.0039), (0.1106, 0.1171, 0.1220), (-0.0248, 0.0682, -0.0481)),
     *((0.0815, 0.0846, 0.1207), (-0.0120, -0.0055, -0.0867), (-0.0749, -0.0634, -0.0456), (-0.1418, -0.1457, -0.1259)),
 )
+MARK = "Comment", "preview of an image in work"  # text by which a file is known as a preview
 Factors = tuple[torch.Tensor, torch.Tensor]  # [C, 3] and [3]: an image in -1..1 is latent @ factors + bias
 
 
@@ -96,4 +98,20 @@ def save_preview(path: Path, data: torch.Tensor, factors: Factors, size: tuple[i
     """
     images = [preview_image(latent, factors, size) for latent in data]
     sheet = Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
-    replace_file(path, lambda temporary: sheet.save(temporary, format="PNG"))
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*MARK)
+    replace_file(path, lambda temporary: sheet.save(temporary, format="PNG", pnginfo=mark))
+
+
+def check_place(path: Path) -> None:
+    """Raise ParameterError unless a preview may be written to `path`: nothing lies there, or an earlier preview."""
+    name, text = MARK
+    try:
+        with quiet(), Image.open(path) as image:
+            if image.info.get(name) == text:
+                return
+    except FileNotFoundError:
+        return
+    except Exception:  # Pillow's plugins raise nearly every kind; what they do not read is no preview
+        pass
+    raise ParameterError("preview", None, f"must be 0, since {path} is no preview, and would be overwritten")

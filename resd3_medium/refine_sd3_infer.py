@@ -1,7 +1,7 @@
-"""Text (and image) to image with Stable Diffusion 3 Medium, in little memory.
+"""Text (and image) to image with Stable Diffusion 3 and 3.5, in little memory.
 
-Reads the released safetensors from --models and writes PNGs and tasks.csv into --out. Without them, a small model that
-comes with the project makes emoji. Without a prompt, captions of the dataset are drawn. Examples:
+Reads weights, as released or as others pack them, from --models and writes PNGs and tasks.csv into --out. Without them,
+a small model that comes with the project makes emoji. Without a prompt, captions of the dataset are drawn. Examples:
 python resd3_medium/refine_sd3_infer.py --prompt "a red bicycle leaning on a blue door" --steps 28
 python resd3_medium/refine_sd3_infer.py --num_tasks 10 --steps 10-19 --offload block
 python resd3_medium/refine_sd3_infer.py --resume results/images
@@ -20,9 +20,9 @@ from typing import Any
 from common.command_line import command_line
 from common.parameters import ParameterError
 from common.run_folder import claimed, peak_memory
-from resd3_medium.guidance_check import check_guidance, warn_of_guidance
+from resd3_medium.guidance_check import check_guidance, warn_of_guidance, warn_of_idle
 from resd3_medium.image_folder import ImageFolder, image_names, no_empty_folder
-from resd3_medium.image_record import Record, read_record, recorded, warn_of_unfinished, warn_of_weights
+from resd3_medium.image_record import Record, check_config, read_record, recorded, warn_of_unfinished, warn_of_weights
 from resd3_medium.image_run import ImageRun
 from resd3_medium.infer_parameters import InferConfig, with_model, with_stored
 from resd3_medium.initial_image import load_image
@@ -48,8 +48,8 @@ def new_run(config: InferConfig, given: dict[str, Any]) -> tuple[InferConfig, li
     seed = parse_seed(config.seed)
     if config.init_image:
         load_image(config.init_image, 16, 16, tell=note)
-    elif "denoise" in given:
-        raise ParameterError("denoise", config.denoise, "must come with --init_image, whose part it is")
+    elif idle := [name for name in ("denoise", "fit") if name in given]:
+        raise ParameterError(idle[0], given[idle[0]], "must come with --init_image, whose part it is")
     prompts = choose_prompts(config.prompt, config.prompts, config.num_tasks, seed)
     if seed + len(prompts) - 1 > LARGEST_SEED:
         raise ParameterError("seed", seed, f"must be at most 2^63 for the last of the {len(prompts)} images")
@@ -70,8 +70,7 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
     Exits with 130 or 143 when a signal has ended it after a batch, with 1 when an image is gone. Raises ParameterError.
     """
     names = image_names(tasks, record.first if record else images.next_number())
-    there = images.there() if record else set()
-    missing = {i for i, name in enumerate(names) if name not in there}
+    missing = {i for i, name in enumerate(names) if not record or not images.whole(name)}
     if record:
         for i in sorted(set(range(len(tasks))) - missing):  # a killed run may not have come to list its last ones
             images.list(names[i], tasks[i], None, record.cells())
@@ -83,6 +82,7 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
     pipeline = open_pipeline(config)
     print("\n".join(pipeline.weights.lines(config.weights)))
     warn_of_guidance(pipeline, [task.settings for task in tasks])
+    warn_of_idle(pipeline, config, [task.settings for task in tasks])
     if record:
         record.check_weights(config, pipeline.weights)
     else:
@@ -100,7 +100,7 @@ def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFo
     print(f"{len(took)} images and tasks.csv in {images.folder}")
     print(f"average generation time {average:.2f} s (text {text:.2f}, denoise {denoise:.2f}, decode {decode:.2f})")
     print(f"peak memory {peak_memory(pipeline.device)}")
-    if left := len(set(names) - images.there()):
+    if left := sum(not images.whole(name) for name in names):
         print(f"{left} of {len(tasks)} images are missing; go on with --resume {shlex.quote(str(images.folder))}")
         sys.exit(code or 1)
 
@@ -111,6 +111,7 @@ def main(config: InferConfig, given: dict[str, Any]) -> None:
         config, prompts = new_run(config, given)
         tasks, place = task_list(config, prompts), Path(config.out)
         with no_empty_folder(place), claimed(place) as folder:
+            check_config(folder)
             make_images(config, tasks, ImageFolder(folder), None)
         return
     place = Path(config.resume)

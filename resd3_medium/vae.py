@@ -117,9 +117,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features [B, outputs, H, W] of x [B, inputs, H, W]."""
         shortcut = self.nin_shortcut(x)
-        h = normalised(self.norm1, x, spare=shortcut is not x)
-        del x
-        h = convolved(self.conv1, activated(h))
+        h = convolved(self.conv1, activated(normalised(self.norm1, x, spare=shortcut is not x)))
+        if shortcut is not x and is_large(x):
+            x.untyped_storage().resize_(0)  # nobody reads it again, though the frames above still name it
         return shortcut + convolved(self.conv2, activated(normalised(self.norm2, h, spare=True)))
 
 

@@ -1,7 +1,6 @@
 """The tensors of one model, whatever file, layout and precision they lie in: checked, and read under our names.
 
-A tensor of ours may be several pieces of a file below each other, carry a scale, or have LoRAs added. Nothing is ever
-unpickled. Start reading at `PartWeights`.
+Nothing is ever unpickled. Start reading at `PartWeights`.
 """
 
 import dataclasses
@@ -16,114 +15,17 @@ from torch import nn
 
 from common.parameters import ParameterError
 from resd3_medium.file_kinds import other_model
-from resd3_medium.ggml import BLOCKS, floats_by_gguf, ggml_kind
 from resd3_medium.layouts import Origin, diffusers_transformer, diffusers_vae, llama_t5, shapes_as_ours
 from resd3_medium.lora import Delta
-from resd3_medium.mmdit import MMDiT
-from resd3_medium.packed import Packed, from_ggml, row_halves_swapped, stacked
 from resd3_medium.parts import Extras, Part
-from resd3_medium.weight_files import DENSE, FLOAT8, Entry, GGUFFile, WeightsFile, first_line
+from resd3_medium.stored_weight import Weight
+from resd3_medium.weight_files import DENSE, FLOAT8, Entry, WeightsFile, first_line
 
 SCALES = (".scale_weight", ".weight_scale")  # of X.weight, in the older and the newer form
 SPARE = r"(.*\.)?(logit_scale|scaled_fp8|scale_input|input_scale|comfy_quant)"  # has no use in any model here
-ALIGNED = 16  # bytes; a matrix at another place of a file's map rounds products with a single row otherwise
-ONE_ROW = r"text_projection|text_embedder|[ty]_embedder"  # matrices that have such products
 TABLES = r"embedding\.|embed_tokens|pos_embed|attention_bias|^shared\."  # matrices that no linear layer has
 EIGHT_BITS = ("MMDiT", "T5")  # the models that int8 and fp8 take up on request: most of all weights
 FORMATS = ("float8_e4m3fn", "float8_e5m2")  # of the newer form
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """One tensor of a model: pieces of a file below each other, their scales, and what is added to it."""
-
-    file: WeightsFile
-    shape: tuple[int, ...]
-    pieces: tuple[str, ...]  # names in the file
-    scales: tuple[str | None, ...]
-    swapped: bool = False  # the halves of the rows change places
-    deltas: tuple[Delta, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        """How the numbers are stored; empty where pieces differ."""
-        kinds = {self.file.entries[name].kind for name in self.pieces}
-        return kinds.pop() if len(kinds) == 1 else ""
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether all of it is stored at 16 bits or more, so that rounding it to 8 is the first rounding."""
-        return all(self.file.entries[name].kind in DENSE for name in self.pieces)
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether it is a matrix that is stored at few bits, and is kept so."""
-        if len(self.shape) != 2 or not self.kind or self.kind in DENSE:
-            return False
-        return self.kind in FLOAT8 or self.kind in BLOCKS
-
-    def in_map(self, dtype: torch.dtype) -> bool:
-        """Whether `dense` at that dtype shares the file's memory map."""
-        simple = len(self.pieces) == 1 and not (self.swapped or self.deltas or self.scales[0])
-        return simple and DENSE.get(self.kind) == dtype
-
-    def piece(self, k: int) -> torch.Tensor:
-        """Piece k in float32, with its scale."""
-        name, scale = self.pieces[k], self.scales[k]
-        entry, raw = self.file.entries[name], self.file.raw(name)
-        if entry.kind not in DENSE and entry.kind not in FLOAT8:
-            assert isinstance(self.file, GGUFFile)
-            if (kind := ggml_kind(self.file.ggml_type(name))) is not None and len(entry.shape) == 2:
-                return from_ggml(kind, raw, entry.shape).floats()
-            try:
-                return floats_by_gguf(raw, self.file.ggml_type(name), entry.shape)
-            except ValueError as error:
-                raise self.file.error(f"must hold weights that can be read; {name}: {first_line(error)}") from None
-        values = raw.float()
-        return values if scale is None else values * self.scale(k)
-
-    def scale(self, k: int) -> torch.Tensor:
-        """The scale of piece k in float32: [1, 1], or one for each row [rows, 1]."""
-        name, scale = self.pieces[k], self.scales[k]
-        assert scale is not None
-        values = self.file.raw(scale).float().reshape(-1, 1)
-        return values if len(self.file.entries[name].shape) == 2 else values.reshape(())
-
-    def floats(self) -> torch.Tensor:
-        """The tensor in float32 with everything that is added to it, in memory of its own where need be."""
-        values = torch.cat([self.piece(k).reshape(-1, *self.shape[1:]) for k in range(len(self.pieces))])
-        if self.swapped:
-            values = torch.cat(values.chunk(2)[::-1])
-        if self.deltas:
-            values = values.clone()
-            for delta in self.deltas:
-                delta.add_to(values)
-        return values.reshape(self.shape)
-
-    def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor at a dtype, rounded once; it shares the memory map where it can."""
-        if self.deltas or any(self.scales) or self.kind not in DENSE:
-            return self.floats().to(dtype)
-        rows = [self.file.raw(name).to(dtype).reshape(-1, *self.shape[1:]) for name in self.pieces]
-        values = rows[0] if len(rows) == 1 else torch.cat(rows)
-        if values.data_ptr() % ALIGNED and (values.nbytes < 2**20 or re.search(ONE_ROW, self.pieces[0])):
-            values = values.clone()
-        return (torch.cat(values.chunk(2)[::-1]) if self.swapped else values).reshape(self.shape)
-
-    def packed(self) -> Packed | None:
-        """The matrix as it is stored, without what is added to it; None when it is not stored at few bits."""
-        if not self.is_packed:
-            return None
-        parts = []
-        for k, name in enumerate(self.pieces):
-            entry, raw = self.file.entries[name], self.file.raw(name)
-            if self.kind in FLOAT8:
-                scale = None if self.scales[k] is None else self.scale(k)
-                parts.append(Packed(self.kind, raw, scale, (entry.shape[0], entry.shape[1])))
-                continue
-            parts.append(from_ggml(self.kind, raw, (entry.shape[0], entry.shape[1])))
-        whole = parts[0] if len(parts) == 1 else stacked(parts)
-        return row_halves_swapped(whole) if self.swapped else whole
 
 
 class PartWeights:
@@ -335,19 +237,3 @@ def floating(kind: str) -> bool:
 def listed(prefix: str, names: list[str]) -> str:
     """The first three names, with their prefix."""
     return ", ".join(prefix + name for name in names[:3]) + (" .." if len(names) > 3 else "")
-
-
-def finish(model: nn.Module, weights: PartWeights, device: torch.device) -> None:
-    """What a model needs besides its parameters: the position table, the known tokens, or where the latents lie."""
-    known = getattr(weights.config, "known", None)
-    if known is not None:
-        model.known = torch.tensor(known, device=device)
-    if isinstance(model, MMDiT):
-        table = weights.weight("pos_embed")
-        plain = table.kind in DENSE or (table.kind in FLOAT8 and not any(table.scales))
-        # in the memory map where it can be, since a run needs a small part of it only
-        model.pos_embed = weights.file.raw(table.pieces[0]).view(table.shape) if plain else table.dense(torch.float16)
-    if weights.part.name == "VAE":
-        from resd3_medium.vae import LatentFormat
-
-        model.latents = LatentFormat(weights.extras.latent_scale, weights.extras.latent_shift)

@@ -160,10 +160,12 @@ def test_a_killed_run_is_gone_on_with(models, run, tmp_path, capsys):
     assert (images(cut), rows(cut)) == before
 
 
-def test_a_deleted_image_is_made_again_and_listed_once(run, tmp_path):
+def test_deleted_and_damaged_images_are_made_again_and_listed_once(run, tmp_path):
     run(*FIVE, "--out", tmp_path / "one", "--batch_size=2")
     before = images(tmp_path / "one"), sorted(row["image"] for row in rows(tmp_path / "one"))
     (tmp_path / "one" / before[1][3]).unlink()
+    (tmp_path / "one" / before[1][0]).write_bytes(b"")
+    (tmp_path / "one" / before[1][1]).write_bytes(before[0][before[1][1]][:-20])
     run_here(refine_sd3_infer, "--resume", tmp_path / "one", "--offload=model")
     assert list(images(tmp_path / "one")) == before[1] == sorted(row["image"] for row in rows(tmp_path / "one"))
 
@@ -307,6 +309,18 @@ def test_a_table_of_an_older_version_gets_the_new_columns(run, tmp_path, capsys)
         (tmp_path / "tasks.csv").write_text(foreign)
         assert "--out" in refusal(capsys, refine_sd3_infer, "--prompt=a", "--out", tmp_path)
         assert (tmp_path / "tasks.csv").read_text() == foreign
+
+
+@pytest.mark.parametrize("content", ['{"method": "ladts", "parameters": {"seeds": 1}}', "mine", "[" * 100_000, None])
+def test_a_config_of_something_else_is_not_written_over(run, tmp_path, capsys, content):
+    path = tmp_path / "config.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    line = refusal(capsys, refine_sd3_infer, "--prompt=a", "--out", tmp_path)
+    assert "its config.json is of something else" in line and list(tmp_path.iterdir()) == [path]
+    assert content is None or path.read_text() == content
 
 
 def test_home_folders_initial_images_and_repeated_images(run, tmp_path, monkeypatch):

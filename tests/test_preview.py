@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import refusal, run_here
 from PIL import Image
 
 from common.parameters import ParameterError
+from resd3_medium import refine_sd3_infer
 from resd3_medium.building import build
 from resd3_medium.finding import find_part
 from resd3_medium.folders import POCKET
@@ -87,3 +89,19 @@ def test_without_factors_a_preview_is_refused(tmp_path):
         with pytest.raises(ParameterError, match=r"must be of fit_preview\.py"):
             preview_factors(16, other, tmp_path)
     assert find_part(POCKET, "VAE").extras.latent_scale != LatentFormat.scale
+
+
+def test_a_users_own_file_is_no_place_for_previews(tmp_path, capsys):
+    picture = tmp_path / "preview.png"
+    for content in (b"my notes", None):
+        if content is None:
+            Image.new("RGB", (8, 8)).save(picture)
+            content = picture.read_bytes()
+        picture.write_bytes(content)
+        told = refusal(capsys, refine_sd3_infer, "--prompt=a", "--steps=2", "--preview=1", "--out", tmp_path)
+        assert str(picture) in told and [p.name for p in tmp_path.iterdir()] == ["preview.png"]
+        assert picture.read_bytes() == content
+    picture.unlink()
+    for _ in range(2):  # a preview of its own is written over
+        run_here(refine_sd3_infer, "--prompt=a", "--steps=2", "--preview=1", "--out", tmp_path)
+    assert len(list(tmp_path.glob("*_s0.png"))) == 2

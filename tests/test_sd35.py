@@ -226,6 +226,8 @@ def test_parameters_of_the_guidance_reach_the_image_and_its_repetition(models, t
         (["--slg_end=0.5"], "--slg_end=0.5: must come with --slg_scale above 0"),
         (["--slg_scale=1", "--slg_start=0.5"], "--slg_start=0.5: must be at most --slg_end=0.2"),
         (["--cfg_start=0.2", "--cfg_end=0.3"], "--cfg_start=0.2: must be at least --cfg_end=0.3: noise goes from 1"),
+        (["--fit=pad"], "--fit=pad: must come with --init_image"),
+        (["--denoise=0.6"], "--denoise=0.6: must come with --init_image"),
         (["--cfg_end=0.3", "--cfg_scale=1"], "--cfg_end=0.3: must come with another --cfg_scale than 1"),
     ],
 )
@@ -240,9 +242,12 @@ def test_guidance_that_cannot_act_is_refused(models, tmp_path, capsys, flags, to
         (["--slg_scale=1", "--slg_layers=1"], "--slg_scale=1.0 acts in none of 2 steps: no step lies between"),
         (["--cfg_start=0.5", "--cfg_end=0.4"], "between --cfg_start=0.5 and --cfg_end=0.4"),
         (["--cfg_scale=1", "--negative_prompt=b"], "the negative prompt is not read: --cfg_scale=1"),
+        (["--t5=off", "--t5_tokens=100"], "--t5_tokens=100 does nothing: T5 is not used"),
+        (["--t5=on", "--zero_rows=9"], "--zero_rows=9 does nothing: T5 is used"),
+        (["--preview=3"], "--preview=3 does nothing: no image takes more than 2 steps"),
     ],
 )
-def test_guidance_that_acts_in_no_step_is_told(models, tmp_path, capsys, flags, told):
+def test_what_acts_in_no_step_or_on_nothing_is_told(models, tmp_path, capsys, flags, told):
     images(models, tmp_path, "--prompt=a", "--width=32", "--height=32", "--steps=2", *flags)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert told in line
