@@ -102,19 +102,21 @@ class ImageParameters(Parameters):
     seed: str = parameter("0", "seed of the first image, 0 to 2^63, or random; image i has seed + i")
     sampler: str | None = parameter(
         None,
-        "sampler; dpmpp_2m needs fewer steps; default euler, SD3.5 medium and large dpmpp_2m",
+        "how steps are taken; dpmpp_2m needs fewer of them; default euler, SD3.5 medium and large dpmpp_2m",
         choices=tuple(SAMPLERS),
     )
-    exact_end: bool = parameter(False, "do not shift the last noise level twice, as the published code does")
+    exact_end: bool = parameter(False, "shift the last noise level once; the published code shifts it twice")
     init_image: str | None = parameter(None, "image to start from", path=True)
     fit: str | None = parameter(
         None,
-        "what an initial image of other proportions undergoes; default crop",
+        "how an initial image of other proportions is fitted. crop: its middle; pad: white is added; default crop",
         choices=("crop", "pad", "stretch"),
     )
     denoise: float = parameter(0.6, "how much of an initial image is made anew", above=0, high=1)
     from_image: str | None = parameter(
-        None, "make the image of this PNG, JPEG or WebP again, but for parameters given besides", path=True
+        None,
+        "make the image of this PNG, JPEG or WebP again; parameters given besides go first; give --models again",
+        path=True,
     )
 
     def check(self) -> None:
@@ -150,9 +152,13 @@ class ModelParameters(Parameters):
         "how large matrices are kept in memory. stored: as in the file; full: at --dtype; int8, fp8: 8 bits",
         choices=("stored", "full", "int8", "fp8"),
     )
-    lora: tuple[str, ...] = parameter((), "LoRA file to add, as FILE or FILE:strength", path=True)
+    lora: tuple[str, ...] = parameter(
+        (), "LoRA file to add, as FILE or FILE:strength; without it, strength is 1", path=True
+    )
     device: str = parameter("auto", "where the models run", choices=DEVICE_CHOICES)
-    dtype: str = parameter("auto", "dtype of the weights; auto: float16, on the CPU float32", choices=("auto", *DTYPES))
+    dtype: str = parameter(
+        "auto", "precision of the computation; auto: float16, on the CPU float32", choices=("auto", *DTYPES)
+    )
     offload: str = parameter(
         "none",
         "memory level. none: all models stay on the device; model: they take turns; block: so do layers",
@@ -165,7 +171,9 @@ class ModelParameters(Parameters):
         0, "rows of zeros that stand for T5 where it is left out; diffusers has 256", low=0, high=512
     )
     tile: int = parameter(
-        1536, "images with a longer side are decoded in tiles of this size, which is not exact; 0: never", low=0
+        1536,
+        "images whose longer side exceeds this are decoded in tiles of this size, which is not exact; 0: never",
+        low=0,
     )
 
     def check(self) -> None:
