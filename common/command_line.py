@@ -9,6 +9,7 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -56,6 +57,9 @@ def command_line(
     except KeyboardInterrupt as error:
         quiet_start.ended()
         fail("terminated" if isinstance(error, Terminated) else "interrupted", exit_code(error))
+    except BrokenPipeError:  # who read the output has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
     except (MemoryError, RuntimeError) as error:

@@ -320,10 +320,12 @@ def refuse_missing(given: Path, missing: list[str], found: list[Candidate], t5: 
         there += [f"{c.name} holds {', '.join(s.part for s in c.spaces)}" for c in found if c.spaces]
         reason = "; ".join(there[:4]) if there else "no file of weights lies there"
     files = ", ".join(sorted({PARTS[part].usual for part in needed}))
+    command = "python scripts/download_models.py"
+    command += " --t5 fp8, or leave it out with --t5 off" if needed == ["T5"] else ""
     raise ParameterError(
         "models",
         given,
-        f"no {', '.join(needed)}: {files} missing ({reason}); get the files with python scripts/download_models.py",
+        f"no {', '.join(needed)}: {files} missing ({reason}); get the files with {command}",
     )
 
 

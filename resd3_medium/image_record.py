@@ -82,6 +82,8 @@ def warn_of_weights(image: str, record: Record) -> None:
         lines += differing_weights(loras[0] or {"LoRA": None}, loras[1])
     for line in lines:
         print(f"warning: {image}: {line}", file=sys.stderr)
+    if any(line.startswith("MMDiT") for line in lines):
+        print(f"warning: {image}: --models takes the folder or file that it was made with", file=sys.stderr)
 
 
 def lora_record(weights: Weights) -> list[dict[str, Any]]:

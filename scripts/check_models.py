@@ -58,7 +58,7 @@ def main(config: CheckConfig, given: dict[str, Any]) -> None:
         whole &= part is not None or optional
         if part is not None:
             parts[name] = part
-            words += f", {part.file.size / 2**30:.2f} GiB"
+            words += f", in a file of {part.file.size / 2**30:.2f} GiB"
         print(f"{name:8s}{file:26s}  {words}{' (optional)' if optional else ''}")
     for line in unused(models, found, chosen):
         print(f"not used: {line}")
