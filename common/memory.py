@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import gc
 from collections.abc import Callable
 
 
@@ -16,7 +15,6 @@ def trim() -> Callable[[int], int] | None:
 
 
 def give_back() -> None:
-    """Give back what Python and the C library keep of freed memory, as after a model was dropped."""
-    gc.collect()
+    """Give back what the C library keeps of freed memory, as after a model was dropped."""
     if (function := trim()) is not None:
         function(0)
