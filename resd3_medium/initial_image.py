@@ -18,6 +18,7 @@ from common.parameters import ParameterError
 from common.run_folder import describe
 from resd3_medium.picture_colours import TILE, Colours, tiles
 
+HUNGRY = {"WEBP": 80_000_000}  # formats whose decoders take 17 bytes a pixel, and how many pixels are read
 LARGE = 2**24  # pixels above which an image is made smaller by whole factors before it is resampled
 GAP = 4  # how much larger than wanted it stays then along a side
 TURNS = {  # by the orientation that EXIF data give
@@ -206,6 +207,9 @@ def opened(path: str) -> Iterator[Image.Image]:
             image = stack.enter_context(Image.open(file))
         if image.format == "EPS":  # for which Pillow would start another program
             raise ParameterError("init_image", path, "must be an image that can be read (EPS files are programs)")
+        if image.format in HUNGRY and image.width * image.height > HUNGRY[image.format]:
+            words = f"{image.format} of more than {HUNGRY[image.format]:,} pixels needs too much memory"
+            raise ParameterError("init_image", path, f"must be a PNG or JPEG at this size ({words})")
         if min(image.size) < 1:
             raise ParameterError("init_image", path, "must be an image that can be read (it has no pixels)")
         yield image

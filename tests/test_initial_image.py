@@ -292,3 +292,11 @@ def test_what_is_cropped_is_told():
     line = cropped((800, 600), 512, 512)
     assert "800x600" in line and "600x600 at left and right" in line and "--fit" in line
     assert "top and bottom" in cropped((600, 800), 512, 512) and cropped((300, 200), 96, 64) == ""
+
+
+def test_formats_whose_decoders_take_much_memory_are_refused_when_they_are_large(tmp_path, monkeypatch):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.webp")
+    load_image(str(tmp_path / "a.webp"), 16, 16)
+    monkeypatch.setitem(initial_image.HUNGRY, "WEBP", 599)
+    with pytest.raises(ParameterError, match="must be a PNG or JPEG at this size"):
+        load_image(str(tmp_path / "a.webp"), 16, 16)
