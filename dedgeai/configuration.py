@@ -5,6 +5,7 @@ The texts that hold several numbers are read here, once each. Start reading at `
 
 import dataclasses
 import functools
+import re
 from typing import ClassVar
 
 import numpy as np
@@ -12,12 +13,12 @@ import numpy as np
 from common.device import DEVICE_CHOICES
 from common.parameters import ParameterError, Parameters, numbers, parameter
 from common.run_folder import RESULTS
-from dedgeai.options import LOOPBACK
 from dedgeai.schedulers import method_of, scheduler_names
 from resd3_medium.dtypes import DTYPES
 from resd3_medium.tasks import parse_steps
 
 FOLDER = RESULTS / "dedgeai"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICIES = FOLDER / "policies"
 
 
@@ -31,7 +32,7 @@ class ModeParameters(Parameters):
     serve: bool = parameter(False, "answer HTTP requests until Ctrl-C instead")
     seed: int = parameter(0, "seed of tasks, images and scheduler", low=0)
     out: str | None = parameter(None, "folder of the run; default results/dedgeai/<mode and scheduler>", path=True)
-    resume: str | None = parameter(None, "go on with the tasks that are left of the run in this folder", path=True)
+    resume: str | None = parameter(None, "go on with the tasks of the run or service in this folder", path=True)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -180,12 +181,40 @@ class ServiceParameters(Parameters):
 
     GROUP: ClassVar[str] = "service"
 
-    host: str = parameter("127.0.0.1", "address to listen on; another than the loopback needs --token")
+    host: str = parameter("127.0.0.1", "address to listen on; another than the loopback needs a token")
     port: int = parameter(8000, "port to listen on; 0: any free one", low=0, high=65_535)
-    token: str | None = parameter(None, "secret that every request must bring")
+    token: str | None = parameter(None, "secret that every request must bring; kept as a hash")
+    token_file: str | None = parameter(None, "file that holds the token, instead", path=True)
+    change_token: bool = parameter(False, "take another token than this service had, or none from now on")
+    root_path: str = parameter("", "path below which a proxy shows the service, as in /images", empty=True)
+    allowed_hosts: str | None = parameter(
+        None, "names under which it answers, as in a.org,*.b.org; default: any, on the loopback its names"
+    )
+    cors: str | None = parameter(None, "origins whose pages may use it, as in https://a.org, or *; default none")
+    model_name: str | None = parameter(None, "name of the model in the API; default that of what is loaded")
     max_prompt: int = parameter(1000, "longest prompt", unit="characters", low=1, high=100_000)
     max_steps: int = parameter(50, "most denoising steps", unit="steps", low=1, high=1000)
+    max_side: int | None = parameter(
+        None, "longest side of an image; default 1024, pocket model 128", unit="pixels", low=16, high=4096
+    )
+    max_images: int = parameter(4, "most images of a request", low=1, high=100)
     max_queued: int = parameter(1000, "most tasks that wait or run", low=1, high=1_000_000)
+    max_connections: int = parameter(4000, "most connections at a time", low=10, high=100_000)
+    request_seconds: float = parameter(20.0, "longest time that a request may take to arrive", unit="s", above=0)
+    keep_images: str | None = parameter(
+        None, "images to keep: a number, or an age in days as in 30d; default all", more="Older files are deleted."
+    )
+    access_log: bool = parameter(True, "write a line for each request into access.log")
+
+    @functools.cached_property
+    def kept(self) -> tuple[int | None, float | None]:
+        """How many images are kept, and for how many s. Raises ParameterError."""
+        if self.keep_images is None:
+            return None, None
+        number, days = self.keep_images.removesuffix("d"), self.keep_images.endswith("d")
+        if not (number.isascii() and number.isdigit() and len(number) < 10):
+            raise ParameterError("keep_images", self.keep_images, "must be a number of images, or of days as in 30d")
+        return (None, 86_400.0 * int(number)) if days else (int(number), None)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -197,7 +226,7 @@ class DedgeParameters(
     def check(self) -> None:
         """Raises ParameterError for texts that hold no numbers, and for parameters that contradict each other."""
         super().check()
-        steps, _, _ = self.step_range, self.counts, self.relative_speeds
+        steps, _, _, _ = self.step_range, self.counts, self.relative_speeds, self.kept
         if self.learn and not method_of(self.scheduler).learns:
             learning = ", ".join(scheduler_names(learning=True))
             raise ParameterError("learn", True, f"must come with a scheduler that learns, one of {learning}")
@@ -216,8 +245,12 @@ class DedgeParameters(
             raise ParameterError("gpus_per_server", self.gpus_per_server, "must be at most 1, or a whole number")
         if self.serve and sum(steps) // 2 > self.max_steps:
             raise ParameterError("max_steps", self.max_steps, f"must be at least the middle of --steps={self.steps}")
-        if self.serve and self.host not in LOOPBACK and not self.token:
+        if self.token is not None and self.token_file is not None:
+            raise ParameterError("token_file", self.token_file, "must not be combined with --token")
+        if self.serve and self.host not in LOOPBACK and not (self.token or self.token_file):
             raise ParameterError("host", self.host, f"must be {LOOPBACK[0]}, or come with a --token")
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
+            raise ParameterError("root_path", self.root_path, "must be as /images or /ai/images")
         for name in ("width", "height"):
             if (getattr(self, name) or 0) % 16:
                 raise ParameterError(name, getattr(self, name), "must be a multiple of 16")

@@ -1,4 +1,4 @@
-"""What travels between dispatcher and edge servers: tasks, their results, and a server's state.
+"""What travels between driver and edge servers: tasks, and what a batch of them became.
 
 Nothing here needs torch, so that an edge server that only waits for the profile's time starts at once. Start reading at
 `Task`.
@@ -17,7 +17,11 @@ def input_mbit(prompt: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One image to make, as it arrived at a base station."""
+    """One image to make, as it arrived at a base station.
+
+    `request` is the number of the first task that was asked for together with it, if there are several. `scale` is what
+    one of its steps takes over a step for an image of the run's size.
+    """
 
     number: int
     prompt: str
@@ -26,19 +30,33 @@ class Task:
     width: int
     height: int
     base_station: int
+    negative_prompt: str | None = None  # None, here and below: the model's
+    cfg_scale: float | None = None
+    request: int | None = None
+    user: str = ""
+    scale: float = 1.0
 
     @property
     def size(self) -> float:
         """d in Mbit."""
         return input_mbit(self.prompt)
 
+    @property
+    def work(self) -> float:
+        """Its denoising steps, counted as steps for images of the run's size."""
+        return self.steps * self.scale
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What tasks that are denoised together have alike."""
+        return self.steps, self.width, self.height, self.cfg_scale
+
 
 def batch_of(tasks: Iterable[Task], most: int) -> list[Task]:
-    """The first task, and up to `most` - 1 others that can be denoised with it: same steps, same size."""
+    """The first task, and up to `most` - 1 others of its kind, which can be denoised with it."""
     alike: list[Task] = []
     for task in tasks:
-        first = alike[0] if alike else task
-        if (task.steps, task.width, task.height) == (first.steps, first.width, first.height):
+        if not alike or task.kind == alike[0].kind:
             alike.append(task)
         if len(alike) == most:
             break
@@ -46,30 +64,8 @@ def batch_of(tasks: Iterable[Task], most: int) -> list[Task]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """What became of a task: a PNG file's bytes, or an error in words; and its share of the batch's seconds."""
+class Made:
+    """What a batch became: a PNG file's bytes for each task, None where it was cancelled; and the seconds of each."""
 
-    number: int
-    image: bytes
-    error: str
+    images: list[bytes | None]
     seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """What an edge server says of itself. `seconds_per_step` is a moving average of what it measured last."""
-
-    queued: int
-    running: int
-    backlog_seconds: float
-    backlog_gcycles: float
-    seconds_per_step: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Results up to and including number `last` of those that this start of the server has made, and its state."""
-
-    last: int
-    results: list[Result]
-    state: State
