@@ -37,7 +37,7 @@ async def run_counts(options: RunOptions, model: Model, system: EdgeSystem) -> N
     demand, runs, profile = options.demand, {}, system.profile
     alone = await one_task(system, demand.prompts[0], demand.steps, model)
     for first, stream in demand.runs(profile):
-        dispatcher = system.rounds.dispatcher
+        dispatcher = system.dispatcher
         if first and not options.config.learn:  # every run starts alike, as in a simulation
             dispatcher = Dispatcher(make_scheduler(options.scheduler, profile))
         system.start_anew(dispatcher, profile)
@@ -77,7 +77,7 @@ async def run_batch(system: EdgeSystem, tasks: list[Task], stream: TaskStream) -
 
         watcher = asyncio.create_task(watch())
         try:
-            for slot, part in stream.slots(system.rounds.dispatcher.ready.slot_seconds):
+            for slot, part in stream.slots(system.dispatcher.ready.slot_seconds):
                 left = [k for k in part if tasks[k].number not in done]
                 if not left:
                     continue
@@ -132,8 +132,8 @@ def report_runs(
             one = system.profile.seconds(np.argmin(system.profile.seconds_per_step), steps).sum()
             facts[f"speed-up of {count} tasks over one of these servers"] = float(one / run.seconds)
     if options.config.learn:
-        facts["rounds learned from"] = system.rounds.dispatcher.learned
-        save_agents(system.rounds.dispatcher, folder)
+        facts["rounds learned from"] = system.dispatcher.learned
+        save_agents(system.dispatcher, folder)
     write_csv(folder / "summary.csv", ("quantity", "value"), list(facts.items()))
     for name, value in facts.items():
         print(f"{name}: {value:.4g}")

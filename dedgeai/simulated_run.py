@@ -22,7 +22,12 @@ def run_simulation(options: RunOptions, profile: Profile, out: str | None) -> No
         for ready, (_, stream) in zip(schedulers, demand.runs(profile), strict=True):
             dispatcher, count = Dispatcher(ready), len(stream)
             found = simulate(
-                dispatcher, profile, stream, options.scheduler.link_rate, demand.seed, options.config.backlog == "profile"
+                dispatcher,
+                profile,
+                stream,
+                options.scheduler.link_rate,
+                demand.seed,
+                options.config.backlog == "profile",
             )
             part = folder if len(demand.counts) == 1 else folder / str(count)
             part.mkdir(exist_ok=True)

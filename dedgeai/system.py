@@ -73,7 +73,7 @@ class EdgeSystem:
 
     def start_anew(self, dispatcher: Dispatcher, profile: Profile) -> None:
         """Times of the records count from now on, and this dispatcher decides; only while nothing is under way."""
-        self.origin, self.profile = time.monotonic(), profile
+        self.origin, self.dispatcher, self.profile = time.monotonic(), dispatcher, profile
         self.rounds.begin(dispatcher, profile)
 
     # --- tasks come in ---
