@@ -77,7 +77,7 @@ def stored(folder: Path, count: int) -> list[Record]:
     """The records of tasks 0 to `count` - 1, all of which have ended."""
     store = Store(folder / "tasks.db")
     records = store.records(range(count))
-    assert [record.task.number for record in records] == list(range(count)) and store.last() == count - 1
+    assert [record.task.number for record in records] == list(range(count)) and store.last == count - 1
     assert all(record.final for record in records)
     asyncio.run(store.close())
     return records
