@@ -1,7 +1,7 @@
-"""One edge server (ES): a queue of tasks, a generator that works on it in order, and results that wait to be fetched.
+"""One edge server (ES): a generator that works on one batch after another, as the driver sends them.
 
-`EdgeServer` becomes a Ray actor in cluster.py, and works without Ray, too. Its methods are coroutines and return at
-once, whatever the generator is doing; only `collect` waits for a result. Start reading at `EdgeServer.work`.
+`EdgeServer` becomes a Ray actor in cluster.py, and works without Ray, too. Whatever the generator is doing, its methods
+answer at once, but for `run`. Start reading at `EdgeServer.run`.
 """
 
 import asyncio
@@ -9,21 +9,39 @@ import dataclasses
 import os
 import time
 import uuid
-from collections import deque
 from typing import Protocol
 
 import numpy as np
 
-from dedgeai.tasks import DENSITY, Report, Result, State, Task, batch_of
+from dedgeai.tasks import Made, Task
 
-SMOOTHING = 0.2  # weight of the last batch in the moving average of the server's speed
+
+class EarlyEndError(Exception):
+    """Raised by a generator that ends early because all tasks of its batch were cancelled."""
+
+
+class Batch:
+    """Tasks that are denoised together, of one kind; `over` is set when all of them are cancelled."""
+
+    def __init__(self, tasks: list[Task]) -> None:
+        self.tasks, self.left = tasks, {task.number for task in tasks}
+        self.over = asyncio.Event()
+
+    def cancel(self, numbers: set[int]) -> None:
+        """Cancel those of its tasks that have these numbers."""
+        self.left -= numbers
+        if not self.left:
+            self.over.set()
 
 
 class Compute(Protocol):
     """What makes the images of an edge server."""
 
-    async def run(self, tasks: list[Task], at_once: bool) -> list[bytes]:
-        """PNG files of tasks that have the same steps and size. `at_once`: they waited for the batch before to end."""
+    async def run(self, batch: Batch, at_once: bool) -> list[bytes]:
+        """PNG files of a batch. `at_once`: it waited for the one before to end. Raises EarlyEndError when it is over."""
+
+    def step(self) -> int:
+        """Denoising steps of the batch that are done."""
 
 
 class ComputeOptions(Protocol):
@@ -48,21 +66,34 @@ class SimulatedOptions:
 
 
 class SimulatedCompute:
-    """Waits as long as the options say. The image is one grey pixel."""
+    """Waits as long as the options say, in equal steps. The image is one grey pixel."""
 
     def __init__(self, options: SimulatedOptions, server: int) -> None:
-        self.step, self.base = options.seconds_per_step[server], options.seconds_base[server]
+        self.seconds_per_step, self.base = options.seconds_per_step[server], options.seconds_base[server]
         self.spread = options.spread[server]
         self.random = np.random.default_rng([options.seed, server])
+        self.began, self.seconds, self.steps = 0.0, 0.0, 0  # of the batch
         self.free = 0.0  # when the last batch's time was over, so that late wake-ups do not add up
 
-    async def run(self, tasks: list[Task], at_once: bool) -> list[bytes]:
+    async def run(self, batch: Batch, at_once: bool) -> list[bytes]:
         """Wait for the tasks' time, then return an image for each."""
         factor = np.exp(self.spread * self.random.standard_normal() - self.spread**2 / 2)  # of mean 1
-        now = time.monotonic()
-        self.free = (self.free if at_once else now) + len(tasks) * (self.base + tasks[0].steps * self.step) * factor
-        await asyncio.sleep(max(0.0, self.free - now))
-        return [GREY_PIXEL] * len(tasks)
+        now, first = time.monotonic(), batch.tasks[0]
+        self.began, self.steps = self.free if at_once else now, first.steps
+        self.seconds = len(batch.tasks) * (self.base + first.work * self.seconds_per_step) * factor
+        self.free = self.began + self.seconds
+        try:
+            await asyncio.wait_for(batch.over.wait(), max(0.0, self.free - now))
+        except TimeoutError:
+            return [GREY_PIXEL] * len(batch.tasks)
+        self.free = self.began + self.seconds * min(1.0, (self.step() + 1) / self.steps)
+        await asyncio.sleep(max(0.0, self.free - time.monotonic()))
+        raise EarlyEndError
+
+    def step(self) -> int:
+        """Steps whose time is over."""
+        passed = time.monotonic() - self.began
+        return self.steps if passed >= self.seconds else int(self.steps * passed / self.seconds)
 
 
 GREY_PIXEL = bytes.fromhex(
@@ -72,85 +103,59 @@ GREY_PIXEL = bytes.fromhex(
 
 
 class EdgeServer:
-    """The queue and the generator of one ES. A server that is started again is empty and has a new `incarnation`."""
+    """The generator of one ES, and the batches that it was sent. One that is started again has a new `incarnation`."""
 
-    def __init__(self, number: int, options: ComputeOptions, batch_size: int) -> None:
-        self.number, self.batch_size = number, batch_size
+    def __init__(self, number: int, options: ComputeOptions) -> None:
+        self.number, self.options = number, options
         self.incarnation = uuid.uuid4().hex
-        self.queue: deque[Task] = deque()
-        self.running: list[Task] = []
-        self.finished: list[Result] = []
-        self.fetched = 0  # results before this one have been fetched and may be forgotten
-        self.seconds_per_step, self.overhead = 0.0, 0.0
-        self.options = options
         self.compute: Compute | None = None
-        self.worker: asyncio.Task | None = None
+        self.batches: list[Batch] = []  # in the order in which they are worked on
+        self.cancelled: set[int] = set()  # also of tasks that are still on their way
+        self.turn = asyncio.Lock()
 
-    async def hello(self, seconds_per_step: float, overhead: float) -> tuple[str, int, str]:
-        """Take up the profile, and start working. Returns incarnation, process and name of the machine.
+    async def hello(self) -> tuple[str, int, str]:
+        """Drop what was sent before, and be ready to work. Returns incarnation, process and name of the machine.
 
-        `overhead` is what a task costs besides its denoising steps (encoding, decoding), counted in steps. The first
-        call opens the generator, whose mistakes reach the caller as they are; raises ParameterError.
+        The first call opens the generator, whose mistakes reach the caller as they are; raises ParameterError.
         """
         if self.compute is None:
             self.compute = self.options.open(self.number)
-        self.seconds_per_step, self.overhead = seconds_per_step, overhead
-        if self.worker is None:
-            self.arrived, self.changed = asyncio.Event(), asyncio.Event()
-            self.worker = asyncio.create_task(self.work())
+        for batch in self.batches:
+            batch.cancel(batch.left)
         return self.incarnation, os.getpid(), os.uname().nodename
 
-    async def enqueue(self, tasks: list[Task]) -> None:
-        """Put tasks at the queue's end."""
-        self.queue.extend(tasks)
-        self.arrived.set()
+    async def live(self) -> None:
+        """Never return, so that the caller learns of this server's end at once."""
+        await asyncio.Event().wait()
 
-    async def withdraw(self, count: int) -> list[Task]:
-        """Take up to `count` tasks back from the queue's end, in their order."""
-        return [self.queue.pop() for _ in range(min(count, len(self.queue)))][::-1]
-
-    async def collect(self, last: int) -> Report:
-        """Results after the `last` one that the caller has, as soon as there is one."""
-        self.finished = self.finished[max(0, last - self.fetched) :]
-        self.fetched = max(self.fetched, last)
-        while not self.finished:
-            self.changed.clear()
-            await self.changed.wait()
-        return Report(self.fetched + len(self.finished), list(self.finished), self.state())
-
-    def state(self) -> State:
-        """What the server says of itself now."""
-        steps = sum(task.steps + self.overhead for task in (*self.running, *self.queue))
-        seconds = steps * self.seconds_per_step
-        return State(len(self.queue), len(self.running), seconds, DENSITY * steps, self.seconds_per_step)
-
-    def next_batch(self) -> list[Task]:
-        """The oldest task, and behind it those that fit into one batch with it: same steps, same size."""
-        batch = batch_of(self.queue, self.batch_size)
-        numbers = {task.number for task in batch}
-        self.queue = deque(task for task in self.queue if task.number not in numbers)
-        return batch
-
-    async def work(self) -> None:
-        """Make image after image for ever. What fails becomes a result that says so."""
-        at_once = False
-        while True:
-            while not self.queue:
-                self.arrived.clear()
-                await self.arrived.wait()
-            self.running = [self.queue.popleft()] if self.batch_size == 1 else self.next_batch()
+    async def run(self, tasks: list[Task]) -> Made:
+        """Work on a batch, after those that came before. Raises RuntimeError that says in one line what failed."""
+        batch, at_once, words = Batch(tasks), self.turn.locked(), ""
+        batch.cancel(self.cancelled)
+        self.batches.append(batch)
+        async with self.turn:
             began = time.monotonic()
             try:
-                images, error = await self.compute.run(self.running, at_once), ""
+                if batch.over.is_set():
+                    raise EarlyEndError
+                images = await self.compute.run(batch, at_once)
+            except EarlyEndError:
+                images = [None] * len(tasks)
             except Exception as problem:  # whatever happens to a batch, the server goes on
-                images = [b""] * len(self.running)
-                error = (str(problem).splitlines() or [""])[0][:200] or type(problem).__name__
-            seconds = (time.monotonic() - began) / len(self.running)
-            measured = seconds / (self.running[0].steps + self.overhead)
-            self.seconds_per_step += SMOOTHING * (measured - self.seconds_per_step) if not error else 0.0
-            self.finished += [
-                Result(task.number, image, error, seconds) for task, image in zip(self.running, images, strict=True)
-            ]
-            self.running = []
-            at_once = bool(self.queue)
-            self.changed.set()
+                words = (str(problem).splitlines() or [""])[0][:200] or type(problem).__name__
+            self.batches.remove(batch)
+        self.cancelled -= {task.number for task in tasks}
+        if words:
+            raise RuntimeError(words)
+        kept = [image if task.number in batch.left else None for task, image in zip(tasks, images, strict=True)]
+        return Made(kept, (time.monotonic() - began) / len(tasks))
+
+    async def cancel(self, numbers: list[int]) -> None:
+        """Cancel tasks: a batch ends at its next step when all of it is cancelled, else their images are dropped."""
+        self.cancelled |= set(numbers)
+        for batch in self.batches:
+            batch.cancel(set(numbers))
+
+    async def steps(self) -> dict[int, int]:
+        """Denoising steps done of the tasks that it works on, by their numbers."""
+        return {task.number: self.compute.step() for batch in self.batches[:1] for task in batch.tasks}

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from common.parameters import resolve
+from dedgeai.edge_server import Batch, EarlyEndError
 from dedgeai.tasks import Task
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model
-from resd3_medium.opening import open_pipeline
+from resd3_medium.opening import check_size, open_pipeline
 from resd3_medium.pipeline import Settings
 from resd3_medium.png import png_bytes
 from resd3_medium.tasks import ImageTask
@@ -42,34 +43,55 @@ class Generator:
         torch.set_num_threads(options.threads)
         self.config = options.config
         self.pipeline = open_pipeline(self.config)
+        self.done = 0  # denoising steps of the batch
+        self.more = {name: getattr(self.config, name) for name in IMAGE_PARAMETERS}
+        self.more |= {"t5": "on" if self.pipeline.t5_rows else "off"}
+        self.more |= {"dtype": str(self.pipeline.dtype).removeprefix("torch.")}
 
-    async def run(self, tasks: list[Task], at_once: bool) -> list[bytes]:
-        """PNG files of tasks that have the same steps and size."""
-        return await asyncio.to_thread(self.make, tasks)
+    async def run(self, batch: Batch, at_once: bool) -> list[bytes]:
+        """PNG files of a batch. Raises EarlyEndError after the step in which all of it was cancelled."""
+        self.done = 0
+        return await asyncio.to_thread(self.make, batch)
 
-    def make(self, tasks: list[Task]) -> list[bytes]:
-        """PNG files of tasks that have the same steps and size. Each carries its settings, as resd3_medium's do."""
-        config, first = self.config, tasks[0]
+    def step(self) -> int:
+        """Denoising steps of the batch that are done."""
+        return self.done
+
+    def make(self, batch: Batch) -> list[bytes]:
+        """PNG files of a batch, each with its settings, as resd3_medium's have them.
+
+        Raises EarlyEndError, and ParameterError for a size that the model cannot make.
+        """
+
+        def step_done() -> None:
+            self.done += 1
+            if batch.over.is_set():
+                raise EarlyEndError
+
+        tasks = [self.described(task) for task in batch.tasks]
+        settings = tasks[0].settings
+        check_size(self.pipeline, settings.width, settings.height)
+        texts = self.pipeline.encode([text for task in tasks for text in (task.prompt, task.negative_prompt)])
+        latents = self.pipeline.denoise(
+            [texts[task.prompt] for task in tasks],
+            [texts[task.negative_prompt] for task in tasks],
+            [task.seed for task in tasks],
+            settings,
+            step_done,
+        )
+        made = self.pipeline.decode(latents)
+        return [png_bytes(image, task, self.more) for image, task in zip(made, tasks, strict=True)]
+
+    def described(self, task: Task) -> ImageTask:
+        """What a task asks for, with what it leaves out filled in."""
+        config = self.config
         settings = Settings(
-            steps=first.steps,
-            width=first.width,
-            height=first.height,
-            cfg_scale=config.cfg_scale,
+            steps=task.steps,
+            width=task.width,
+            height=task.height,
+            cfg_scale=config.cfg_scale if task.cfg_scale is None else task.cfg_scale,
             shift=config.shift,
             sampler=config.sampler,
         )
-        texts = self.pipeline.encode([text for task in tasks for text in (task.prompt, config.negative_prompt)])
-        latents = self.pipeline.denoise(
-            [texts[task.prompt] for task in tasks],
-            [texts[config.negative_prompt] for _ in tasks],
-            [task.seed for task in tasks],
-            settings,
-        )
-        more = {name: getattr(config, name) for name in IMAGE_PARAMETERS}
-        more |= {
-            "t5": "on" if self.pipeline.t5_rows else "off",
-            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
-        }
-        made = self.pipeline.decode(latents)
-        described = [ImageTask(task.prompt, config.negative_prompt, task.seed, settings) for task in tasks]
-        return [png_bytes(image, task, more) for image, task in zip(made, described, strict=True)]
+        negative_prompt = config.negative_prompt if task.negative_prompt is None else task.negative_prompt
+        return ImageTask(task.prompt, negative_prompt, task.seed, settings)

@@ -14,78 +14,85 @@ from common.parameters import ParameterError
 from common.progress import Progress
 from dedgeai.cluster import Cluster
 from dedgeai.server_profile import Profile, fitted
-from dedgeai.tasks import Result, Task
+from dedgeai.tasks import Task
 
 DEATHS = 3  # of servers with work, after which measuring is given up
 WARM_UP = 1  # first images of each server, which are not counted
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A task that a server has done, the bytes of its image, and how long it took in s."""
+
+    server: int
+    task: Task
+    size: int
+    seconds: float
+
+
 class Measurement:
     """Takes the place of the system as the cluster's owner, and gathers what the servers say.
 
-    `found` holds server and result of each task; `problem` says in words why measuring was given up.
+    `end` becomes what was found, or raises ParameterError.
     """
 
     def __init__(self, cluster: Cluster, expected: int, quiet: bool) -> None:
-        self.cluster, self.expected = cluster, expected
-        self.found: list[tuple[int, Result]] = []
-        self.done = asyncio.Event()
-        self.problem: str | None = None
-        self.waiting: dict[int, list[Task]] = {}  # tasks of servers that are down
-        self.deaths = 0
+        self.cluster, self.expected, self.deaths = cluster, expected, 0
+        self.found: list[Measured] = []
+        self.again: dict[int, list[Task]] = {}  # tasks of servers that are down
+        self.end: asyncio.Future[list[Measured]] = asyncio.get_running_loop().create_future()
         self.bar = Progress(total=expected, unit="image", desc="profile", disable=quiet)
 
-    def results(self, server: int, results: list[Result]) -> None:
-        """Take in results; the last one, or a failure, ends the measurement."""
-        self.found += [(server, result) for result in results]
-        self.bar.update(len(results))
-        self.problem = self.problem or next((result.error for result in results if result.error), None)
-        if len(self.found) >= self.expected or self.problem:
-            self.done.set()
+    def started(self, server: int, tasks: list[Task]) -> None:
+        """Nothing is to be noted."""
 
-    def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
-        """What a server that died had is sent to it again when it is back, a few times."""
-        self.waiting[server] = [*self.waiting.get(server, []), *running, *queued]
-        self.deaths += bool(self.waiting[server])
-        if self.deaths > DEATHS:
-            self.problem = f"edge server {server} died while its speed was measured"
-            self.done.set()
+    def progress(self, steps: dict[int, int]) -> None:
+        """Nothing is to be noted."""
 
     def moved(self, server: int, tasks: list[Task]) -> None:
         """Nothing is moved while servers are measured."""
 
+    def made(self, server: int, task: Task, image: bytes | None, error: str, seconds: float) -> None:
+        """Take in a result; the last one, or a failure, ends the measurement."""
+        self.found.append(Measured(server, task, len(image or b""), seconds))
+        self.bar.update()
+        if error:
+            self.fail(error)
+        elif len(self.found) == self.expected and not self.end.done():
+            self.end.set_result(self.found)
+
+    def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
+        """What a server that died had is sent to it again when it is back, a few times."""
+        self.again[server] = [*running, *queued]
+        self.deaths += bool(self.again[server])
+        if self.deaths > DEATHS:
+            self.fail(f"edge server {server} died while its speed was measured")
+
     def joined(self, server: int) -> None:
         """A server that is back gets the tasks that it lost."""
-        if tasks := self.waiting.pop(server, []):
-            self.cluster.send(server, tasks)
+        self.cluster.send({server: self.again.pop(server, [])})
 
     def broken(self, error: BaseException) -> None:
         """A mistake of this program's own ends the measurement."""
-        self.problem = f"{type(error).__name__}: {error}"
-        self.done.set()
+        self.fail(f"{type(error).__name__}: {error}")
+
+    def fail(self, words: str) -> None:
+        """Give the measurement up."""
+        if not self.end.done():
+            self.end.set_exception(ParameterError(None, None, f"the generator failed: {words}"))
 
 
-async def measure_tasks(
-    cluster: Cluster, orders: dict[int, list[Task]], quiet: bool = False
-) -> list[tuple[int, Result]]:
-    """Have servers work on tasks of their own, outside the system. Returns server and result of each.
-
-    Raises ParameterError when a task fails.
-    """
-    owner, options = cluster.owner, cluster.options
+async def measure_tasks(cluster: Cluster, orders: dict[int, list[Task]], quiet: bool = False) -> list[Measured]:
+    """Have servers work on tasks of their own, outside the system. Raises ParameterError when a task fails."""
+    owner, rebalance = cluster.owner, cluster.rebalance
     measurement = Measurement(cluster, sum(map(len, orders.values())), quiet)
-    cluster.owner = measurement
-    cluster.options = dataclasses.replace(options, rebalance=False)
+    cluster.owner, cluster.rebalance = measurement, False
     try:
-        for server, tasks in orders.items():
-            cluster.send(server, tasks)
-        await measurement.done.wait()
+        cluster.send(orders)
+        return await measurement.end
     finally:
         measurement.bar.close()
-        cluster.owner, cluster.options = owner, options
-    if measurement.problem:
-        raise ParameterError(None, None, f"the generator failed: {measurement.problem}")
-    return measurement.found
+        cluster.owner, cluster.rebalance = owner, rebalance
 
 
 async def measure_profile(
@@ -103,21 +110,18 @@ async def measure_profile(
     """
     low, high = steps[0], max(steps[1], steps[0] + 1)
     demands = [low] * WARM_UP + [low, high] * repeats
-    tasks = [
-        Task(-1 - i, prompts[i % len(prompts)], demand, i, *size, base_station=0) for i, demand in enumerate(demands)
-    ]
-    servers = range(len(cluster.servers))
     # Numbers differ between servers, and are negative so that they are no task's.
     orders = {
-        s: [Task(t.number - s * len(tasks), t.prompt, t.steps, t.seed, t.width, t.height, s) for t in tasks]
-        for s in servers
+        s: [
+            Task(-1 - i - s * len(demands), prompts[i % len(prompts)], demand, i, *size, base_station=s)
+            for i, demand in enumerate(demands)
+        ]
+        for s in range(len(cluster.servers))
     }
-    demand = {task.number: task.steps for tasks in orders.values() for task in tasks}
     found = await measure_tasks(cluster, orders)
     rows = []
-    for server in servers:
-        counted = [result for s, result in found if s == server][WARM_UP:]
-        steps_made = np.array([demand[result.number] for result in counted], dtype=float)
-        rows.append(fitted(steps_made, np.array([result.seconds for result in counted])))
-    mbit = float(np.mean([8e-6 * len(result.image) for _, result in found]))
-    return Profile(*np.array(rows).T, mbit, source)
+    for server in orders:
+        counted = [one for one in found if one.server == server][WARM_UP:]
+        demand = np.array([one.task.steps for one in counted], dtype=float)
+        rows.append(fitted(demand, np.array([one.seconds for one in counted])))
+    return Profile(*np.array(rows).T, float(np.mean([8e-6 * one.size for one in found])), source)

@@ -29,17 +29,21 @@ def open_pipeline(config: InferConfig) -> Pipeline:
         keep=config.weights,
         long_prompts=config.long_prompts,
     )
-    unit = pipeline.config.patch * pipeline.factor  # pixels along a patch's side, 16 in the released model
-    largest = pipeline.config.grid * unit
-    for name in ("width", "height"):
-        if getattr(config, name) % unit:
-            raise ParameterError(name, getattr(config, name), f"must be a multiple of {unit}, the model's patch")
-        if getattr(config, name) > largest:
-            raise ParameterError(name, getattr(config, name), f"must be at most {largest}, the model's largest")
+    check_size(pipeline, config.width, config.height)
     last = pipeline.config.depth - 1
     if config.slg_scale and max(parse_layers(config.slg_layers)) > last:
         words = f"must be numbers of blocks from 0 to {last}, separated by commas"
         raise ParameterError("slg_layers", config.slg_layers, words)
-    if config.tile and max(config.width, config.height) > config.tile:
-        pipeline.tile = config.tile // pipeline.factor
+    pipeline.tile = config.tile // pipeline.factor  # which leaves smaller images as they are
     return pipeline
+
+
+def check_size(pipeline: Pipeline, width: int, height: int) -> None:
+    """Raise ParameterError unless the pipeline's models can make images of so many pixels."""
+    unit = pipeline.config.patch * pipeline.factor  # pixels along a patch's side, 16 in the released model
+    largest = pipeline.config.grid * unit
+    for name, value in (("width", width), ("height", height)):
+        if value % unit:
+            raise ParameterError(name, value, f"must be a multiple of {unit}, the model's patch")
+        if value > largest:
+            raise ParameterError(name, value, f"must be at most {largest}, the model's largest")

@@ -1,6 +1,5 @@
 """The edge system without Ray: profile, rounds, dispatcher, simulator, against plain versions and the environment."""
 
-import asyncio
 import itertools
 import json
 
@@ -14,18 +13,12 @@ from hypothesis import strategies as st
 
 from common.parameters import ParameterError
 from dedgeai.dispatcher import Dispatcher
-from dedgeai.edge_server import GREY_PIXEL, EdgeServer, SimulatedOptions
-from dedgeai.journal import Journal, read_journal
 from dedgeai.server_profile import Profile, equal_servers, fitted
 from dedgeai.simulation import first_in_first_out, simulate
 from dedgeai.task_stream import Demand, TaskStream, draw_stream, place_of, rounds
-from dedgeai.tasks import DENSITY, Task
+from dedgeai.tasks import DENSITY
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, draw_scenario
 from lad_ts.model_lad import LadConfig
-
-
-def task(number: int, steps: int = 10, base_station: int = 0) -> Task:
-    return Task(number, f"prompt {number}", steps, number, 64, 64, base_station)
 
 
 # --- rounds and queues ---
@@ -180,69 +173,3 @@ def test_runs_one_after_another_take_the_prompts_in_turn_and_repeat():
     for (_, stream), (_, again) in zip(found, demand.runs(profile), strict=True):
         assert (stream.time == again.time).all() and (stream.steps == again.steps).all()
     assert not any(stream.time.any() for _, stream in Demand([4], demand.prompts, (1, 1), None, 3, 5).runs(profile))
-
-
-# --- edge server and journal ---
-
-
-@pytest.mark.alone
-def test_an_edge_server_keeps_the_order_batches_what_is_alike_and_repeats_results_until_they_are_fetched():
-    async def story() -> None:
-        server = EdgeServer(0, SimulatedOptions((0.001,), (0.001,), (0.0,), 0), batch_size=2)
-        await server.hello(0.001, 1.0)
-        await server.enqueue([task(0), task(1, steps=12), task(2), task(3), task(4)])
-        assert [t.number for t in await server.withdraw(1)] == [4]
-        assert server.state().queued == 4
-        report = await server.collect(0)
-        while report.last < 4:
-            again = await server.collect(0)  # not fetched yet: told once more
-            assert [r.number for r in again.results][: len(report.results)] == [r.number for r in report.results]
-            report = again
-            await asyncio.sleep(0.005)
-        assert [r.number for r in report.results] == [0, 2, 1, 3]  # 0 and 2 in one batch
-        assert all(r.image == GREY_PIXEL and not r.error for r in report.results)
-        assert server.state().backlog_seconds == 0 and server.seconds_per_step == pytest.approx(0.001, rel=0.6)
-        await server.enqueue([task(9)])
-        assert [r.number for r in (await server.collect(4)).results] == [9]
-        server.worker.cancel()
-
-    asyncio.run(story())
-
-
-def test_what_fails_on_a_server_is_said_and_the_server_goes_on():
-    async def story() -> None:
-        server = EdgeServer(0, SimulatedOptions((0.001,), (0.0,), (0.0,), 0), batch_size=1)
-        await server.hello(0.001, 0.0)
-        run = server.compute.run
-
-        async def sometimes(tasks: list[Task], at_once: bool) -> list[bytes]:
-            if tasks[0].number == 0:
-                raise ValueError("no such colour\nand more")
-            return await run(tasks, at_once)
-
-        server.compute.run = sometimes
-        await server.enqueue([task(0), task(1)])
-        while (report := await server.collect(0)).last < 2:
-            await asyncio.sleep(0.002)
-        assert [(r.number, r.error) for r in report.results] == [(0, "no such colour"), (1, "")]
-        server.worker.cancel()
-
-    asyncio.run(story())
-
-
-def test_a_journal_survives_a_line_that_was_cut_off(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
-
-    async def several() -> None:
-        await asyncio.gather(*(journal.write({"event": "done", "number": k, "text": "ä\n\ud800"}) for k in range(20)))
-
-    asyncio.run(several())
-    assert [entry["number"] for entry in read_journal(path, "resume")] == list(range(20))
-    path.write_bytes(path.read_bytes()[:-7])
-    assert len(read_journal(path, "resume")) == 19
-    asyncio.run(Journal(path).write({"event": "done", "number": 99}))
-    assert [entry["number"] for entry in read_journal(path, "resume")] == [*range(19), 99]
-    path.write_text("no journal\n")
-    with pytest.raises(ParameterError, match="must hold a run's journal"):
-        read_journal(path, "resume")

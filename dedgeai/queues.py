@@ -1,0 +1,296 @@
+"""The queue of every edge server, in the driver: which task is worked on when, and where.
+
+A server holds the batch that it works on and at most one more, which is sent ahead when the first is about to end; all
+else waits here, where it can be cancelled at once and taken over by servers without work. cluster.py adds the processes
+of the servers. Start reading at `Queues.settle`.
+"""
+
+import asyncio
+import dataclasses
+import itertools
+import time
+from collections import OrderedDict
+from typing import Any, Protocol
+
+import numpy as np
+
+from dedgeai.configuration import ServerParameters
+from dedgeai.tasks import DENSITY, Made, Task, batch_of
+
+PREFETCH_SECONDS = 0.1  # s before the end of a batch at which the next one is sent ahead
+SMOOTHING = 0.2  # weight of the last batch in the moving average of a server's speed
+CHOICE = 1000  # waiting tasks that a batch is chosen from, the oldest ones
+SHORT, PLACES_SECONDS = 100, 0.2  # positions in a queue of more tasks may be so old
+
+
+class Owner(Protocol):
+    """Who is told what happens to tasks. No call may block."""
+
+    def started(self, server: int, tasks: list[Task]) -> None:
+        """The server was told to work on these tasks."""
+
+    def made(self, server: int, task: Task, image: bytes | None, error: str, seconds: float) -> None:
+        """A task's image, or why there is none; neither where it was cancelled. Each task comes once."""
+
+    def progress(self, steps: dict[int, int]) -> None:
+        """Denoising steps that are done, by task number; about 4 times a second."""
+
+    def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
+        """Tasks of a server that died, to be sent again: those that it worked on, and the others."""
+
+    def moved(self, server: int, tasks: list[Task]) -> None:
+        """This server had no work and took these tasks over from another's queue."""
+
+    def joined(self, server: int) -> None:
+        """A server that had died works again."""
+
+    def broken(self, error: BaseException) -> None:
+        """A mistake of this program's own."""
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """A batch at a server."""
+
+    tasks: list[Task]
+    work: float  # in steps
+    began: float | None = None  # when the server could begin with it; None: it was sent ahead
+    ending: bool = False  # so soon that the next one may be sent ahead
+    step: int = 0  # denoising steps that it is known to have done
+
+
+class Server:
+    """What the driver knows of one edge server. Its length is the number of its tasks."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.up = False
+        self.calls: list[Call] = []  # the first one runs
+        self.waiting: OrderedDict[int, Task] = OrderedDict()
+        self.work = 0.0  # of those, in steps without overhead
+        self.seconds_per_step = 1.0  # a moving average
+        self.since = 0.0  # when it last began a batch, or was known to have done a step
+        self.handle: Any = None
+        self.life: Any = None
+        self.asked: Any = None
+        self.incarnation, self.process, self.machine = "", 0, ""
+        self.starts = 0
+        self.places: dict[int, tuple[int, float]] = {}  # tasks before each waiting one; steps up to its end
+        self.placed: float | None = None  # when that was; None: it must be done anew
+
+    def __len__(self) -> int:
+        return len(self.waiting) + sum(len(call.tasks) for call in self.calls)
+
+    def append(self, tasks: list[Task]) -> None:
+        """Put tasks at the end of the queue."""
+        for task in tasks:
+            self.waiting[task.number] = task
+            self.work += task.work
+
+    def remove(self, number: int) -> Task:
+        """Take a waiting task out."""
+        task = self.waiting.pop(number)
+        self.work = self.work - task.work if self.waiting else 0.0
+        return task
+
+    def next_batch(self, most: int) -> list[Task]:
+        """Take out the oldest waiting task, and up to most - 1 of its kind: first those of its request."""
+        oldest = next(iter(self.waiting.values()))
+        choice = list(itertools.islice(self.waiting.values(), CHOICE if most > 1 else 1))
+        choice.sort(key=lambda task: task.request is None or task.request != oldest.request)
+        return [self.remove(task.number) for task in batch_of(choice, most)]
+
+
+class Queues:
+    """The queues of all servers, and what they have begun. Who derives from it does `begin` and `stop`."""
+
+    def __init__(self, config: ServerParameters, owner: Owner) -> None:
+        self.config, self.owner = config, owner
+        self.rebalance = config.rebalance
+        self.servers = [Server(number) for number in range(config.num_servers)]
+        self.where: dict[int, Server] = {}  # the server of each task, by its number
+        self.halted = False
+        self.calibrate(np.ones(config.num_servers), 0.0)
+
+    def calibrate(self, rates: np.ndarray, overhead: float) -> None:
+        """Take up the profile: seconds per step [B], and what a task costs besides its steps, counted in steps."""
+        self.rates, self.overhead = rates, overhead
+        for server, rate in zip(self.servers, rates.tolist(), strict=True):
+            server.seconds_per_step = rate
+
+    def begin(self, server: Server, call: Call) -> None:
+        """Have the server work on a batch; `ended` is to be called with what becomes of it."""
+        raise NotImplementedError
+
+    def stop(self, server: Server, number: int) -> None:
+        """Tell the server that a task that it has was cancelled."""
+        raise NotImplementedError
+
+    # --- changes ---
+
+    def send(self, orders: dict[int, list[Task]]) -> None:
+        """Put tasks at the ends of servers' queues, by the servers' numbers."""
+        for number, tasks in orders.items():
+            self.put(self.servers[number], tasks)
+        self.settle()
+
+    def put(self, server: Server, tasks: list[Task]) -> None:
+        """Put tasks at the end of a server's queue."""
+        server.append(tasks)
+        self.where.update((task.number, server) for task in tasks)
+
+    def cancel(self, number: int) -> bool:
+        """Cancel a task. True: it waited, and is gone; False: a server has it, and the owner is told of its end."""
+        server = self.where.get(number)
+        if server is not None and number in server.waiting:
+            server.remove(number)
+            del self.where[number]
+            return True
+        if server is not None:
+            self.stop(server, number)
+        return False
+
+    def ended(self, server: Server, call: Call, made: Made, error: str = "") -> None:
+        """Take in what became of a batch. It counts once, and not if its tasks were handed back as lost."""
+        if call not in server.calls:
+            return
+        server.calls.remove(call)
+        if any(made.images):
+            measured = made.seconds * len(call.tasks) / call.work if call.work else 0.0
+            server.seconds_per_step += SMOOTHING * (measured - server.seconds_per_step)
+        if server.calls:
+            self.lead(server, server.calls[0])
+        for task, image in zip(call.tasks, made.images, strict=True):
+            del self.where[task.number]
+            self.owner.made(server.number, task, image, error, made.seconds)
+        self.settle()
+
+    def lose(self, server: Server) -> None:
+        """Hand back the tasks of a server that died."""
+        server.up = False
+        calls, waiting = server.calls, list(server.waiting.values())
+        running = [task for call in calls[:1] for task in call.tasks]
+        queued = [task for call in calls[1:] for task in call.tasks] + waiting
+        server.calls, server.work = [], 0.0
+        server.waiting.clear()
+        for task in (*running, *queued):
+            del self.where[task.number]
+        self.owner.lost(server.number, running, queued)
+
+    @property
+    def paused(self) -> bool:
+        """Whether no batch is begun for the time being."""
+        return self.halted
+
+    @paused.setter
+    def paused(self, halted: bool) -> None:
+        self.halted = halted
+        self.settle()
+
+    async def drained(self) -> None:
+        """Until no server works any more."""
+        while any(server.calls for server in self.servers):
+            await asyncio.sleep(0.02)
+
+    # --- what follows from a change ---
+
+    def settle(self) -> None:
+        """Have every server work that can; it is called after each change."""
+        if self.halted:
+            return
+        idle = []
+        for server in self.servers:
+            if server.up:
+                self.feed(server)
+                if not server.calls:
+                    idle.append(server)
+        if not self.rebalance:
+            return
+        idle.sort(key=lambda server: -server.seconds_per_step)
+        while idle and (busy := [server for server in self.servers if server.waiting]):
+            self.take_over(idle.pop(), max(busy, key=self.seconds))
+
+    def feed(self, server: Server) -> None:
+        """Begin a batch if the server has none, and another if that one is about to end."""
+        while server.waiting and (not server.calls or (len(server.calls) == 1 and server.calls[0].ending)):
+            tasks = server.next_batch(self.config.batch_size)
+            call = Call(tasks, sum(task.work + self.overhead for task in tasks))
+            server.calls.append(call)
+            if len(server.calls) == 1:
+                self.lead(server, call)
+            self.owner.started(server.number, tasks)
+            self.begin(server, call)
+
+    def lead(self, server: Server, call: Call) -> None:
+        """Note that a batch runs from now on, and when the next one is to be sent ahead."""
+        call.began = server.since = time.monotonic()
+        delay = call.work * server.seconds_per_step - PREFETCH_SECONDS
+        if delay > 0:
+            asyncio.get_running_loop().call_later(delay, self.near_end, call)
+        else:
+            call.ending = True
+
+    def near_end(self, call: Call) -> None:
+        """Send ahead what comes after a batch."""
+        call.ending = True
+        self.settle()
+
+    def take_over(self, idle: Server, busy: Server) -> None:
+        """Move the second half of a queue, by time, to a server without work, in order.
+
+        It is a half where both are equally fast: what moves is done there no later than it would be here.
+        """
+        left, taken, tasks = self.seconds(busy), 0.0, []
+        for task in reversed(busy.waiting.values()):
+            work = task.work + self.overhead
+            taken += work * idle.seconds_per_step
+            if taken > left:
+                break
+            left -= work * busy.seconds_per_step
+            tasks.append(task)
+        if tasks:
+            tasks = [busy.remove(task.number) for task in tasks][::-1]
+            idle.placed = None
+            self.put(idle, tasks)
+            self.owner.moved(idle.number, tasks)
+            self.feed(idle)
+
+    # --- how long it takes ---
+
+    def left(self, server: Server, call: Call) -> float:
+        """Seconds until a batch is done, once the ones before it are."""
+        passed = 0.0 if call.began is None else time.monotonic() - call.began
+        return max(0.0, call.work * server.seconds_per_step - passed)
+
+    def seconds(self, server: Server) -> float:
+        """Seconds until a server has done all that it has, at the speed of its last batches."""
+        waiting = (server.work + self.overhead * len(server.waiting)) * server.seconds_per_step
+        return waiting + sum(self.left(server, call) for call in server.calls)
+
+    def backlog_seconds(self) -> np.ndarray:
+        """Seconds [B] until each server has done all that it has."""
+        return np.array([self.seconds(server) for server in self.servers])
+
+    def backlog(self) -> np.ndarray:
+        """Backlogs [B] in Gcycles of the profile's speeds: a server that has become slower has a longer one."""
+        return self.backlog_seconds() * DENSITY / self.rates
+
+    def place(self, number: int) -> tuple[int, float] | None:
+        """Tasks before one at its server, 0 for those that run, and seconds until it is done. None: it is at none."""
+        server = self.where.get(number)
+        if server is None:
+            return None
+        ahead, seconds = 0, 0.0
+        for call in server.calls:
+            seconds += self.left(server, call)
+            if number not in server.waiting and any(task.number == number for task in call.tasks):
+                return ahead, seconds
+            ahead += len(call.tasks)
+        if server.placed is None or len(server.waiting) < SHORT or time.monotonic() > server.placed + PLACES_SECONDS:
+            works = itertools.accumulate(task.work + self.overhead for task in server.waiting.values())
+            server.places = dict(zip(server.waiting, enumerate(works), strict=True))
+            server.placed = time.monotonic()
+        if number not in server.places:  # it came last
+            return len(server) - 1, self.seconds(server)
+        before, work = server.places[number]
+        return ahead + before, seconds + work * server.seconds_per_step
