@@ -15,6 +15,7 @@ from fastapi import FastAPI, Header, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import Match
@@ -33,6 +34,7 @@ from dedgeai.forms import (
     Status,
     TaskPage,
     request_forms,
+    unavailable,
 )
 from dedgeai.gate import gate, refusal
 from dedgeai.openai_api import Links, add_openai
@@ -49,7 +51,10 @@ DESCRIPTION = """Text-to-image tasks on edge servers, scheduled by trained agent
 Server-sent events: `GET /api/events` tells of all tasks and servers, `GET /api/tasks/3/events` of one task until it
 ends. Events are `task` with its status, `removed`, `cluster`, `hello` at first, and `reset` after a `Last-Event-ID`
 that is no longer known."""
-EVENTS = "text/event-stream"
+IMAGE: dict[int | str, Any] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "it is as it was"},
+}
 
 
 def whole(text: Any) -> Any:
@@ -68,13 +73,13 @@ class Selection(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     state: list[State] = Field([], description="any of these, with commas or repeated; default all")
-    before: Annotated[Number, Field(ge=0)] | None = Field(None, description="only tasks with smaller numbers")
-    limit: Annotated[Number, Field(ge=1, le=500)] = 50
+    before: Annotated[int, Field(ge=0), BeforeValidator(whole)] | None = Field(None, description="smaller numbers only")
+    limit: Annotated[int, Field(ge=1, le=500), BeforeValidator(whole)] = 50
 
 
 def create_app(service: "Service") -> Any:
     """The application, an ASGI callable. Reads the page's files."""
-    config, model, system, store = service.config, service.model, service.system, service.system.store
+    config, system, store, events = service.config, service.system, service.system.store, service.events
     token_hash = store.setting("token")
     answers = ANSWERS | ({401: "no token, or a wrong one"} if token_hash else {})
     app = FastAPIOffline(
@@ -85,16 +90,16 @@ def create_app(service: "Service") -> Any:
         redirect_slashes=False,
         responses={status: {"model": Problem, "description": words} for status, words in answers.items()},
     )
-    wishes, submission = request_forms(config, model)
+    wishes, submission = request_forms(config, service.model)
     links = Links(store)
 
-    def found(task: int) -> Record:
-        record = system.find(task)
+    def found(number: int) -> Record:
+        record = system.find(number)
         if record is None:
-            raise HTTPException(404, f"no task {task}" if abs(task) < 2**63 else "no such task")
+            raise HTTPException(404, f"no task {number}" if abs(number) < 2**63 else "no such task")
         return record
 
-    @app.post("/api/tasks", status_code=202, response_model=Accepted, responses=missing(409), tags=["tasks"])
+    @app.post("/api/tasks", status_code=202, response_model=Accepted, responses=refusals(409), tags=["tasks"])
     async def submit(order: submission, key: Key = None) -> Response:  # type: ignore[valid-type]
         """Accept a request for images. Its tasks are then in the record, and each will end in an image, a stated
         failure or a cancellation. A request that comes again with its Idempotency-Key gets the same tasks again."""
@@ -106,50 +111,41 @@ def create_app(service: "Service") -> Any:
     @app.get("/api/tasks", response_model=TaskPage, tags=["tasks"])
     async def tasks(chosen: Annotated[Selection, Query()]) -> Response:
         """The tasks, the newest first, in pages."""
-        names = ",".join(chosen.state).split(",") if chosen.state else ["unfinished", "finished"]
+        names = ",".join(chosen.state or ["unfinished,finished"]).split(",")
         states = [state for name in names for state in FILTERS[name]]
         records = service.page(states, chosen.before, chosen.limit + 1)
         shown = [service.status(record) for record in records[: chosen.limit]]
         return TaskPage(tasks=shown, next=shown[-1].task if len(records) > chosen.limit else None).answer()
 
-    @app.get("/api/tasks/{task}", response_model=Status, responses=missing(404), tags=["tasks"])
-    async def status(task: Number) -> Response:
+    @app.get("/api/tasks/{number}", response_model=Status, responses=refusals(404), tags=["tasks"])
+    async def status(number: Number) -> Response:
         """What has become of a task."""
-        return service.status(found(task)).answer()
+        return service.status(found(number)).answer()
 
-    @app.delete("/api/tasks/{task}", response_model=Status, responses=missing(404), tags=["tasks"])
-    async def remove(task: Number) -> Response:
+    @app.delete("/api/tasks/{number}", response_model=Status, responses=refusals(404), tags=["tasks"])
+    async def remove(number: Number) -> Response:
         """End an unfinished task, at once or, if a server works on it, at its next step; remove a finished one."""
-        record = found(task)
+        record = found(number)
         if not record.final:
-            return service.status(await system.cancel(task)).answer()
-        await system.archive.remove(task)
-        service.events.tell("removed", lambda: f'{{"task":{task}}}', task, last=True)
+            return service.status(await system.cancel(number)).answer()
+        await system.archive.remove(number)
+        service.events.tell("removed", lambda: f'{{"task":{number}}}', number, last=True)
         return service.status(record).model_copy(update={"state": "removed", "image": None}).answer()
 
-    image_answer = {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
-    same = {304: {"description": "it is as it was"}}
-
-    @app.get(
-        "/api/tasks/{task}/image",
-        response_class=Response,
-        responses=image_answer | same | missing(404, 410),
-        tags=["tasks"],
-    )
-    async def image(task: Number, request: Request) -> Response:
+    @app.get("/api/tasks/{number}/image", response_class=Response, responses=IMAGE | refusals(404, 410), tags=["tasks"])
+    async def image(number: Number, request: Request) -> Response:
         """The image of a task that is done, as PNG, with its settings in its text chunks."""
-        content = await service.image_of(found(task))
+        content = await service.image_of(found(number))
         return unchanged(request, content, "image/png", "private, max-age=31536000, immutable")
 
-    @app.get("/api/tasks/{task}/events", include_in_schema=False)
-    async def task_events(task: Number) -> Response:
-        record = found(task)
-        first = lambda: [service.events.since("")[0], service.event_of(system.find(task) or record)]  # noqa: E731
-        return event_stream(service.events.follow(task, first))
+    @app.get("/api/tasks/{number}/events", include_in_schema=False)
+    async def task_events(number: Number) -> Response:
+        record = found(number)
+        return stream(events.follow(number, lambda: [events.hello(), service.event_of(system.find(number) or record)]))
 
     @app.get("/api/events", include_in_schema=False)
-    async def events(last: Annotated[str, Header(alias="Last-Event-ID")] = "") -> Response:
-        return event_stream(service.events.follow(None, lambda: service.events.since(last)))
+    async def all_events(last: Annotated[str, Header(alias="Last-Event-ID")] = "") -> Response:
+        return stream(events.follow(None, lambda: events.since(last)))
 
     @app.get("/api/cluster", response_model=ClusterStatus, tags=["service"])
     async def cluster() -> Response:
@@ -169,13 +165,15 @@ def create_app(service: "Service") -> Any:
     @app.get("/readyz", response_model=Health, openapi_extra={"security": []}, tags=["service"])
     async def readyz() -> Response:
         """Whether tasks are accepted and made."""
-        if reason := system.trouble or (
-            "" if any(server.up for server in system.cluster.servers) else "no server is up"
-        ):
-            raise HTTPException(503, reason)
+        if system.trouble or not any(server.up for server in system.cluster.servers):
+            raise unavailable(system.trouble or "no edge server is up")
         return Health().answer()
 
-    add_openai(app, service, wishes, links)
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    add_openai(app, service, wishes, links, answers)
     add_page(app)
 
     @app.exception_handler(StoreError)
@@ -209,7 +207,7 @@ def create_app(service: "Service") -> Any:
     return gate(app, config, token_hash, log, service.metrics, links.allow)
 
 
-def missing(*statuses: int) -> dict[int, Any]:
+def refusals(*statuses: int) -> dict[int, Any]:
     """How a path may refuse, besides what all do."""
     words = {404: "no such task, or not yet", 409: "the key came with another request", 410: "its image was removed"}
     return {status: {"model": Problem, "description": words[status]} for status in statuses}
@@ -225,9 +223,11 @@ def told(problem: dict[str, Any]) -> tuple[str, str]:
     return (name or "body").encode(errors="replace").decode(), words.encode(errors="replace").decode()
 
 
-def event_stream(lines: AsyncIterator[bytes]) -> Response:
+def stream(lines: AsyncIterator[bytes]) -> Response:
     """An answer that goes on, and that proxies shall not hold back."""
-    return StreamingResponse(lines, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, media_type=EVENTS)
+    return StreamingResponse(
+        lines, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, media_type="text/event-stream"
+    )
 
 
 def unchanged(request: Request, content: bytes, kind: str, cache: str, more: dict[str, str] | None = None) -> Response:

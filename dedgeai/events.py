@@ -68,6 +68,10 @@ class Events:
                 listener.take(event)
                 listener.ended |= last and subject is not None
 
+    def hello(self, mark: str = "") -> Event:
+        """What every stream begins with; it goes on after the event with this id, or the newest."""
+        return Event("hello", mark or self.mark, lambda: f'{{"boot":"{self.boot}"}}')
+
     def since(self, mark: str) -> list[Event]:
         """What somebody hears first: a hello, then what came after the event with this id, if one is given.
 
@@ -76,10 +80,9 @@ class Events:
         boot, _, count = mark.partition("-")
         behind = self.count - int(count) if boot == self.boot and count.isdecimal() and len(count) < 19 else -1
         known = 0 <= behind <= len(self.kept)
-        hello = Event("hello", mark if known else self.mark, lambda: f'{{"boot":"{self.boot}"}}')
         if known:
-            return [hello, *(self.kept[i] for i in range(len(self.kept) - behind, len(self.kept)))]
-        return [hello, Event("reset", self.mark, lambda: "{}")] if mark else [hello]
+            return [self.hello(mark), *list(self.kept)[len(self.kept) - behind :]]
+        return [self.hello(), *([Event("reset", self.mark, lambda: "{}")] if mark else [])]
 
     async def follow(self, task: int | None, first: Callable[[], Iterable[Event]]) -> AsyncIterator[bytes]:
         """What `first` tells, then the events of a task until its last, or all events for ever."""

@@ -10,6 +10,7 @@ from fastapi import Header, HTTPException
 from fastapi.responses import Response
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictFloat,
@@ -48,6 +49,15 @@ def text(pattern: str | None, words: str, **limits: int) -> Any:
             raise ValueError(words) from None
 
     return Annotated[StrictStr, StringConstraints(pattern=pattern, **limits), WrapValidator(check)]
+
+
+def integer(**limits: int) -> Any:
+    """The type of an integer within limits; 5.0 is one, as JSON has it, and neither "5" nor true is."""
+
+    def check(value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return Annotated[StrictInt, Field(**limits), BeforeValidator(check)]
 
 
 STATES = f"^({'|'.join(FILTERS)})(,({'|'.join(FILTERS)}))*$"
@@ -188,11 +198,11 @@ def request_forms(config: DedgeParameters, model: Model) -> tuple[type[BaseModel
         seen, f"must be a text of 1 to {most} characters, not all of them blank", min_length=1, max_length=most
     )
     negative = text(None, f"must be a text of at most {most} characters", max_length=most)
-    side = Annotated[StrictInt, Field(ge=16, le=model.largest, multiple_of=16)]
-    most_steps = Annotated[StrictInt, Field(ge=1, le=config.max_steps)]
-    any_seed = Annotated[StrictInt, Field(ge=0, le=LARGEST)]
+    side = integer(ge=16, le=model.largest, multiple_of=16)
+    most_steps = integer(ge=1, le=config.max_steps)
+    any_seed = integer(ge=0, le=LARGEST)
     scale = Annotated[StrictFloat, Field(ge=0, le=MOST_CFG_SCALE, allow_inf_nan=False)]
-    station = Annotated[StrictInt, Field(ge=0, lt=config.num_servers)]
+    station = integer(ge=0, le=config.num_servers - 1)
 
     class Wishes(BaseModel):
         """What is wanted. Unknown fields are refused."""
@@ -211,7 +221,7 @@ def request_forms(config: DedgeParameters, model: Model) -> tuple[type[BaseModel
 
         width: side | None = Field(None, description="in pixels; default the model's")
         height: side | None = Field(None, description="in pixels; default the model's")
-        images: Annotated[StrictInt, Field(ge=1, le=config.max_images)] = Field(1, description="how many")
+        images: integer(ge=1, le=config.max_images) = Field(1, description="how many")
         base_station: station | None = Field(None, description="where they arrive; default each in turn")
 
     return Wishes, Submission

@@ -9,14 +9,15 @@ import hmac
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import parse_qs, urlencode
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field, StrictInt
+from pydantic import BaseModel, Field
 
-from dedgeai.forms import ANSWERS, NAME, Form, Key, text, unavailable
+from dedgeai.forms import NAME, Form, Key, integer, text, unavailable
 from dedgeai.records import DONE, FAILED
 from dedgeai.store import Store
 
@@ -116,7 +117,7 @@ def generation_form(service: "Service", wishes: type[BaseModel]) -> type[BaseMod
         base_station: ClassVar[None] = None
 
         model: NAME | None = None
-        n: Annotated[StrictInt, Field(ge=1, le=service.config.max_images)] | None = Field(None, description="how many")
+        n: integer(ge=1, le=service.config.max_images) | None = Field(None, description="how many")
         size: size_text | None = Field(None, description="width x height in pixels, or auto: the model's")
         response_format: Literal["url", "b64_json"] | None = Field(None, description="default url")
         quality: Literal["auto", "standard"] | None = None
@@ -140,11 +141,11 @@ def generation_form(service: "Service", wishes: type[BaseModel]) -> type[BaseMod
     return Generation
 
 
-def add_openai(app: FastAPI, service: "Service", wishes: type[BaseModel], links: Links) -> None:
-    """The paths below /v1."""
+def add_openai(app: FastAPI, service: "Service", wishes: type[BaseModel], links: Links, answers: Iterable[int]) -> None:
+    """The paths below /v1. `answers` are the statuses of refusals that any path may have."""
     generation, name, began = generation_form(service, wishes), service.model.id, int(time.time())
     ours = OpenAIModel(id=name, created=began)
-    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses={status: PROBLEM for status in (*ANSWERS, 404)})
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses={status: PROBLEM for status in (*answers, 404)})
 
     def check_model(wanted: str | None) -> None:
         if wanted not in (None, name):
