@@ -59,19 +59,10 @@ class OpenAIImages(Form):
     data: list[OpenAIImage]
 
 
-class OpenAIError(Form):
-    """Why a request was refused."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
 class OpenAIProblem(Form):
-    """A refusal."""
+    """A refusal: its `message`, `type`, `param` and `code`."""
 
-    error: OpenAIError
+    error: dict[str, str | None]
 
 
 PROBLEM = {"model": OpenAIProblem, "description": "why it was refused, in words"}
@@ -109,7 +100,7 @@ def generation_form(service: "Service", wishes: type[BaseModel]) -> type[BaseMod
     """The body of a request for images, with the service's limits."""
     sides = "|".join(str(side) for side in range(16, service.model.largest + 1, 16))
     pattern = f"^(auto|({sides})x({sides}))$"
-    size_text = text(pattern, f"must be auto, or as in 64x32: multiples of 16 up to {service.model.largest}")
+    size_text = text(f"auto, or as in 64x32: multiples of 16 up to {service.model.largest}", pattern)
 
     class Generation(wishes):  # type: ignore[misc, valid-type]
         """Images to make. Unknown fields are refused."""
