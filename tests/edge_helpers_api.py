@@ -45,7 +45,12 @@ class LocalService:
 
     def __exit__(self, *_: Any) -> None:
         self.client.close()
-        self.loop.call_soon_threadsafe(self.task.cancel)
+        self.stop()
+
+    def stop(self) -> None:
+        """End it, as Ctrl-C does."""
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.task.cancel)
         self.thread.join(30)
         assert not self.thread.is_alive()
 
