@@ -38,7 +38,7 @@ class Compute(Protocol):
     """What makes the images of an edge server."""
 
     async def run(self, batch: Batch, at_once: bool) -> list[bytes]:
-        """PNG files of a batch. `at_once`: it waited for the one before to end. Raises EarlyEndError when it is over."""
+        """PNG files of a batch. `at_once`: it waited for another to end. Raises EarlyEndError when it is over."""
 
     def step(self) -> int:
         """Denoising steps of the batch that are done."""

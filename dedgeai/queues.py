@@ -236,9 +236,9 @@ class Queues:
         self.settle()
 
     def take_over(self, idle: Server, busy: Server) -> None:
-        """Move the second half of a queue, by time, to a server without work, in order.
+        """Move the end of a queue to a server without work, in order, so that both are done as soon as possible.
 
-        It is a half where both are equally fast: what moves is done there no later than it would be here.
+        Where both are equally fast, it is the second half of what is left, by time.
         """
         left, taken, tasks = self.seconds(busy), 0.0, []
         for task in reversed(busy.waiting.values()):

@@ -20,7 +20,6 @@ from dedgeai.tasks import DENSITY
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, draw_scenario
 from lad_ts.model_lad import LadConfig
 
-
 # --- rounds and queues ---
 
 stations = st.lists(st.integers(0, 4), max_size=60).map(lambda values: np.array(values, dtype=np.int64))
