@@ -122,8 +122,9 @@ kinds = st.tuples(st.sampled_from([10, 12]), st.sampled_from([None, 0, 1, 2]))
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(kinds, max_size=14), st.integers(1, 4))
 def test_batches_hold_the_oldest_task_then_its_request_then_others_of_its_kind(found, most):
-    server = Server(0)
-    server.append([task(k, steps, request=request) for k, (steps, request) in enumerate(found)])
+    cluster = Idle([1.0])
+    (server,) = cluster.servers
+    cluster.put(server, [task(k, steps, request=request) for k, (steps, request) in enumerate(found)])
     while server.waiting:
         before = list(server.waiting.values())
         batch = server.next_batch(most)
