@@ -5,7 +5,6 @@ Start reading at `run_counts`.
 
 import asyncio
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +15,67 @@ from common.run_folder import peak_memory, save_checkpoint
 from common.tables import write_csv
 from dedgeai.dispatcher import Dispatcher
 from dedgeai.measurement import measure_tasks
-from dedgeai.records import FAILED, Stored
+from dedgeai.records import DONE, FAILED
 from dedgeai.report import FinishedRun, plot_queues, predict, print_table, sim_to_real, table_rows, write_tasks
-from dedgeai.run_options import RunOptions
+from dedgeai.run_options import Model, RunOptions, computes_on
 from dedgeai.schedulers import make_scheduler
+from dedgeai.store import Store
 from dedgeai.system import EdgeSystem
 from dedgeai.task_stream import TaskStream
 from dedgeai.tasks import Task
 
 
-async def run_counts(
-    options: RunOptions, size: tuple[int, int], model: str, system: EdgeSystem, stored: Stored
-) -> None:
-    """One run for each number of tasks, what is left of them when resumed; then the report.
+def ended(store: Store, numbers: range, folder: Path) -> set[int]:
+    """Those of a run's tasks that need not be made again: they failed, or are done and have their image."""
+    found = store.records(numbers)
+    there = {path.name for path in (folder / "images").glob("*.png")}
+    return {r.task.number for r in found if r.state == FAILED or (r.state == DONE and r.image in there)}
 
-    `size` is width and height of the images in pixels, `model` the name of what makes them.
-    """
-    demand, runs = options.demand, {}
-    alone = await one_task(system, demand.prompts[0], demand.steps, size)
-    for first, stream in demand.runs(system.profile):
-        if first and not options.system.learn:  # every run starts alike, as in a simulation
-            system.dispatcher = Dispatcher(make_scheduler(options.scheduler, system.profile))
+
+async def run_counts(options: RunOptions, model: Model, system: EdgeSystem) -> None:
+    """One run for each number of tasks, what is left of them when resumed; then the report."""
+    demand, runs, profile = options.demand, {}, system.profile
+    alone = await one_task(system, demand.prompts[0], demand.steps, model)
+    for first, stream in demand.runs(profile):
+        dispatcher = system.dispatcher
+        if first and not options.config.learn:  # every run starts alike, as in a simulation
+            dispatcher = Dispatcher(make_scheduler(options.scheduler, profile))
+        system.start_anew(dispatcher, profile)
+        size = (model.width, model.height)
         tasks = [
             Task(first + k, demand.prompts[first + k], int(steps), demand.seed + first + k, *size, int(base_station))
             for k, (steps, base_station) in enumerate(zip(stream.steps, stream.base_station, strict=True))
         ]
-        runs[len(tasks)] = await run_batch(system, tasks, stream, stored)
-    report_runs(options, model, system, runs, alone)
+        runs[len(tasks)] = await run_batch(system, tasks, stream)
+    report_runs(options, model.name, system, runs, alone)
 
 
-async def one_task(system: EdgeSystem, prompt: str, steps: tuple[int, int], size: tuple[int, int]) -> float:
+async def one_task(system: EdgeSystem, prompt: str, steps: tuple[int, int], model: Model) -> float:
     """Seconds of a single task in an idle system, the published table's N = 1; its image is not kept."""
-    task = Task(-(2**30), prompt, round(sum(steps) / 2), 0, *size, base_station=0)
+    task = Task(-(2**30), prompt, round(sum(steps) / 2), 0, model.width, model.height, base_station=0)
     fastest = int(np.argmin(system.profile.seconds_per_step))
     began = time.perf_counter()
     await measure_tasks(system.cluster, {fastest: [task]}, quiet=True)
     return time.perf_counter() - began
 
 
-async def run_batch(system: EdgeSystem, tasks: list[Task], stream: TaskStream, stored: Stored) -> FinishedRun:
+async def run_batch(system: EdgeSystem, tasks: list[Task], stream: TaskStream) -> FinishedRun:
     """Submit a run's tasks slot by slot, and wait for all. Those that an earlier process has finished are not run."""
-    system.restart_clock()
-    for task in tasks:
-        if task.number in stored.finished:
-            system.recall(task, stored.finished[task.number])
-    done = {task.number for task in tasks if task.number in stored.finished}
+    numbers, store = range(tasks[0].number, tasks[-1].number + 1), system.store
+    done = ended(store, numbers, system.folder)
+    await store.remove([record.task.number for record in store.records(numbers) if record.task.number not in done])
     start: float | None = None  # of the first slot that has something left
     with Progress(total=len(tasks), initial=len(done), unit="image", desc=f"{len(tasks)} tasks") as bar:
-        watcher = asyncio.create_task(watch(system, [task.number for task in tasks], bar))
+        waiting = len(tasks) - len(done)
+
+        async def watch() -> None:
+            while True:
+                bar.n = len(tasks) - waiting - system.left
+                up = sum(server.up for server in system.cluster.servers)
+                bar.set_postfix_str(f"{up} of {len(system.cluster.servers)} servers up")
+                await asyncio.sleep(0.5)
+
+        watcher = asyncio.create_task(watch())
         try:
             for slot, part in stream.slots(system.dispatcher.ready.slot_seconds):
                 left = [k for k in part if tasks[k].number not in done]
@@ -73,25 +85,19 @@ async def run_batch(system: EdgeSystem, tasks: list[Task], stream: TaskStream, s
                 await asyncio.sleep(max(0.0, slot - start - system.now()))
                 times = [float(stream.time[k]) - start for k in left]
                 await system.submit([tasks[k] for k in left], times, slot - start)
-            await system.wait()
+                waiting -= len(left)
+            await system.finished()
         finally:
             watcher.cancel()
-            bar.n = sum(system.records[task.number].final for task in tasks if task.number in system.records)
-    records = [system.records[task.number] for task in tasks]
+            bar.n = len(tasks) - waiting - system.left
+    records = store.records(numbers)
+    for record in records:
+        record.recalled = record.task.number in done
     if done:
-        return FinishedRun(records, stored.totals.get(len(tasks)))
+        return FinishedRun(records, store.totals().get(len(tasks)))
     seconds = max(record.finished for record in records)
-    await system.journal.write({"event": "total", "tasks": len(tasks), "seconds": seconds})
+    await store.total(len(tasks), seconds)
     return FinishedRun(records, seconds)
-
-
-async def watch(system: EdgeSystem, numbers: Sequence[int], bar: Progress) -> None:
-    """Keep a progress bar up to date."""
-    while True:
-        bar.n = sum(number in system.records and system.records[number].final for number in numbers)
-        up = sum(server.up for server in system.cluster.servers)
-        bar.set_postfix_str(f"{up} of {len(system.cluster.servers)} servers up")
-        await asyncio.sleep(0.5)
 
 
 def report_runs(
@@ -105,12 +111,11 @@ def report_runs(
     plot_queues(folder, system.queues)
     errors = sim_to_real(folder, records, predicted)
     totals = {1: alone} | {count: run.seconds for count, run in runs.items() if run.seconds is not None}
-    where = "GPU" if options.model.gpu and not waiting else "CPU"
-    label = f"this run: {options.cluster.servers} ES, {options.scheduler.name}, {where}"
+    label = f"this run: {options.config.num_servers} ES, {options.scheduler.name}, {computes_on(options.config)}"
     rows = table_rows(label, model, totals)
     write_csv(folder / "table.csv", rows[0], rows[1:])
     print_table(rows)
-    took = np.repeat([seconds for seconds, _ in system.dispatch_seconds], [n for _, n in system.dispatch_seconds])
+    took = np.repeat([seconds for seconds, _ in system.rounds.seconds], [n for _, n in system.rounds.seconds])
     failed = sum(record.state == FAILED for record in records)
     facts: dict[str, Any] = {
         "tasks": len(records),
@@ -126,7 +131,7 @@ def report_runs(
             steps = np.array([record.task.steps for record in run.records])
             one = system.profile.seconds(np.argmin(system.profile.seconds_per_step), steps).sum()
             facts[f"speed-up of {count} tasks over one of these servers"] = float(one / run.seconds)
-    if options.system.learn:
+    if options.config.learn:
         facts["rounds learned from"] = system.dispatcher.learned
         save_agents(system.dispatcher, folder)
     write_csv(folder / "summary.csv", ("quantity", "value"), list(facts.items()))

@@ -101,7 +101,7 @@ class Cluster(Queues):
                 pause = min(2 * pause, 30.0)
 
     async def watch(self) -> None:
-        """For ever: ask busy servers how far they are, and kill those that get nowhere for too long."""
+        """For ever: ask busy servers how far they are, and kill those that give no result for too long."""
         while True:
             await asyncio.sleep(min(POLL_SECONDS, self.config.job_timeout / 4))
             now = time.monotonic()
@@ -120,7 +120,7 @@ class Cluster(Queues):
             steps = await server.handle.steps.remote()
             step = max((steps.get(task.number, 0) for task in call.tasks), default=0)
             if call in server.calls and step > call.step:
-                call.step, server.since = step, time.monotonic()
+                call.step = step
                 self.owner.progress(dict.fromkeys((task.number for task in call.tasks), step))
 
     # --- work ---

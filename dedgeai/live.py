@@ -4,7 +4,6 @@ Start reading at `run_live`.
 """
 
 import asyncio
-import dataclasses
 import hashlib
 import json
 import platform
@@ -21,28 +20,17 @@ import ray
 
 from common.failure import fail
 from common.run_folder import describe, write_config
-from dedgeai.batch_runs import run_counts, save_agents
+from dedgeai.batch_runs import ended, run_counts, save_agents
 from dedgeai.configuration import FOLDER
 from dedgeai.dispatcher import Dispatcher
-from dedgeai.edge_server import ComputeOptions, SimulatedOptions
 from dedgeai.http_server import bind
 from dedgeai.measurement import measure_profile
 from dedgeai.ray_start import connect
-from dedgeai.records import Stored, read_stored
-from dedgeai.run_options import RunOptions
+from dedgeai.run_options import Model, RunOptions, choose_model
 from dedgeai.schedulers import check_learning, make_scheduler
 from dedgeai.server_profile import Profile
-from dedgeai.service import serve
+from dedgeai.store import Store
 from dedgeai.system import EdgeSystem
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """What makes the images: how a server opens it, width and height of the images in pixels, and what it is."""
-
-    options: ComputeOptions
-    size: tuple[int, int]
-    name: str
 
 
 async def run_live(options: RunOptions, folder: Path, resume: bool) -> None:
@@ -51,53 +39,44 @@ async def run_live(options: RunOptions, folder: Path, resume: bool) -> None:
     What can be refused is refused before Ray starts, and nothing is written before the servers work. Raises
     ParameterError.
     """
-    stored = read_stored(folder, "resume") if resume else Stored({}, {}, {})
-    if resume and options.service is None and len(stored.finished) == sum(options.demand.counts):
+    store = Store(folder / "tasks.db", "resume" if resume else "out")
+    numbers = range(sum(options.demand.counts))
+    if resume and not options.config.serve and len(ended(store, numbers, folder)) == len(numbers):
         print(f"nothing is left of the run in {folder}")
         return
     model = choose_model(options)
-    listener = None if options.service is None else bind(options.service.host, options.service.port)
+    config = options.config
+    listener = bind(config.host, config.port) if config.serve else None
     began = time.perf_counter()
-    print(f"starting {options.cluster.servers} edge servers: {model.name}")
-    connect(options.cluster)
+    print(f"starting {config.num_servers} edge servers: {model.name}")
+    connect(config)
     try:
-        system = EdgeSystem(options.cluster, model.options, options.system, folder)
+        system = EdgeSystem(config, model.options, folder, store)
         try:
             await system.start()
             print(f"edge servers are up after {time.perf_counter() - began:.1f} s")
             await get_ready(options, model, system)
-            if options.service is None or listener is None:
-                job = run_counts(options, model.size, model.name, system, stored)
+            if listener is None:
+                job = run_counts(options, model, system)
             else:
-                job = serve(options.service, model.size, system, stored, listener)
-            await until_interrupted(job, system, serving=options.service is not None)
+                from dedgeai.service import serve
+
+                job = serve(options, model, system, listener)
+            await until_interrupted(job, system, serving=config.serve)
         finally:
             await system.close()
     finally:
         ray.shutdown()
 
 
-def choose_model(options: RunOptions) -> Model:
-    """The generator of the servers. Raises ParameterError when it cannot be loaded, before Ray is started."""
-    if options.waiting is not None:
-        p = options.waiting
-        times = (tuple(x.tolist()) for x in (p.seconds_per_step, p.seconds_base, p.spread))
-        return Model(SimulatedOptions(*times, options.demand.seed), (1, 1), "simulated compute")
-    from dedgeai.generator import RealOptions, inference_config
-
-    infer = inference_config(**options.model.inference)
-    name = f"{'pocket model' if options.model.pocket else 'SD3 Medium'}, {infer.width} x {infer.height}"
-    return Model(RealOptions(infer, options.model.threads), (infer.width, infer.height), name)
-
-
 async def get_ready(options: RunOptions, model: Model, system: EdgeSystem) -> None:
     """Find the servers' speeds, make the scheduler, write config.json, and take tasks. Raises ParameterError."""
     profile = await find_profile(options, model, system)
     ready = make_scheduler(options.scheduler, profile)
-    if options.system.learn:
+    if options.config.learn:
         check_learning(ready)
     write_config(system.folder, options.title, options.stored)
-    await system.schedule_with(Dispatcher(ready, options.system.learn), profile)
+    system.schedule_with(Dispatcher(ready, options.config.learn), profile)
 
 
 async def find_profile(options: RunOptions, model: Model, system: EdgeSystem) -> Profile:
@@ -109,17 +88,18 @@ async def find_profile(options: RunOptions, model: Model, system: EdgeSystem) ->
         return options.waiting
     machines = sorted(server.machine for server in system.cluster.servers)
     processor = platform.processor() or platform.machine()
-    source = {"model": model.name, **options.measured.source, "machines": machines, "processor": processor}
+    config = options.config
+    names = ("steps", "threads", "batch_size", "gpus_per_server", "device", "dtype", "offload", "t5")
+    source = {"model": model.name, "servers": config.num_servers, "machines": machines, "processor": processor}
+    source |= {name: getattr(config, name) for name in names}
     key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:8]
-    servers, kind = options.cluster.servers, "pocket" if options.model.pocket else "sd3"
-    path = options.measured.path or FOLDER / f"profile_{kind}_{servers}servers_{key}.json"
+    servers, kind = config.num_servers, "pocket" if options.pocket else "sd3"
+    path = Path(config.profile or FOLDER / f"profile_{kind}_{servers}servers_{key}.json")
     if path.exists():
         return Profile.read(path, servers, source)
     print(f"measuring the servers' speeds, once; kept in {path}")
-    demand = options.demand
-    profile = await measure_profile(
-        system.cluster, demand.prompts, demand.steps, model.size, options.measured.repeats, source
-    )
+    demand, size = options.demand, (model.width, model.height)
+    profile = await measure_profile(system.cluster, demand.prompts, demand.steps, size, config.profile_repeats, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     profile.write(path)
     return profile
@@ -148,8 +128,8 @@ async def until_interrupted(job: Coroutine[Any, Any, None], system: EdgeSystem, 
             traceback.print_exception(system.error)
             fail(f"the edge system stopped ({describe(system.error)}); go on with {again}", 1)
         print("\nstopping: running tasks are finished, queued ones are left; Ctrl-C again stops at once")
-        await system.cancel_queued()
-        if system.options.learn:
+        await system.stop()
+        if system.config.learn:
             save_agents(system.dispatcher, system.folder)
         if serving and not system.left:
             print("stopped; no task is left")

@@ -43,7 +43,7 @@ def main(config: DedgeConfig, given: dict[str, Any]) -> None:
         return
     from dedgeai.live import run_live  # it starts with Ray, which takes seconds to import
 
-    default = FOLDER / options.folder_name("serve" if config.serve else "run")
+    default = FOLDER / options.folder_name
     with run_place(config.resume, config.out, default) as folder:
         asyncio.run(run_live(options, folder, resume=bool(config.resume)))
 

@@ -68,7 +68,7 @@ class Server:
         self.waiting: OrderedDict[int, Task] = OrderedDict()
         self.work = 0.0  # of those, in steps without overhead
         self.seconds_per_step = 1.0  # a moving average
-        self.since = 0.0  # when it last began a batch, or was known to have done a step
+        self.since = 0.0  # when it last began a batch
         self.handle: Any = None
         self.life: Any = None
         self.asked: Any = None

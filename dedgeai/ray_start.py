@@ -10,33 +10,35 @@ import ray
 from ray._private import ray_constants
 
 from common.parameters import ParameterError
-from dedgeai.options import ClusterOptions
+from dedgeai.configuration import ServerParameters
 
 RESOURCE = "edge_server"  # a machine that offers it takes as many edge servers
 RESOURCE_SECONDS = 5  # s until what a cluster offers must be known
 POLL_SECONDS = 0.2  # s between questions what it offers
 
 
-def connect(options: ClusterOptions) -> None:
+def connect(config: ServerParameters) -> None:
     """Start a Ray of this machine alone, or join a cluster. Raises ParameterError when there is none, or too small."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if options.address is None:
+    if config.address is None:
         # Ray listens on every address of the machine, but where it makes no clusters, as on macOS. The variable is
         # for the processes that it starts; this one has read it already.
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
-        ray.init(address="local", include_dashboard=False, resources={RESOURCE: options.servers}, **quiet)
+        ray.init(address="local", include_dashboard=False, resources={RESOURCE: config.num_servers}, **quiet)
     else:
         try:
-            ray.init(address=options.address, **quiet)
+            ray.init(address=config.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = (str(error).splitlines() or ["no answer"])[0]
-            raise ParameterError("address", options.address, f"must be of a running Ray cluster ({reason})") from None
-    whole = math.ceil(options.servers / math.floor(1 / options.gpus)) if 0 < options.gpus < 1 else 0
-    gpus = whole or options.gpus * options.servers  # a fraction is one of a single GPU
+            raise ParameterError("address", config.address, f"must be of a running Ray cluster ({reason})") from None
+    whole = (
+        math.ceil(config.num_servers / math.floor(1 / config.gpus_per_server)) if 0 < config.gpus_per_server < 1 else 0
+    )
+    gpus = whole or config.gpus_per_server * config.num_servers  # a fraction is one of a single GPU
     for name, wanted, flag, value in (
-        (RESOURCE, options.servers, "num_servers", options.servers),
-        ("GPU", gpus, "gpus_per_server", options.gpus),
+        (RESOURCE, config.num_servers, "num_servers", config.num_servers),
+        ("GPU", gpus, "gpus_per_server", config.gpus_per_server),
     ):
         deadline = time.monotonic() + RESOURCE_SECONDS
         while (free := ray.available_resources().get(name, 0)) < wanted and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""A run's parameters as typed values: what arrives, who decides, and what every part of the system is told.
+"""A run's parameters as typed values: what arrives, who decides, and what makes the images.
 
 Live and simulated runs take these from here, so that the same parameters mean the same tasks for the same servers.
 Start reading at `run_options`.
@@ -6,13 +6,12 @@ Start reading at `run_options`.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from dedgeai.configuration import DedgeParameters
-from dedgeai.options import ClusterOptions, ModelOptions, ProfileOptions, ServiceOptions, SystemOptions
+from dedgeai.edge_server import ComputeOptions, SimulatedOptions
 from dedgeai.schedulers import SchedulerOptions, check_scheduler, method_of
 from dedgeai.server_profile import Profile, equal_servers
 from dedgeai.task_stream import Demand, sizes_of
@@ -20,25 +19,54 @@ from resd3_medium.finding import models_folder
 from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET, choose_prompts
 
+INFERENCE = ("models", "width", "height", "device", "dtype", "offload", "t5")  # what goes to refine_sd3_infer.py's
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What makes the images: how a server opens it, what it is, and what may be asked of it. Sides are in pixels."""
+
+    options: ComputeOptions
+    name: str
+    id: str  # in the API
+    width: int
+    height: int
+    largest: int
+    cfg_scale: float
+    negative_prompt: str
+    examples: tuple[str, ...]  # prompts that it can draw
+    words: str  # what it can draw
+
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Everything that a run is told, and what its config.json keeps."""
+    """What a run's parameters say, beside the parameters themselves."""
 
+    config: DedgeParameters
     demand: Demand
     scheduler: SchedulerOptions
-    cluster: ClusterOptions
-    system: SystemOptions
-    model: ModelOptions
+    pocket: bool  # the pocket model makes the images
     waiting: Profile | None  # the profile of servers that wait instead of computing; None: they compute
-    measured: ProfileOptions  # of servers that compute
-    service: ServiceOptions | None  # None: the run ends with its tasks
-    title: str
-    stored: dict[str, Any]  # the parameters as they were given, for config.json
 
-    def folder_name(self, mode: str) -> str:
-        """The name of a run's folder, where none is given."""
-        return f"{mode}_{self.scheduler.method.key}"
+    @property
+    def mode(self) -> str:
+        """What kind of run it is, which is also the beginning of its folder's name."""
+        return "simulate" if self.config.simulate else "serve" if self.config.serve else "run"
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the run's folder, where none is given."""
+        return f"{self.mode}_{self.scheduler.method.key}"
+
+    @property
+    def title(self) -> str:
+        """What config.json says that it is."""
+        return f"dedgeai, {self.mode}, {self.config.scheduler}"
+
+    @property
+    def stored(self) -> dict[str, object]:
+        """The parameters for config.json, without the token, which is a secret."""
+        return dataclasses.asdict(self.config) | {"token": None}
 
 
 def run_options(config: DedgeParameters) -> RunOptions:
@@ -59,32 +87,13 @@ def run_options(config: DedgeParameters) -> RunOptions:
         seed=config.seed,
     )
     check_scheduler(scheduler, config.num_servers)
-    waits = config.simulate or config.compute == "simulated"
-    waiting = waiting_profile(config) if waits else None
-    pocket = uses_pocket(config.models)
+    pocket = models_folder(config.models).resolve() == POCKET
     prompts = read_prompts(config.prompts, pocket, sum(config.counts), config.seed)
     if not config.serve:
         scheduler = dataclasses.replace(scheduler, input_mbit=float(sizes_of(prompts).max()))
-    mode = "simulated" if config.simulate else "serve" if config.serve else "run"
-    return RunOptions(
-        demand=Demand(config.counts, prompts, config.step_range, config.load, config.num_servers, config.seed),
-        scheduler=scheduler,
-        cluster=ClusterOptions(
-            config.num_servers,
-            config.address,
-            config.gpus_per_server,
-            config.batch_size,
-            config.job_timeout,
-            config.rebalance,
-        ),
-        system=SystemOptions(config.backlog == "profile", config.attempts, config.learn),
-        model=model_options(config, pocket),
-        waiting=waiting,
-        measured=profile_options(config),
-        service=service_options(config) if config.serve else None,
-        title=f"dedgeai, {mode}, {config.scheduler}",
-        stored=dataclasses.asdict(config) | {"token": None},  # which is a secret
-    )
+    demand = Demand(config.counts, prompts, config.step_range, config.load, config.num_servers, config.seed)
+    waits = config.simulate or config.compute == "simulated"
+    return RunOptions(config, demand, scheduler, pocket, waiting_profile(config) if waits else None)
 
 
 def waiting_profile(config: DedgeParameters) -> Profile:
@@ -92,11 +101,6 @@ def waiting_profile(config: DedgeParameters) -> Profile:
     if config.profile is not None:
         return Profile.read(Path(config.profile), config.num_servers)
     return equal_servers(config.step_seconds, config.base_seconds, config.spread, config.relative_speeds)
-
-
-def uses_pocket(folder: str | None) -> bool:
-    """Whether images come from the pocket model, as they do while no other lies in models; `folder` is --models."""
-    return models_folder(folder).resolve() == POCKET
 
 
 def read_prompts(file: str | None, pocket: bool, count: int, seed: int) -> list[str]:
@@ -113,37 +117,33 @@ def read_prompts(file: str | None, pocket: bool, count: int, seed: int) -> list[
     return [found[i % len(found)] for i in range(count)]
 
 
-def model_options(config: DedgeParameters, pocket: bool) -> ModelOptions:
-    """The generator of edge servers that compute."""
-    names = ("models", "width", "height", "device", "dtype", "offload", "t5")
-    gpu = config.gpus_per_server > 0 or (
-        (config.device == "auto" or config.device.startswith("cuda")) and torch.cuda.is_available()
+def choose_model(options: RunOptions) -> Model:
+    """What makes the images. Raises ParameterError when it cannot be loaded, before anything is started."""
+    config, p = options.config, options.waiting
+    examples = tuple(read_prompts(None, options.pocket, 12, 0))
+    if p is not None:
+        times = (tuple(x.tolist()) for x in (p.seconds_per_step, p.seconds_base, p.spread))
+        name, words = "simulated compute", "Nothing: its servers wait instead of computing. Each image is a grey pixel."
+        compute: ComputeOptions = SimulatedOptions(*times, config.seed)
+        width, height, cfg_scale, negative = config.width or 64, config.height or 64, 3.0, ""
+    else:
+        from dedgeai.generator import RealOptions, inference_config
+
+        infer = inference_config(**{name: getattr(config, name) for name in INFERENCE})
+        width, height, cfg_scale, negative = infer.width, infer.height, infer.cfg_scale, infer.negative_prompt
+        kind = "pocket model" if options.pocket else "SD3 Medium"
+        name, compute = f"{kind}, {width} x {height}", RealOptions(infer, config.threads)
+        words = (
+            "Emoji: one or two things with a colour, as in the examples." if options.pocket else "What you describe."
+        )
+    largest = max(config.max_side or (128 if options.pocket else 1024), width, height)
+    known = "simulated" if p is not None else "pocket" if options.pocket else "sd3-medium"
+    return Model(
+        compute, name, config.model_name or known, width, height, largest, cfg_scale, negative, examples, words
     )
-    return ModelOptions(pocket, {name: getattr(config, name) for name in names}, config.threads, gpu)
 
 
-def profile_options(config: DedgeParameters) -> ProfileOptions:
-    """The measured profile: its file, and the parameters that decide about speeds."""
-    source = {
-        "steps": config.steps,
-        "threads": config.threads,
-        "batch_size": config.batch_size,
-        "servers": config.num_servers,
-        "gpus_per_server": config.gpus_per_server,
-        **{name: getattr(config, name) for name in ("device", "dtype", "offload", "t5")},
-    }
-    return ProfileOptions(None if config.profile is None else Path(config.profile), config.profile_repeats, source)
-
-
-def service_options(config: DedgeParameters) -> ServiceOptions:
-    """Where the service listens, and its limits."""
-    return ServiceOptions(
-        config.host,
-        config.port,
-        config.token,
-        config.max_prompt,
-        config.max_steps,
-        config.max_queued,
-        default_steps=sum(config.step_range) // 2,
-        seed=config.seed,
-    )
+def computes_on(config: DedgeParameters) -> str:
+    """GPU or CPU, as far as the driver can tell."""
+    auto = (config.device == "auto" or config.device.startswith("cuda")) and torch.cuda.is_available()
+    return "GPU" if config.compute == "real" and (auto or config.gpus_per_server > 0) else "CPU"

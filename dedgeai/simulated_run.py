@@ -17,12 +17,17 @@ def run_simulation(options: RunOptions, profile: Profile, out: str | None) -> No
     """
     demand, name = options.demand, options.scheduler.name
     schedulers = [make_scheduler(options.scheduler, profile) for _ in demand.counts]
-    with new_folder(out, FOLDER / options.folder_name("simulate")) as folder:
+    with new_folder(out, FOLDER / options.folder_name) as folder:
         write_config(folder, options.title, options.stored)
         for ready, (_, stream) in zip(schedulers, demand.runs(profile), strict=True):
             dispatcher, count = Dispatcher(ready), len(stream)
             found = simulate(
-                dispatcher, profile, stream, options.scheduler.link_rate, demand.seed, options.system.by_profile
+                dispatcher,
+                profile,
+                stream,
+                options.scheduler.link_rate,
+                demand.seed,
+                options.config.backlog == "profile",
             )
             part = folder if len(demand.counts) == 1 else folder / str(count)
             part.mkdir(exist_ok=True)

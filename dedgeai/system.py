@@ -1,71 +1,58 @@
-"""The edge system: base stations that take tasks in, the dispatcher, the cluster, the journal, and every task's record.
+"""The edge system: takes tasks in, has them decided and made, and keeps the record of each.
 
-Tasks come in groups, are cut into rounds, and each round is decided and sent at once. Every task that was accepted ends
-as done, with its image on disk, or as failed, with a reason. Start reading at `EdgeSystem.dispatch`.
+Tasks are accepted once they are in the record. Every task that was accepted ends
+as done, with its image on disk, as failed, with a reason, or as cancelled. Start reading at `EdgeSystem.submit`.
 """
 
 import asyncio
 import dataclasses
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from common.run_folder import replace_file
+from dedgeai.archive import RETRY_SECONDS, Archive
 from dedgeai.cluster import Cluster
-from dedgeai.dispatcher import Backlog, Dispatcher
+from dedgeai.configuration import DedgeParameters
+from dedgeai.deciding import Rounds
+from dedgeai.dispatcher import Dispatcher
 from dedgeai.edge_server import ComputeOptions
-from dedgeai.journal import Journal
-from dedgeai.options import ClusterOptions, SystemOptions
-from dedgeai.records import DONE, FAILED, OUTCOME, SENT, WAITING, Record
+from dedgeai.records import CANCELLED, DONE, FAILED, RUNNING, WAITING, Record
 from dedgeai.server_profile import Profile
-from dedgeai.task_stream import rounds
-from dedgeai.tasks import Result, Task
+from dedgeai.store import Store
+from dedgeai.tasks import Task
 
 QUEUE_SAMPLE_SECONDS = 0.2
-SAMPLES_KEPT = 100_000  # of dispatching times and queue lengths, the last ones
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """A file that is whole on the disk when this returns."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-    replace_file(path, write)
 
 
 class EdgeSystem:
-    """Everything of a run but its parameters and its tasks. `start` it, `submit` groups of tasks, `close` it."""
+    """Everything of a run but its tasks. `start` it, `submit` groups of tasks, `close` it."""
 
-    def __init__(self, cluster: ClusterOptions, compute: ComputeOptions, options: SystemOptions, folder: Path) -> None:
-        self.options, self.folder = options, folder
-        self.cluster = Cluster(cluster, compute, self)
-        self.journal = Journal(folder / "journal.jsonl")
-        self.records: dict[int, Record] = {}
-        self.left = 0  # tasks that are neither done nor failed
-        self.counts = {DONE: 0, FAILED: 0}
-        self.groups: deque[tuple[float, list[Task]]] = deque()
+    def __init__(self, config: DedgeParameters, compute: ComputeOptions, folder: Path, store: Store) -> None:
+        self.config, self.folder, self.store = config, folder, store
+        self.cluster = Cluster(config, compute, self)
+        self.archive = Archive(folder, store, self.pause)
+        self.records: dict[int, Record] = {}  # of unfinished tasks
+        self.watchers: list[Callable[[Record], Any]] = []  # told of every change of a record
+        self.rounds = Rounds(config, self.cluster, self.now, self.tell)
+        self.ended = asyncio.Event()
         self.stopping = False
-        self.wake, self.progress = asyncio.Event(), asyncio.Event()
         self.origin = time.monotonic()
-        # from taking a round up to sending it: seconds, and tasks
-        self.dispatch_seconds: deque[tuple[float, int]] = deque(maxlen=SAMPLES_KEPT)
-        self.queues: deque[tuple[float, list[int]]] = deque(maxlen=SAMPLES_KEPT)
+        self.queues: deque[tuple[float, list[int]]] = deque(maxlen=100_000)  # lengths over time, of a run
         self.moved_tasks = 0
         self.error: BaseException | None = None
         self.on_error: Callable[[], Any] = lambda: None
-        self.seen: set[int] = set()  # tasks with a result that is being stored
-        self.dispatcher: Dispatcher | None = None
-        self.open: dict[int, tuple[float, list[Record]]] = {}  # rounds to learn from, and when they were decided
-        self.next_lesson = 0
+
+    @property
+    def left(self) -> int:
+        """Unfinished tasks."""
+        return len(self.records)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be written to disk at present, in words; servers begin nothing meanwhile."""
+        return self.archive.trouble
 
     def now(self) -> float:
         """Seconds since the clock was started."""
@@ -75,204 +62,209 @@ class EdgeSystem:
         """Start the edge servers. Raises ParameterError when one cannot load its generator."""
         await self.cluster.start()
 
-    async def schedule_with(self, dispatcher: Dispatcher, profile: Profile) -> None:
+    def schedule_with(self, dispatcher: Dispatcher, profile: Profile) -> None:
         """From now on tasks are taken, and scheduled by this dispatcher for servers of this profile."""
-        (self.folder / "images").mkdir(exist_ok=True)
-        self.dispatcher, self.profile = dispatcher, profile
-        await self.cluster.calibrate(profile.seconds_per_step, profile.overhead)
-        self.cluster.spawn(self.dispatch())
-        self.cluster.spawn(self.sample())
-        self.restart_clock()
+        self.cluster.calibrate(profile.seconds_per_step, profile.overhead)
+        self.start_anew(dispatcher, profile)
+        for work in (self.rounds.decide_all(), self.archive.watch()):
+            self.cluster.spawn(work)
+        if not self.config.serve:
+            self.cluster.spawn(self.sample())
 
-    def restart_clock(self) -> None:
-        """Times of the records count from now on; only while nothing is under way."""
-        self.origin = time.monotonic()
-        self.nominal = Backlog(self.profile)
-
-    async def close(self) -> None:
-        """End the edge servers, whatever they are doing."""
-        await self.cluster.close()
+    def start_anew(self, dispatcher: Dispatcher, profile: Profile) -> None:
+        """Times of the records count from now on, and this dispatcher decides; only while nothing is under way."""
+        self.origin, self.dispatcher, self.profile = time.monotonic(), dispatcher, profile
+        self.rounds.begin(dispatcher, profile)
 
     # --- tasks come in ---
 
-    async def submit(self, tasks: Sequence[Task], arrived: Sequence[float] | None = None, slot: float = 0.0) -> None:
-        """Accept a group of tasks: when this returns, they are in the journal and will be finished.
+    async def submit(
+        self,
+        tasks: Sequence[Task],
+        arrived: Sequence[float] | None = None,
+        slot: float | None = None,
+        key: str = "",
+        digest: str = "",
+    ) -> list[Record]:
+        """Accept tasks: when this returns, they are in the record and will be finished. Raises StoreError.
 
-        `arrived` are their times of arrival, by default now; `slot` is the time that the profile's backlogs go by.
+        `arrived` are their times of arrival, by default now; for `slot` see `Rounds.take`. `key` and `digest` are the
+        request's idempotency key and what it asked for.
         """
-        entries = [{"event": "submitted", **dataclasses.asdict(task)} for task in tasks]
-        now = self.now()
-        for i, task in enumerate(tasks):
-            self.records[task.number] = Record(task, submitted=now if arrived is None else arrived[i])
-        self.left += len(tasks)
+        wall, now = time.time(), self.now()
+        times = [now] * len(tasks) if arrived is None else arrived
+        records = [Record(task, wall, submitted) for task, submitted in zip(tasks, times, strict=True)]
+        self.records |= {record.task.number: record for record in records}
         try:
-            await self.journal.write(*entries)
+            await self.store.add(records, key, digest)
         except OSError:
-            for task in tasks:
-                del self.records[task.number]
-            self.left -= len(tasks)
+            for record in records:
+                del self.records[record.task.number]
             raise
-        self.groups.append((slot, list(tasks)))
-        self.wake.set()
+        self.take(slot, records)
+        return records
 
-    def recall(self, task: Task, entry: dict[str, Any]) -> None:
-        """Take in what the journal says of a task that an earlier process finished."""
-        self.counts[entry["event"]] += 1
-        values = {name: entry[name] for name in OUTCOME}
-        self.records[task.number] = Record(task, state=entry["event"], recalled=True, **values)
+    def recall(self) -> int:
+        """Take up what an earlier process left, as if it had just come; returns how many tasks. Delays go on."""
+        records, servers = self.store.unfinished(), len(self.cluster.servers)
+        for record in records:
+            record.submitted = self.now() - max(0.0, time.time() - record.accepted_at)
+            record.task = dataclasses.replace(record.task, base_station=record.task.base_station % servers)
+        self.records |= {record.task.number: record for record in records}
+        self.take(None, records)
+        return len(records)
 
-    async def wait(self) -> None:
-        """Until all tasks are done or have failed. Raises what went wrong in this program itself."""
-        while True:
-            self.progress.clear()
-            if self.error is not None:
-                raise self.error
-            if not self.left:
-                return
-            await self.progress.wait()
-
-    # --- and are dispatched ---
-
-    async def dispatch(self) -> None:
-        """Decide and send round after round, for ever."""
-        while True:
-            await self.wake.wait()
-            self.wake.clear()
-            while self.groups and any(server.up for server in self.cluster.servers):
-                slot, tasks = self.groups.popleft()
-                for part in rounds(np.array([task.base_station for task in tasks]), self.dispatcher.ready.num_tasks):
-                    if self.stopping:
-                        return
-                    self.send_round(slot, [tasks[i] for i in part])
-                    await asyncio.sleep(0)
-
-    def send_round(self, slot: float, tasks: list[Task]) -> None:
-        """Decide a round's tasks and hand them to the servers."""
-        began = time.perf_counter()
-        base_station = np.array([task.base_station for task in tasks])
-        work = self.profile.workload(np.array([task.steps for task in tasks]))
-        seen = self.nominal.at(slot) if self.options.by_profile else self.cluster.backlog()
-        number = self.dispatcher.round
-        chosen = self.dispatcher.decide(base_station, work, np.array([task.size for task in tasks]), seen)
-        self.nominal.add(chosen, work)
-        now, orders = self.now(), {}
-        if self.options.learn:
-            self.open[number] = (now, [self.records[task.number] for task in tasks])
-        for task, server in zip(tasks, chosen.tolist(), strict=True):
-            record = self.records[task.number]
-            if record.decided is None:
-                record.round, record.decided = number, server
-            record.server = self.living(server)
-            record.state, record.sent = SENT, now
-            orders.setdefault(record.server, []).append(task)
-        for server, part in orders.items():
-            self.cluster.send(server, part)
-        self.dispatch_seconds.append((time.perf_counter() - began, len(tasks)))
-
-    def living(self, server: int) -> int:
-        """The server, or while it is down the one with the least backlog of those that are up."""
-        servers = self.cluster.servers
-        if servers[server].up or not any(other.up for other in servers):
-            return server
-        seconds = self.cluster.backlog_seconds()
-        return min((other.number for other in servers if other.up), key=lambda number: seconds[number])
+    def take(self, slot: float | None, records: list[Record]) -> None:
+        """Have records decided."""
+        self.rounds.take(slot, records)
+        self.tell(records)
 
     # --- what the cluster tells ---
 
-    def results(self, server: int, results: list[Result]) -> None:
-        """Have the results of tasks stored that have none yet."""
-        now = self.now()
-        for result in results:
-            record = self.records.get(result.number)
-            if record is not None and not record.final and result.number not in self.seen:
-                self.seen.add(result.number)
-                record.server, record.finished = server, now
-                self.cluster.spawn(self.store(record, result))
+    def started(self, server: int, tasks: list[Task]) -> None:
+        """Note what a server begins with."""
+        records = [self.records[task.number] for task in tasks]
+        for record in records:
+            record.state, record.started, record.step = RUNNING, self.now(), 0
+        self.tell(records)
 
-    async def store(self, record: Record, result: Result) -> None:
-        """Write the image, then the journal, then say that the task is done."""
-        error = result.error
-        try:
-            if not error:
-                name = f"{record.task.number:06d}.png"
-                await asyncio.to_thread(write_durably, self.folder / "images" / name, result.image)
-                record.image = name
-        except OSError as problem:
-            error = f"its image could not be written ({problem.strerror or problem})"
-        try:
-            await self.conclude(record, FAILED if error else DONE, error)
-        finally:
-            self.seen.discard(record.task.number)
+    def progress(self, steps: dict[int, int]) -> None:
+        """Note denoising steps."""
+        for number, step in steps.items():
+            record = self.records.get(number)
+            if record is not None and record.finished is None and record.step != step:
+                record.step = step
+                self.tell([record], store=False)
 
-    async def conclude(self, record: Record, state: str, error: str = "") -> None:
-        """Write how a task ended into the journal, then say so. Raises OSError when it cannot be written."""
-        record.error = error
-        outcome = {name: getattr(record, name) for name in OUTCOME}
-        await self.journal.write({"event": state, "number": record.task.number, **outcome})
-        record.state = state
-        self.left -= 1
-        self.counts[state] += 1
-        self.learn()
-        self.progress.set()
-
-    def learn(self) -> None:
-        """Let the scheduler learn from rounds whose tasks are all finished, in order."""
-        while self.next_lesson + 1 in self.open and all(record.final for record in self.open[self.next_lesson][1]):
-            decided, records = self.open.pop(self.next_lesson)
-            self.dispatcher.learn_from(self.next_lesson, np.array([record.finished - decided for record in records]))
-            self.next_lesson += 1
+    def made(self, server: int, task: Task, image: bytes | None, error: str, seconds: float) -> None:
+        """Have the result of a task stored, the first that comes."""
+        record = self.records.get(task.number)
+        if record is not None and record.finished is None:
+            record.server = server
+            self.conclude(record, DONE if image is not None else FAILED if error else CANCELLED, error, image)
 
     def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
         """Have a dead server's tasks scheduled again, but for those that too many servers died on."""
-        again = []
+        again, hit = [], {task.number for task in running}
         for task in (*running, *queued):
             record = self.records[task.number]
-            record.attempts += task in running
-            if record.attempts < self.options.attempts:
-                record.state = WAITING
-                again.append(task)
+            record.attempts += task.number in hit
+            if record.cancelling:
+                self.conclude(record, CANCELLED)
+            elif record.attempts < self.config.attempts:
+                record.state, record.started, record.step = WAITING, None, 0
+                again.append(record)
             else:
-                record.finished = self.now()
-                reason = f"{record.attempts} edge servers died while working on it"
-                self.cluster.spawn(self.conclude(record, FAILED, reason))
+                self.conclude(record, FAILED, f"{record.attempts} edge servers died while working on it")
         if again:
-            self.groups.append((self.nominal.now, again))
-            self.wake.set()
+            self.take(self.rounds.nominal.now, again)
 
     def moved(self, server: int, tasks: list[Task]) -> None:
         """Note which server has tasks that an idle one took over."""
-        now = self.now()
         self.moved_tasks += len(tasks)
-        for task in tasks:
-            record = self.records[task.number]
-            record.server, record.sent, record.moves = server, now, record.moves + 1
+        records = [self.records[task.number] for task in tasks]
+        for record in records:
+            record.server, record.sent, record.moves = server, self.now(), record.moves + 1
+        self.tell(records)
 
     def joined(self, server: int) -> None:
         """Go on with tasks that waited for a server."""
-        self.wake.set()
+        self.rounds.wake.set()
 
     def broken(self, error: BaseException) -> None:
-        """Stop waiting: `wait` raises this mistake of the program's own."""
+        """Stop waiting: `finished` raises this mistake of the program's own."""
         self.error = error
-        self.progress.set()
+        self.change()
         self.on_error()
+
+    # --- how tasks end ---
+
+    async def cancel(self, number: int) -> Record:
+        """End an unfinished task: at once if no server works on it, else at its next step."""
+        record = self.records[number]
+        if record.finished is None and not record.cancelling:
+            if record.state == WAITING or self.cluster.cancel(number):
+                await asyncio.wait([self.conclude(record, CANCELLED)], timeout=RETRY_SECONDS)
+            else:
+                record.cancelling = True
+                self.tell([record], store=False)
+        return record
+
+    def conclude(self, record: Record, state: str, error: str = "", image: bytes | None = None) -> asyncio.Task:
+        """Say how a task ends; the returned work ends when that is stored."""
+        record.finished, record.finished_at, record.error = self.now(), time.time(), error
+        return self.cluster.spawn(self.store_end(record, state, image))
+
+    async def store_end(self, record: Record, state: str, image: bytes | None) -> None:
+        """Have the end of a task stored, then say that it has ended."""
+        await self.archive.keep(record, state, image)
+        record.cancelling = False
+        del self.records[record.task.number]
+        self.tell([record], store=False)
+        self.change()
+        self.rounds.learn()
+
+    # --- who wants to know ---
+
+    def find(self, number: int) -> Record | None:
+        """What is known of a task."""
+        return self.records.get(number) or self.store.get(number)
+
+    def place(self, record: Record) -> tuple[int | None, float | None]:
+        """Tasks before an unfinished one at its server, None where it is at none; and the seconds until it is done."""
+        if record.finished is not None:
+            return None, None
+        if found := self.cluster.place(record.task.number):
+            return found
+        rate = self.cluster.servers[0].seconds_per_step
+        return None, float(self.cluster.backlog_seconds().min()) + rate * (record.task.work + self.cluster.overhead)
+
+    async def finished(self, numbers: Iterable[int] | None = None) -> None:
+        """Until these tasks, or all, have ended. Raises what went wrong in this program itself."""
+        wanted = None if numbers is None else set(numbers)
+        while True:
+            if self.error is not None:
+                raise self.error
+            if not self.records or (wanted is not None and wanted.isdisjoint(self.records)):
+                return
+            await self.ended.wait()
+
+    def tell(self, records: Iterable[Record], store: bool = True) -> None:
+        """Tell the watchers of changed records, and with `store` the record on disk."""
+        for record in records:
+            if store:
+                self.store.note(record)
+            for watcher in self.watchers:
+                watcher(record)
+
+    def change(self) -> None:
+        """Wake who waits for the end of tasks."""
+        self.ended.set()
+        self.ended = asyncio.Event()
 
     async def sample(self) -> None:
         """Note the queues' lengths while there is work."""
-        begun = time.monotonic()  # `now` starts anew with every run
+        begun = time.monotonic()  # `now` starts anew with every number of tasks
         while True:
             if self.left:
-                self.queues.append(
-                    (time.monotonic() - begun, [len(server.outstanding) for server in self.cluster.servers])
-                )
+                self.queues.append((time.monotonic() - begun, [len(server) for server in self.cluster.servers]))
             await asyncio.sleep(QUEUE_SAMPLE_SECONDS)
 
     # --- ends ---
 
-    async def cancel_queued(self) -> None:
-        """Take back what has not begun and wait for what runs, so that a later start has the rest to do."""
-        self.stopping = True
-        self.cluster.options = dataclasses.replace(self.cluster.options, rebalance=False)
-        await asyncio.gather(*(self.cluster.withdraw_all(server) for server in self.cluster.servers if server.up))
-        while any(server.up and server.outstanding for server in self.cluster.servers) or self.seen:
-            await asyncio.sleep(0.05)
+    def pause(self) -> None:
+        """Let servers begin nothing while nothing can be stored, or while this stops."""
+        self.cluster.paused = self.stopping or bool(self.trouble)
+
+    async def stop(self) -> None:
+        """Let what runs end, and begin nothing, so that a later start has the rest to do."""
+        self.stopping = self.rounds.stopped = True
+        self.pause()
+        await self.cluster.drained()
+        while any(record.finished is not None for record in self.records.values()) and not self.trouble:
+            await self.ended.wait()
+
+    async def close(self) -> None:
+        """End the edge servers, whatever they are doing, and close the record."""
+        await self.cluster.close()
+        await self.store.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from helpers import run_here, start_script
+from helpers import make, run_here, start_script
 from PIL import Image
 from ray.exceptions import ActorDiedError
 
@@ -26,13 +26,13 @@ from dedgeai import main_dedgeai
 from dedgeai.cluster import Cluster, refusal
 from dedgeai.dispatcher import Dispatcher
 from dedgeai.edge_server import SimulatedOptions
-from dedgeai.journal import read_journal
-from dedgeai.options import ClusterOptions, SystemOptions
+from dedgeai.main_dedgeai import DedgeConfig
 from dedgeai.ray_start import connect
-from dedgeai.records import DONE, FAILED
+from dedgeai.records import DONE, FAILED, Record
 from dedgeai.report import predict
 from dedgeai.schedulers import SchedulerOptions, make_scheduler, method_of
 from dedgeai.server_profile import Profile, equal_servers
+from dedgeai.store import Store
 from dedgeai.system import EdgeSystem
 from dedgeai.task_stream import draw_stream
 from dedgeai.tasks import Task
@@ -42,7 +42,7 @@ SCRIPT = "dedgeai/main_dedgeai.py"
 
 @pytest.fixture(scope="module")
 def local_ray():
-    connect(cluster_options(6))
+    connect(make(DedgeConfig, num_servers=6))
     yield
     ray.shutdown()
 
@@ -54,25 +54,17 @@ def shared_ray(local_ray, monkeypatch):
     monkeypatch.setattr("ray.shutdown", lambda: None)
 
 
-def cluster_options(servers: int, **changes) -> ClusterOptions:
-    given = {"address": None, "gpus": 0.0, "batch_size": 1, "job_timeout": 600.0, "rebalance": True} | changes
-    return ClusterOptions(servers=servers, **given)
-
-
 async def system_of(profile: Profile, folder: Path, scheduler: str = "water_filling", **changes) -> EdgeSystem:
     """A started system whose servers wait as the profile says."""
     waiting = SimulatedOptions(
         *(tuple(x.tolist()) for x in (profile.seconds_per_step, profile.seconds_base, profile.spread)), 0
     )
-    learn = changes.pop("learn", False)
-    attempts = changes.pop("attempts", 3)
-    system = EdgeSystem(
-        cluster_options(profile.servers, **changes), waiting, SystemOptions(False, attempts, learn), folder
-    )
+    config = make(DedgeConfig, num_servers=profile.servers, scheduler=scheduler, **changes)
+    system = EdgeSystem(config, waiting, folder, Store(folder / "tasks.db"))
     await system.start()
     method, policies = method_of(scheduler), folder / "policies"
     options = SchedulerOptions(scheduler, method, None, policies, 3, 10, (10, 19), 0.001, 450.0, 0)
-    await system.schedule_with(Dispatcher(make_scheduler(options, profile), learn), profile)
+    system.schedule_with(Dispatcher(make_scheduler(options, profile), config.learn), profile)
     return system
 
 
@@ -81,13 +73,14 @@ def tasks_of(count: int, servers: int, seed: int = 0) -> list[Task]:
     return [Task(k, "a", int(drawn.steps[k]), k, 1, 1, int(drawn.base_station[k])) for k in range(count)]
 
 
-def check_journal(folder: Path, tasks: list[Task], failed: int = 0) -> None:
-    """Every task is in the journal as accepted, and ends once."""
-    events = [(entry["event"], entry["number"]) for entry in read_journal(folder / "journal.jsonl", "resume")]
-    numbers = [task.number for task in tasks]
-    assert sorted(n for event, n in events if event == "submitted") == numbers
-    assert sorted(n for event, n in events if event in (DONE, FAILED)) == numbers
-    assert sum(event == FAILED for event, _ in events) == failed
+def stored(folder: Path, count: int) -> list[Record]:
+    """The records of tasks 0 to `count` - 1, all of which have ended."""
+    store = Store(folder / "tasks.db")
+    records = store.records(range(count))
+    assert [record.task.number for record in records] == list(range(count)) and store.last == count - 1
+    assert all(record.final for record in records)
+    asyncio.run(store.close())
+    return records
 
 
 def listening() -> set[tuple[str, str]]:
@@ -114,18 +107,17 @@ def test_five_servers_are_nearly_five_times_as_fast_as_one_and_the_simulator_kno
 
     async def story() -> EdgeSystem:
         system = await system_of(profile, tmp_path, "lad_ts")
-        await system.submit(tasks)
-        await system.wait()
+        await system.submit(tasks, slot=0.0)
+        await system.finished()
         await system.close()
         return system
 
     system = asyncio.run(story())
-    records = [system.records[k] for k in range(count)]
+    records = stored(tmp_path, count)
     alone = sum(profile.seconds(0, task.steps) for task in tasks)  # one server could not be faster
     assert alone / max(record.finished for record in records) >= speed_up
-    took = np.repeat([s for s, _ in system.dispatch_seconds], [n for _, n in system.dispatch_seconds])
+    took = np.repeat([s for s, _ in system.rounds.seconds], [n for _, n in system.rounds.seconds])
     assert np.percentile(took, 99) < 0.005
-    check_journal(tmp_path, tasks)
     predicted, measured = predict(records, profile), np.array([record.delay for record in records])
     assert predicted.mean() == pytest.approx(measured.mean(), rel=0.05)
     assert np.abs(predicted - measured).mean() < 0.05 * measured.mean()
@@ -143,27 +135,27 @@ def test_a_server_that_is_killed_again_and_again_loses_no_task_and_rejoins(kills
         await system.submit(tasks)
         for kill in range(kills):
             done = 15 + 20 * kill
-            while sum(record.final for record in system.records.values()) < done or not victim.up:
+            while count - system.left < done or not victim.up:
                 await asyncio.sleep(0.01)
             os.kill(victim.process, signal.SIGKILL)
             while victim.up:
                 await asyncio.sleep(0.01)
-        await system.wait()
+        await system.finished()
         while not victim.up:  # it rejoins
             await asyncio.sleep(0.05)
         again = [Task(count + k, "a", 10, k, 1, 1, 2) for k in range(40)]
         await system.submit(again)
-        await system.wait()
-        assert any(system.records[task.number].server == 2 for task in again)
+        await system.finished()
+        assert any(system.find(task.number).server == 2 for task in again)
         await system.close()
         return system
 
     system = asyncio.run(story())
     assert system.cluster.servers[2].starts == 1 + kills
-    assert all(record.state == DONE for record in system.records.values())
+    records = stored(tmp_path, count + 40)
+    assert all(record.state == DONE for record in records)
     assert {path.name for path in (tmp_path / "images").iterdir()} == {f"{k:06d}.png" for k in range(count + 40)}
-    check_journal(tmp_path, [*tasks, *(Task(count + k, "a", 10, k, 1, 1, 2) for k in range(40))])
-    assert sum(record.attempts for record in system.records.values()) <= kills  # only what ran was in danger
+    assert sum(record.attempts for record in records) <= kills  # only what ran was in danger
 
 
 def test_a_task_that_kills_every_server_fails_and_a_hung_server_is_started_again(local_ray, tmp_path):
@@ -174,15 +166,16 @@ def test_a_task_that_kills_every_server_fails_and_a_hung_server_is_started_again
         system = await system_of(profile, tmp_path, attempts=2, job_timeout=0.5)
         endless = Task(0, "a", 1_000_000, 0, 1, 1, 0)
         await system.submit([endless, *(Task(k, "a", 10, k, 1, 1, k % 2) for k in range(1, 30))])
-        await system.wait()
+        await system.finished()
         while not all(server.up for server in system.cluster.servers):
             await asyncio.sleep(0.05)
         await system.close()
         return system
 
     system = asyncio.run(story())
-    assert system.records[0].state == FAILED and "2 edge servers died while working on it" in system.records[0].error
-    assert all(system.records[k].state == DONE for k in range(1, 30))
+    endless, *others = stored(tmp_path, 30)
+    assert endless.state == FAILED and "2 edge servers died while working on it" in endless.error
+    assert all(record.state == DONE for record in others)
     assert sum(server.starts - 1 for server in system.cluster.servers) >= 1
 
 
@@ -193,18 +186,18 @@ def test_a_server_that_becomes_slow_is_seen_in_its_rate_and_gets_less(local_ray,
     async def story() -> EdgeSystem:
         slow = equal_servers(0.002, 0.0, 0.0, np.array([1.0, 0.2, 1.0]))
         system = await system_of(slow, tmp_path, "opt_ts", rebalance=False)
-        await system.cluster.calibrate(fast.seconds_per_step, 0.0)  # as if it had been measured when all were fast
+        system.cluster.calibrate(fast.seconds_per_step, 0.0)  # as if it had been measured when all were fast
         for burst in range(15):
             await system.submit([Task(10 * burst + k, "a", 10, k, 1, 1, k % 3) for k in range(10)])
             await asyncio.sleep(0.1)
-        await system.wait()
+        await system.finished()
         await system.close()
         return system
 
     system = asyncio.run(story())
     rates = [server.seconds_per_step for server in system.cluster.servers]
     assert rates[1] > 3 * max(rates[0], rates[2])
-    served = np.bincount([record.server for record in system.records.values()], minlength=3)
+    served = np.bincount([record.server for record in stored(tmp_path, 150)], minlength=3)
     assert served[1] < 0.6 * min(served[0], served[2])
 
 
@@ -217,8 +210,8 @@ def test_agents_go_on_learning_from_measured_delays(local_ray, no_plots, tmp_pat
         before = agents.theta_actor.clone()
         held = int(agents.replay.written.sum())
         for burst in range(8):
-            await system.submit([Task(20 * burst + k, "a", 10 + k % 10, k, 1, 1, k % 2) for k in range(20)])
-            await system.wait()
+            await system.submit([Task(20 * burst + k, "a", 10 + k % 10, k, 1, 1, k % 2) for k in range(20)], slot=0.0)
+            await system.finished()
         assert system.dispatcher.learned == 7  # all but the last, whose next state is not known
         assert int(agents.replay.written.sum()) == held + 7 * 20
         assert not (agents.theta_actor == before).all() and agents.finite()
@@ -248,7 +241,7 @@ def test_what_keeps_a_server_from_starting_is_said_as_of_its_parameter(error, fl
             raise error
 
     async def story() -> None:
-        cluster = Cluster(cluster_options(1), Unloadable(), None)
+        cluster = Cluster(make(DedgeConfig, num_servers=1), Unloadable(), None)
         try:
             await cluster.start()
         finally:
@@ -335,8 +328,8 @@ def test_a_killed_and_then_interrupted_driver_resumes_what_is_left(shared_ray, t
     for _ in range(2):  # the second time nothing is left
         run_here(main_dedgeai, "--resume", run)
     assert f"nothing is left of the run in {run}" in capsys.readouterr().out
-    done = [e["number"] for e in read_journal(run / "journal.jsonl", "resume") if e["event"] == "done"]
-    assert sorted(done) == list(range(count)) and len(list((run / "images").iterdir())) == count
+    assert {record.state for record in stored(run, count)} == {DONE}
+    assert len(list((run / "images").iterdir())) == count
     assert [row["state"] for row in read_csv(run / "tasks.csv")] == ["done"] * count
     deadline = time.monotonic() + 20
     while raylets() and time.monotonic() < deadline:
@@ -345,10 +338,10 @@ def test_a_killed_and_then_interrupted_driver_resumes_what_is_left(shared_ray, t
 
 
 def done_tasks(run: Path) -> Iterator[int]:
-    """How many tasks a run's journal says are done, again and again for at most a minute."""
+    """How many images a run has, again and again for at most a minute."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        yield contents(run / "journal.jsonl").count(b'"event": "done"')
+        yield len(list(run.glob("images/*.png")))
         time.sleep(0.02)
     raise AssertionError(f"{run} does not get on")
 

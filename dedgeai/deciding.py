@@ -1,0 +1,125 @@
+"""Rounds: tasks that were accepted are decided together, and handed to the servers' queues.
+
+Start reading at `Rounds.decide_all`.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dedgeai.cluster import Cluster
+from dedgeai.configuration import DedgeParameters
+from dedgeai.dispatcher import Backlog, Dispatcher
+from dedgeai.records import QUEUED, Record
+from dedgeai.server_profile import Profile
+from dedgeai.task_stream import rounds
+
+
+class Rounds:
+    """Has a dispatcher decide what `take` was given, for servers of a profile, one round after another.
+
+    `now` is the system's clock, and `sent` is told of the records that have gone to servers. With --learn the
+    dispatcher learns from each round when all its tasks have ended, which `learn` looks for.
+    """
+
+    def __init__(
+        self, config: DedgeParameters, cluster: Cluster, now: Callable[[], float], sent: Callable[[list[Record]], Any]
+    ) -> None:
+        self.config, self.cluster, self.now, self.sent = config, cluster, now, sent
+        self.groups: deque[tuple[float | None, list[Record]]] = deque()
+        self.wake = asyncio.Event()
+        self.stopped = False
+        # from taking up a round to sending it: seconds, and tasks
+        self.seconds: deque[tuple[float, int]] = deque(maxlen=1000 if config.serve else 100_000)
+        # rounds to learn from: when they were decided, and the tasks of each decision
+        self.lessons: dict[int, tuple[float, list[list[Record]]]] = {}
+
+    def begin(self, dispatcher: Dispatcher, profile: Profile) -> None:
+        """From now on this dispatcher decides."""
+        self.dispatcher, self.profile, self.nominal = dispatcher, profile, Backlog(profile)
+
+    def take(self, slot: float | None, records: list[Record]) -> None:
+        """Put records at the end of what is to be decided.
+
+        `slot` is the time that the profile's backlogs go by, for tasks that make rounds of their own; others are
+        decided together with what else has come meanwhile.
+        """
+        if slot is None and self.groups and self.groups[-1][0] is None:
+            self.groups[-1][1].extend(records)
+        else:
+            self.groups.append((slot, list(records)))
+        self.wake.set()
+
+    async def decide_all(self) -> None:
+        """Decide and send round after round, for ever."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            while self.groups and not self.stopped and any(server.up for server in self.cluster.servers):
+                slot, records = self.groups.popleft()
+                chunks = self.chunks(records)
+                stations = np.array([chunk[0].task.base_station for chunk in chunks], dtype=np.int64)
+                for part in rounds(stations, self.dispatcher.ready.num_tasks):
+                    self.send_round(self.now() if slot is None else slot, [chunks[i] for i in part])
+                    await asyncio.sleep(0)
+
+    def chunks(self, records: list[Record]) -> list[list[Record]]:
+        """What is decided together: images of one request that fit into a batch; else each task alone."""
+        found: list[list[Record]] = []
+        for record in records:
+            request = record.task.request
+            together = found and request is not None and found[-1][0].task.request == request
+            if together and len(found[-1]) < self.config.batch_size:
+                found[-1].append(record)
+            else:
+                found.append([record])
+        return found
+
+    def send_round(self, slot: float, chunks: list[list[Record]]) -> None:
+        """Decide the server of each chunk, and hand their tasks to the servers."""
+        chunks = [[record for record in chunk if record.finished is None] for chunk in chunks]  # not cancelled
+        if not (chunks := [chunk for chunk in chunks if chunk]):
+            return
+        began = time.perf_counter()
+        station = np.array([chunk[0].task.base_station for chunk in chunks])
+        work = np.array([self.profile.workload([record.task.work for record in chunk]).sum() for chunk in chunks])
+        size = np.array([chunk[0].task.size for chunk in chunks])
+        seen = self.nominal.at(slot) if self.config.backlog == "profile" else self.cluster.backlog()
+        number = self.dispatcher.round
+        chosen = self.dispatcher.decide(station, work, size, seen)
+        self.nominal.add(chosen, work)
+        now, orders = self.now(), {}
+        if self.config.learn:
+            self.lessons[number] = (now, chunks)
+        for chunk, server in zip(chunks, chosen.tolist(), strict=True):
+            goes_to = self.living(server)
+            for record in chunk:
+                if record.decided is None:
+                    record.round, record.decided = number, server
+                record.state, record.server, record.sent = QUEUED, goes_to, now
+                orders.setdefault(goes_to, []).append(record.task)
+        self.sent([record for chunk in chunks for record in chunk])
+        self.cluster.send(orders)
+        self.seconds.append((time.perf_counter() - began, sum(map(len, chunks))))
+
+    def living(self, server: int) -> int:
+        """The server, or while it is down the one with the least backlog of those that are up."""
+        servers = self.cluster.servers
+        if servers[server].up or not any(other.up for other in servers):
+            return server
+        seconds = self.cluster.backlog_seconds()
+        return min((other.number for other in servers if other.up), key=lambda number: seconds[number])
+
+    def learn(self) -> None:
+        """Let the dispatcher learn from rounds whose tasks have all ended, in order."""
+        while self.lessons and next(iter(self.lessons)) + 1 in self.lessons:
+            number, (decided, chunks) = next(iter(self.lessons.items()))
+            if not all(record.final for chunk in chunks for record in chunk):
+                return
+            del self.lessons[number]
+            ends = [max(record.finished for record in chunk) for chunk in chunks]
+            self.dispatcher.learn_from(number, np.array(ends) - decided)
