@@ -195,7 +195,7 @@ class ServiceParameters(Parameters):
     max_prompt: int = parameter(1000, "longest prompt", unit="characters", low=1, high=100_000)
     max_steps: int = parameter(50, "most denoising steps", unit="steps", low=1, high=1000)
     max_side: int | None = parameter(
-        None, "longest side of an image; default 1024, pocket model 128", unit="pixels", low=16, high=4096
+        None, "longest side of an image; default 1024, pocket model 64", unit="pixels", low=16, high=4096
     )
     max_images: int = parameter(4, "most images of a request", low=1, high=100)
     max_queued: int = parameter(1000, "most tasks that wait or run", low=1, high=1_000_000)

@@ -136,7 +136,7 @@ def choose_model(options: RunOptions) -> Model:
         words = (
             "Emoji: one or two things with a colour, as in the examples." if options.pocket else "What you describe."
         )
-    largest = max(config.max_side or (128 if options.pocket else 1024), width, height)
+    largest = max(config.max_side or (64 if options.pocket else 1024), width, height)
     known = "simulated" if p is not None else "pocket" if options.pocket else "sd3-medium"
     return Model(
         compute, name, config.model_name or known, width, height, largest, cfg_scale, negative, examples, words
