@@ -13,10 +13,10 @@ import numpy as np
 
 from dedgeai.cluster import Cluster
 from dedgeai.configuration import DedgeParameters
-from dedgeai.dispatcher import Backlog, Dispatcher
 from dedgeai.records import QUEUED, Record
-from dedgeai.server_profile import Profile
-from dedgeai.task_stream import rounds
+from edge_sim.dispatcher import Backlog, Dispatcher
+from edge_sim.server_profile import Profile
+from edge_sim.task_stream import input_mbit, rounds
 
 
 class Rounds:
@@ -87,7 +87,7 @@ class Rounds:
         began = time.perf_counter()
         station = np.array([chunk[0].task.base_station for chunk in chunks])
         work = np.array([self.profile.workload([record.task.work for record in chunk]).sum() for chunk in chunks])
-        size = np.array([chunk[0].task.size for chunk in chunks])
+        size = np.array([input_mbit(chunk[0].task.prompt) for chunk in chunks])
         seen = self.nominal.at(slot) if self.config.backlog == "profile" else self.cluster.backlog()
         number = self.dispatcher.round
         chosen = self.dispatcher.decide(station, work, size, seen)

@@ -12,8 +12,8 @@ import numpy as np
 from common.parameters import ParameterError
 from common.progress import Progress
 from dedgeai.cluster import Cluster
-from dedgeai.server_profile import Profile, fitted
 from dedgeai.tasks import Task
+from edge_sim.server_profile import Profile, fitted
 
 DEATHS = 3  # of servers with work, after which measuring is given up
 WARM_UP = 1  # first images of each server, which are not counted

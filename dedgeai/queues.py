@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dedgeai.configuration import ServerParameters
-from dedgeai.tasks import DENSITY, Made, Task, batch_of
+from dedgeai.tasks import Made, Task, batch_of
+from edge_sim.server_profile import DENSITY
 
 PREFETCH_SECONDS = 0.1  # s before the end of a batch at which the next one is sent ahead
 SMOOTHING = 0.2  # weight of the last batch in the moving average of a server's speed

@@ -12,9 +12,9 @@ import torch
 
 from dedgeai.configuration import DedgeParameters
 from dedgeai.edge_server import ComputeOptions, SimulatedOptions
-from dedgeai.schedulers import SchedulerOptions, check_scheduler, method_of
-from dedgeai.server_profile import Profile, equal_servers
-from dedgeai.task_stream import Demand, sizes_of
+from edge_sim.schedulers import SchedulerOptions, check_scheduler, method_of
+from edge_sim.server_profile import Profile, equal_servers
+from edge_sim.task_stream import Demand, sizes_of
 from resd3_medium.finding import models_folder
 from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET, choose_prompts
