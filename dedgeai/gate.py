@@ -37,13 +37,12 @@ def refusal(
     message: str,
     param: str | None = None,
     headers: dict[str, str] | None = None,
-    code: str = "",
 ) -> Response:
     """An answer that says why not: in OpenAI's form to those who use its API, else as {"detail": ...}."""
     if not path.startswith("/v1/"):
         return JSONResponse({"detail": message}, status, headers)
     kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}
+    error = {"message": message, "type": kind, "param": param, "code": CODES.get(status)}
     return JSONResponse({"error": error}, status, headers)
 
 
@@ -61,7 +60,7 @@ class AccessLog:
         """Keep a request's line until it is written."""
         headers = dict(scope["headers"])
         query = scope["query_string"].decode("latin-1")
-        asked = scope["raw_path"].decode("latin-1") + (f"?{SECRET.sub(r'\1-', query)}" if query else "")
+        asked = scope["raw_path"].decode("latin-1") + ("?" if query else "") + SECRET.sub(r"\1-", query)
         who, when = (scope["client"] or ["-"])[0], time.strftime("%d/%b/%Y:%H:%M:%S %z")
         quoted = [
             json.dumps(text)
@@ -155,10 +154,8 @@ class Gate:
         """Whether a Host header names this service."""
         text = host.decode("latin-1").lower()
         name = re.sub(r":\d*$", "", text).strip("[]")
-        return any(
-            allowed in ("*", name) or (allowed.startswith("*.") and name.endswith(allowed[1:]))
-            for allowed in self.hosts
-        )
+        below = [allowed[1:] for allowed in self.hosts if allowed.startswith("*.")]
+        return "*" in self.hosts or name in self.hosts or any(name.endswith(ending) for ending in below)
 
     async def head(self, scope: dict[str, Any], send: Any) -> None:
         """Answer as to a GET, without the body; streams end at once."""
