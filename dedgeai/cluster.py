@@ -109,9 +109,9 @@ class Cluster(Queues):
                 if not server.calls:
                     continue
                 if now - server.since > self.config.job_timeout:
-                    server.since = now
                     self.kill(server)
-                if server.asked is None or server.asked.done():
+                    server.life.cancel()  # its tasks need not wait for its end
+                elif server.asked is None or server.asked.done():
                     server.asked = self.spawn(self.ask(server, server.calls[0]))
 
     async def ask(self, server: Server, call: Call) -> None:
@@ -137,7 +137,7 @@ class Cluster(Queues):
             made, error = Made([None] * len(call.tasks), 0.0), str(problem.cause)
         except RayError:
             if call in server.calls:
-                server.life.cancel()  # whatever else it says, its tasks are to be sent again
+                server.life.cancel()  # `follow` hands its tasks back
             return
         self.ended(server, call, made, error)
 

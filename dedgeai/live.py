@@ -22,15 +22,15 @@ from common.failure import fail
 from common.run_folder import describe, write_config
 from dedgeai.batch_runs import ended, run_counts, save_agents
 from dedgeai.configuration import FOLDER
-from dedgeai.dispatcher import Dispatcher
 from dedgeai.http_server import bind
 from dedgeai.measurement import measure_profile
 from dedgeai.ray_start import connect
 from dedgeai.run_options import Model, RunOptions, choose_model
-from dedgeai.schedulers import check_learning, make_scheduler
-from dedgeai.server_profile import Profile
 from dedgeai.store import Store
 from dedgeai.system import EdgeSystem
+from edge_sim.dispatcher import Dispatcher
+from edge_sim.schedulers import check_learning, make_scheduler
+from edge_sim.server_profile import Profile
 
 
 async def run_live(options: RunOptions, folder: Path, resume: bool) -> None:

@@ -20,7 +20,7 @@ from common.command_line import command_line
 from common.run_folder import resumed, run_place
 from dedgeai.configuration import FOLDER, DedgeParameters
 from dedgeai.run_options import run_options
-from dedgeai.simulated_run import run_simulation
+from edge_sim.simulated_run import run_simulation
 
 FREE = ("resume", "host", "port", "token")  # what the command line may change for a stored run
 
@@ -39,7 +39,8 @@ def main(config: DedgeConfig, given: dict[str, Any]) -> None:
     options = run_options(config)
     if config.simulate:
         assert options.waiting is not None
-        run_simulation(options, options.waiting, config.out)
+        simulated = (options.demand, options.scheduler, options.waiting, config.backlog == "profile")
+        run_simulation(*simulated, config.out, FOLDER / options.folder_name, (options.title, options.stored))
         return
     from dedgeai.live import run_live  # it starts with Ray, which takes seconds to import
 

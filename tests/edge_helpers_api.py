@@ -8,15 +8,15 @@ from typing import Any
 from unittest import mock
 
 import httpx
+from dedgeai.dispatcher import Dispatcher
+from dedgeai.schedulers import make_scheduler
 from edge_helpers import LocalCluster
 from helpers import make
 
 from dedgeai import system as system_module
 from dedgeai.configuration import DedgeParameters
-from dedgeai.dispatcher import Dispatcher
 from dedgeai.http_server import bind
 from dedgeai.run_options import choose_model, run_options
-from dedgeai.schedulers import make_scheduler
 from dedgeai.service import serve
 from dedgeai.store import Store
 from dedgeai.system import EdgeSystem

@@ -24,18 +24,18 @@ from common.parameters import ParameterError
 from common.tables import read_csv
 from dedgeai import main_dedgeai
 from dedgeai.cluster import Cluster, refusal
-from dedgeai.dispatcher import Dispatcher
 from dedgeai.edge_server import SimulatedOptions
 from dedgeai.main_dedgeai import DedgeConfig
 from dedgeai.ray_start import connect
 from dedgeai.records import DONE, FAILED, Record
 from dedgeai.report import predict
-from dedgeai.schedulers import SchedulerOptions, make_scheduler, method_of
-from dedgeai.server_profile import Profile, equal_servers
 from dedgeai.store import Store
 from dedgeai.system import EdgeSystem
-from dedgeai.task_stream import draw_stream
 from dedgeai.tasks import Task
+from edge_sim.dispatcher import Dispatcher
+from edge_sim.schedulers import SchedulerOptions, make_scheduler, method_of
+from edge_sim.server_profile import Profile, equal_servers
+from edge_sim.task_stream import draw_stream
 
 SCRIPT = "dedgeai/main_dedgeai.py"
 
