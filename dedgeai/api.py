@@ -146,7 +146,7 @@ def create_app(service: "Service") -> Any:
         """Nothing was accepted, because it could not be written to disk."""
         status = 507 if error.errno == errno.ENOSPC else 503
         return refusal(
-            request.scope["path"], status, f"the record cannot be written ({error.strerror})", headers=forms.RETRY
+            request.scope["bare"], status, f"the record cannot be written ({error.strerror})", headers=forms.RETRY
         )
 
     @app.exception_handler(AnyHTTPException)
@@ -156,21 +156,22 @@ def create_app(service: "Service") -> Any:
         if error.status_code == 405:  # a path may have several routes, each with a method
             here = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
             headers["Allow"] = ", ".join(sorted({method for route in here for method in getattr(route, "methods", ())}))
-        return refusal(request.scope["path"], error.status_code, error.detail, headers=headers)
+        code = getattr(error, "code", "")
+        return refusal(request.scope["bare"], error.status_code, error.detail, headers=headers, code=code)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         """Which fields are wrong and why."""
         problems = [told(problem) for problem in error.errors()[:5]]
         message = "; ".join(f"{name}: {words}" for name, words in problems)
-        openai = request.scope["path"].startswith("/v1/")
-        return refusal(request.scope["path"], 400 if openai else 422, message, param=problems[0][0])
+        openai = request.scope["bare"].startswith("/v1/")
+        return refusal(request.scope["bare"], 400 if openai else 422, message, param=problems[0][0])
 
     @app.exception_handler(Exception)
     async def mistaken(request: Request, error: Exception) -> Response:
         """A mistake of this program's own."""
         traceback.print_exception(error)
-        return refusal(request.scope["path"], 500, "a mistake of the service's own; what it printed says more")
+        return refusal(request.scope["bare"], 500, "a mistake of the service's own; what it printed says more")
 
     schema = app.openapi()  # made once, and kept; the gate sees to the token
     schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

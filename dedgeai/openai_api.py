@@ -65,6 +65,12 @@ class OpenAIProblem(Form):
     error: dict[str, str | None]
 
 
+class UnknownModel(HTTPException):
+    """Another model than ours was asked for."""
+
+    code = "model_not_found"
+
+
 PROBLEM = {"model": OpenAIProblem, "description": "why it was refused, in words"}
 
 
@@ -88,7 +94,7 @@ class Links:
 
     def allow(self, scope: dict[str, Any]) -> bool:
         """Whether a request is for an image, by a URL that was given out and still holds."""
-        path, query = IMAGE_PATH.search(scope["path"]), parse_qs(scope["query_string"].decode("latin-1"))
+        path, query = IMAGE_PATH.fullmatch(scope["bare"]), parse_qs(scope["query_string"].decode("latin-1"))
         expires, signature = query.get("expires", [""])[0], query.get("signature", [""])[0]
         if path is None or scope["method"] not in ("GET", "HEAD") or not re.fullmatch("[0-9]{1,18}", expires):
             return False
@@ -140,7 +146,7 @@ def add_openai(app: FastAPI, service: "Service", wishes: type[BaseModel], links:
 
     def check_model(wanted: str | None) -> None:
         if wanted not in (None, name):
-            raise HTTPException(404, f"the model does not exist; there is {name}")
+            raise UnknownModel(404, f"there is no such model; there is {name}")
 
     @router.get("/models", response_model=OpenAIModels)
     async def models() -> Response:
