@@ -256,6 +256,7 @@ async def serve(options: RunOptions, model: Model, system: EdgeSystem, listener:
         system.cluster.spawn(work)
     address, port = listener.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    listener.listen(2048)
     print(f"listening on {url}; its API is at {url}/docs", flush=True)
     answering = asyncio.ensure_future(listen(app, listener, options.config))
     try:
