@@ -7,6 +7,7 @@ Start reading at `create_app`.
 import errno
 import hashlib
 import mimetypes
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,26 +17,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import Match
 
-from dedgeai.forms import (
-    ANSWERS,
-    FILTERS,
-    RETRY,
-    Accepted,
-    ClusterStatus,
-    Health,
-    Key,
-    ModelStatus,
-    Problem,
-    State,
-    Status,
-    TaskPage,
-    request_forms,
-    unavailable,
-)
+from dedgeai import forms
+from dedgeai.forms import Accepted, Key, Number, Problem, Status, unavailable
 from dedgeai.gate import gate, refusal
 from dedgeai.openai_api import Links, add_openai
 from dedgeai.records import Record
@@ -57,31 +43,11 @@ IMAGE: dict[int | str, Any] = {
 }
 
 
-def whole(text: Any) -> Any:
-    """An integer must be written as one. Raises ValueError."""
-    if isinstance(text, str) and not (text.isascii() and text.removeprefix("-").isdigit()):
-        raise ValueError("must be an integer")
-    return text
-
-
-Number = Annotated[int, BeforeValidator(whole)]
-
-
-class Selection(BaseModel):
-    """Which tasks are listed."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    state: list[State] = Field([], description="any of these, with commas or repeated; default all")
-    before: Annotated[int, Field(ge=0), BeforeValidator(whole)] | None = Field(None, description="smaller numbers only")
-    limit: Annotated[int, Field(ge=1, le=500), BeforeValidator(whole)] = 50
-
-
 def create_app(service: "Service") -> Any:
     """The application, an ASGI callable. Reads the page's files."""
     config, system, store, events = service.config, service.system, service.system.store, service.events
     token_hash = store.setting("token")
-    answers = ANSWERS | ({401: "no token, or a wrong one"} if token_hash else {})
+    answers = forms.ANSWERS | ({401: "no token, or a wrong one"} if token_hash else {})
     app = FastAPIOffline(
         title="DEdgeAI",
         description=DESCRIPTION,
@@ -90,8 +56,7 @@ def create_app(service: "Service") -> Any:
         redirect_slashes=False,
         responses={status: {"model": Problem, "description": words} for status, words in answers.items()},
     )
-    wishes, submission = request_forms(config, service.model)
-    links = Links(store)
+    (wishes, submission), links = forms.request_forms(config, service.model), Links(store)
 
     def found(number: int) -> Record:
         record = system.find(number)
@@ -108,14 +73,14 @@ def create_app(service: "Service") -> Any:
         accepted = Accepted(tasks=tasks, **dict(service.status(records[0])))
         return accepted.answer(202, {"Idempotent-Replay": "true"} if again else None)
 
-    @app.get("/api/tasks", response_model=TaskPage, tags=["tasks"])
-    async def tasks(chosen: Annotated[Selection, Query()]) -> Response:
+    @app.get("/api/tasks", response_model=forms.TaskPage, tags=["tasks"])
+    async def tasks(chosen: Annotated[forms.Selection, Query()]) -> Response:
         """The tasks, the newest first, in pages."""
         names = ",".join(chosen.state or ["unfinished,finished"]).split(",")
-        states = [state for name in names for state in FILTERS[name]]
+        states = [state for name in names for state in forms.FILTERS[name]]
         records = service.page(states, chosen.before, chosen.limit + 1)
         shown = [service.status(record) for record in records[: chosen.limit]]
-        return TaskPage(tasks=shown, next=shown[-1].task if len(records) > chosen.limit else None).answer()
+        return forms.TaskPage(tasks=shown, next=shown[-1].task if len(records) > chosen.limit else None).answer()
 
     @app.get("/api/tasks/{number}", response_model=Status, responses=refusals(404), tags=["tasks"])
     async def status(number: Number) -> Response:
@@ -147,27 +112,27 @@ def create_app(service: "Service") -> Any:
     async def all_events(last: Annotated[str, Header(alias="Last-Event-ID")] = "") -> Response:
         return stream(events.follow(None, lambda: events.since(last)))
 
-    @app.get("/api/cluster", response_model=ClusterStatus, tags=["service"])
+    @app.get("/api/cluster", response_model=forms.ClusterStatus, tags=["service"])
     async def cluster() -> Response:
         """The servers and their queues."""
         return service.cluster_status().answer()
 
-    @app.get("/api/model", response_model=ModelStatus, tags=["service"])
+    @app.get("/api/model", response_model=forms.ModelStatus, tags=["service"])
     async def model_status() -> Response:
         """What makes the images, and what may be asked of it."""
         return service.model_status().answer()
 
-    @app.get("/healthz", response_model=Health, openapi_extra={"security": []}, tags=["service"])
+    @app.get("/healthz", response_model=forms.Health, openapi_extra={"security": []}, tags=["service"])
     async def healthz() -> Response:
         """Whether requests are answered."""
-        return Health().answer()
+        return forms.Health().answer()
 
-    @app.get("/readyz", response_model=Health, openapi_extra={"security": []}, tags=["service"])
+    @app.get("/readyz", response_model=forms.Health, openapi_extra={"security": []}, tags=["service"])
     async def readyz() -> Response:
         """Whether tasks are accepted and made."""
         if system.trouble or not any(server.up for server in system.cluster.servers):
             raise unavailable(system.trouble or "no edge server is up")
-        return Health().answer()
+        return forms.Health().answer()
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
@@ -180,7 +145,9 @@ def create_app(service: "Service") -> Any:
     async def unwritten(request: Request, error: StoreError) -> Response:
         """Nothing was accepted, because it could not be written to disk."""
         status = 507 if error.errno == errno.ENOSPC else 503
-        return refusal(request.scope["path"], status, f"the record cannot be written ({error.strerror})", headers=RETRY)
+        return refusal(
+            request.scope["bare"], status, f"the record cannot be written ({error.strerror})", headers=forms.RETRY
+        )
 
     @app.exception_handler(AnyHTTPException)
     async def refused(request: Request, error: AnyHTTPException) -> Response:
@@ -189,20 +156,26 @@ def create_app(service: "Service") -> Any:
         if error.status_code == 405:  # a path may have several routes, each with a method
             here = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
             headers["Allow"] = ", ".join(sorted({method for route in here for method in getattr(route, "methods", ())}))
-        return refusal(request.scope["path"], error.status_code, error.detail, headers=headers)
+        code = getattr(error, "code", "")
+        return refusal(request.scope["bare"], error.status_code, error.detail, headers=headers, code=code)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         """Which fields are wrong and why."""
         problems = [told(problem) for problem in error.errors()[:5]]
         message = "; ".join(f"{name}: {words}" for name, words in problems)
-        openai = request.scope["path"].startswith("/v1/")
-        return refusal(request.scope["path"], 400 if openai else 422, message, param=problems[0][0])
+        openai = request.scope["bare"].startswith("/v1/")
+        return refusal(request.scope["bare"], 400 if openai else 422, message, param=problems[0][0])
+
+    @app.exception_handler(Exception)
+    async def mistaken(request: Request, error: Exception) -> Response:
+        """A mistake of this program's own."""
+        traceback.print_exception(error)
+        return refusal(request.scope["bare"], 500, "a mistake of the service's own; what it printed says more")
 
     schema = app.openapi()  # made once, and kept; the gate sees to the token
-    if token_hash:
-        schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"token": []}]
+    schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"token": []}] if token_hash else [{}, {"token": []}]
     log = system.folder / "access.log" if config.access_log else None
     return gate(app, config, token_hash, log, service.metrics, links.allow)
 

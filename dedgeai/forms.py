@@ -6,21 +6,10 @@ A request may hold only what is used; everything else is refused. Start reading 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
+import pydantic
 from fastapi import Header, HTTPException
 from fastapi.responses import Response
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    StringConstraints,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from common.parameters import LARGEST
 from dedgeai.configuration import DedgeParameters
@@ -28,7 +17,6 @@ from dedgeai.records import FINAL, LIVE
 from dedgeai.run_options import Model
 
 FILTERS = {"unfinished": LIVE, "finished": FINAL} | {state: (state,) for state in (*LIVE, *FINAL)}
-MOST_CFG_SCALE = 30
 RETRY = {"Retry-After": "5"}  # s after which a request that could not be accepted may be sent again
 ANSWERS = {  # what any request may be answered with, besides what it is for
     400: "no HTTP request that is answered here, or no JSON",
@@ -39,16 +27,22 @@ ANSWERS = {  # what any request may be answered with, besides what it is for
 }
 
 
-def text(pattern: str | None, words: str, **limits: int) -> Any:
-    """The type of a text by its pattern and its lengths; `words` say what it must be."""
+def unavailable(message: str, full: bool = False) -> HTTPException:
+    """Why something cannot be done at present; `full`: there is no room on the disk."""
+    return HTTPException(507 if full else 503, message, headers=RETRY)
 
-    def check(value: Any, rest: ValidatorFunctionWrapHandler) -> str:
+
+def text(words: str, pattern: str | None = None, **lengths: int) -> Any:
+    """The type of a text by its pattern and `min_length` and `max_length`; `words` say what it must be."""
+
+    def check(value: Any, rest: pydantic.ValidatorFunctionWrapHandler) -> str:
         try:
             return rest(value)
-        except ValidationError:
-            raise ValueError(words) from None
+        except pydantic.ValidationError:
+            raise ValueError(f"must be {words}") from None
 
-    return Annotated[StrictStr, StringConstraints(pattern=pattern, **limits), WrapValidator(check)]
+    limits = pydantic.StringConstraints(pattern=pattern, **lengths)
+    return Annotated[StrictStr, limits, pydantic.WrapValidator(check)]
 
 
 def integer(**limits: int) -> Any:
@@ -60,16 +54,64 @@ def integer(**limits: int) -> Any:
     return Annotated[StrictInt, Field(**limits), BeforeValidator(check)]
 
 
-STATES = f"^({'|'.join(FILTERS)})(,({'|'.join(FILTERS)}))*$"
-State = text(STATES, f"must be one or several of {', '.join(FILTERS)}")
-NAME = text(None, "must be a text of at most 256 characters", max_length=256)
-KEY = text("^[!-~]([ -~]*[!-~])?$", "must be 1 to 255 printable ASCII characters", min_length=1, max_length=255)
+def written(text: Any) -> Any:
+    """An integer of a path or a query, where "1_0", " 1" and "1.0" are none. Raises ValueError."""
+    if isinstance(text, str) and not (text.isascii() and text.removeprefix("-").isdigit()):
+        raise ValueError("must be an integer")
+    return text
+
+
+STATES = "|".join(FILTERS)
+STATE = text(f"one or several of {', '.join(FILTERS)}", f"^({STATES})(,({STATES}))*$")
+NAME = text("a text of at most 256 characters", max_length=256)
+KEY = text("1 to 255 printable ASCII characters", "^[!-~]([ -~]*[!-~])?$", min_length=1, max_length=255)
 Key = Annotated[KEY | None, Header(alias="Idempotency-Key")]
+Number = Annotated[int, BeforeValidator(written)]
 
 
-def unavailable(message: str, full: bool = False) -> HTTPException:
-    """Why something cannot be done at present; `full`: there is no room on the disk."""
-    return HTTPException(507 if full else 503, message, headers=RETRY)
+def request_forms(config: DedgeParameters, model: Model) -> tuple[type[BaseModel], type[BaseModel]]:
+    """What any request for images may ask for, and the body of `POST /api/tasks`, which may ask for more."""
+    most, seen = config.max_prompt, r"[^\s\x00-\x1f\x7f-\x9f]"
+    shown = text(f"a text of 1 to {most} characters, not all of them blank", seen, min_length=1, max_length=most)
+    negative = text(f"a text of at most {most} characters", max_length=most)
+    steps_taken, seed_given = integer(ge=1, le=config.max_steps), integer(ge=0, le=LARGEST)
+    scale = Annotated[StrictFloat, Field(ge=0, le=30, allow_inf_nan=False)]
+    side = integer(ge=16, le=model.largest, multiple_of=16)
+    station = integer(ge=0, le=config.num_servers - 1)
+
+    class Wishes(BaseModel):
+        """What is wanted. Unknown fields are refused."""
+
+        model_config = ConfigDict(extra="forbid")
+
+        prompt: shown = Field(description="what the image shows")
+        negative_prompt: negative | None = Field(None, description="what it does not; default the model's")
+        steps: steps_taken | None = Field(
+            None, description="denoising steps; default the middle of the service's range"
+        )
+        seed: seed_given | None = Field(None, description="of the first image; each next one has one more")
+        cfg_scale: scale | None = Field(None, description="how closely prompts are followed; default the model's")
+        user: NAME | None = Field(None, description="who asks, as the asker says")
+
+    class Submission(Wishes):
+        """Images to make. Unknown fields are refused."""
+
+        width: side | None = Field(None, description="in pixels; default the model's")
+        height: side | None = Field(None, description="in pixels; default the model's")
+        images: integer(ge=1, le=config.max_images) = Field(1, description="how many")  # type: ignore[valid-type]
+        base_station: station | None = Field(None, description="where they arrive; default each in turn")
+
+    return Wishes, Submission
+
+
+class Selection(BaseModel):
+    """Which tasks are listed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: list[STATE] = Field([], description="any of these, with commas or repeated; default all")
+    before: Annotated[int, Field(ge=0), BeforeValidator(written)] | None = Field(None, description="smaller numbers")
+    limit: Annotated[int, Field(ge=1, le=500), BeforeValidator(written)] = 50
 
 
 class Form(BaseModel):
@@ -147,16 +189,6 @@ class ClusterStatus(Form):
     trouble: str = Field(description="why nothing can be written at present; empty otherwise")
 
 
-class Limits(Form):
-    """The most of everything. `max_side` is in pixels, `max_prompt` in characters."""
-
-    max_prompt: int
-    max_steps: int
-    max_images: int
-    max_side: int
-    max_queued: int
-
-
 class ModelStatus(Form):
     """What makes the images, what it takes where a request says nothing, and what may be asked of it."""
 
@@ -167,7 +199,7 @@ class ModelStatus(Form):
     default_steps: int
     cfg_scale: float
     negative_prompt: str
-    limits: Limits
+    limits: dict[str, int] = Field(description="max_prompt, max_steps, max_images, max_side in pixels, max_queued")
     examples: list[str] = Field(description="prompts that it can draw")
     words: str = Field(description="what it can draw")
 
@@ -185,43 +217,10 @@ class Problem(Form):
 
 
 def time_of(wall: float | None) -> datetime | None:
-    """A wall time in s since 1970 as UTC."""
+    """A wall time in s since 1970 as UTC, to 1 ms."""
     return None if wall is None else datetime.fromtimestamp(round(wall, 3), UTC)
 
 
-def request_forms(config: DedgeParameters, model: Model) -> tuple[type[BaseModel], type[BaseModel]]:
-    """What any request for images may ask for, and the body of `POST /api/tasks`, which may ask for more."""
-    most = config.max_prompt
-    # a character that can be seen
-    seen = r"[^\s\x00-\x1f\x7f-\x9f]"
-    shown = text(
-        seen, f"must be a text of 1 to {most} characters, not all of them blank", min_length=1, max_length=most
-    )
-    negative = text(None, f"must be a text of at most {most} characters", max_length=most)
-    side = integer(ge=16, le=model.largest, multiple_of=16)
-    most_steps = integer(ge=1, le=config.max_steps)
-    any_seed = integer(ge=0, le=LARGEST)
-    scale = Annotated[StrictFloat, Field(ge=0, le=MOST_CFG_SCALE, allow_inf_nan=False)]
-    station = integer(ge=0, le=config.num_servers - 1)
-
-    class Wishes(BaseModel):
-        """What is wanted. Unknown fields are refused."""
-
-        model_config = ConfigDict(extra="forbid")
-
-        prompt: shown = Field(description="what the image shows")
-        negative_prompt: negative | None = Field(None, description="what it does not; default the model's")
-        steps: most_steps | None = Field(None, description="denoising steps; default the middle of the service's range")
-        seed: any_seed | None = Field(None, description="of the first image; each next one has one more")
-        cfg_scale: scale | None = Field(None, description="how closely prompts are followed; default the model's")
-        user: NAME | None = Field(None, description="who asks, as the asker says")
-
-    class Submission(Wishes):
-        """Images to make. Unknown fields are refused."""
-
-        width: side | None = Field(None, description="in pixels; default the model's")
-        height: side | None = Field(None, description="in pixels; default the model's")
-        images: integer(ge=1, le=config.max_images) = Field(1, description="how many")
-        base_station: station | None = Field(None, description="where they arrive; default each in turn")
-
-    return Wishes, Submission
+def rounded(seconds: float | None) -> float | None:
+    """To 0.1 ms."""
+    return None if seconds is None else round(seconds, 4)

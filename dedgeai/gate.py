@@ -37,12 +37,13 @@ def refusal(
     message: str,
     param: str | None = None,
     headers: dict[str, str] | None = None,
+    code: str = "",
 ) -> Response:
     """An answer that says why not: in OpenAI's form to those who use its API, else as {"detail": ...}."""
     if not path.startswith("/v1/"):
         return JSONResponse({"detail": message}, status, headers)
     kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": param, "code": CODES.get(status)}
+    error = {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}
     return JSONResponse({"error": error}, status, headers)
 
 

@@ -59,19 +59,16 @@ class OpenAIImages(Form):
     data: list[OpenAIImage]
 
 
-class OpenAIError(Form):
-    """Why a request was refused."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
 class OpenAIProblem(Form):
-    """A refusal."""
+    """A refusal: its `message`, `type`, `param` and `code`."""
 
-    error: OpenAIError
+    error: dict[str, str | None]
+
+
+class UnknownModel(HTTPException):
+    """Another model than ours was asked for."""
+
+    code = "model_not_found"
 
 
 PROBLEM = {"model": OpenAIProblem, "description": "why it was refused, in words"}
@@ -97,7 +94,7 @@ class Links:
 
     def allow(self, scope: dict[str, Any]) -> bool:
         """Whether a request is for an image, by a URL that was given out and still holds."""
-        path, query = IMAGE_PATH.search(scope["path"]), parse_qs(scope["query_string"].decode("latin-1"))
+        path, query = IMAGE_PATH.fullmatch(scope["bare"]), parse_qs(scope["query_string"].decode("latin-1"))
         expires, signature = query.get("expires", [""])[0], query.get("signature", [""])[0]
         if path is None or scope["method"] not in ("GET", "HEAD") or not re.fullmatch("[0-9]{1,18}", expires):
             return False
@@ -109,7 +106,7 @@ def generation_form(service: "Service", wishes: type[BaseModel]) -> type[BaseMod
     """The body of a request for images, with the service's limits."""
     sides = "|".join(str(side) for side in range(16, service.model.largest + 1, 16))
     pattern = f"^(auto|({sides})x({sides}))$"
-    size_text = text(pattern, f"must be auto, or as in 64x32: multiples of 16 up to {service.model.largest}")
+    size_text = text(f"auto, or as in 64x32: multiples of 16 up to {service.model.largest}", pattern)
 
     class Generation(wishes):  # type: ignore[misc, valid-type]
         """Images to make. Unknown fields are refused."""
@@ -149,7 +146,7 @@ def add_openai(app: FastAPI, service: "Service", wishes: type[BaseModel], links:
 
     def check_model(wanted: str | None) -> None:
         if wanted not in (None, name):
-            raise HTTPException(404, f"the model does not exist; there is {name}")
+            raise UnknownModel(404, f"there is no such model; there is {name}")
 
     @router.get("/models", response_model=OpenAIModels)
     async def models() -> Response:

@@ -20,7 +20,7 @@ from common.parameters import LARGEST
 from dedgeai.api import create_app
 from dedgeai.configuration import DedgeParameters
 from dedgeai.events import Event, Events
-from dedgeai.forms import ClusterStatus, Limits, ModelStatus, ServerStatus, Status, time_of, unavailable
+from dedgeai.forms import ClusterStatus, ModelStatus, ServerStatus, Status, rounded, time_of, unavailable
 from dedgeai.http_server import listen
 from dedgeai.metrics import Metrics
 from dedgeai.records import CANCELLED, DONE, FAILED, FINAL, Record
@@ -101,23 +101,17 @@ class Service:
 
     def status(self, record: Record) -> Status:
         """What is known of a task."""
-        task, model = record.task, self.model
+        task, model, number = record.task, self.model, record.task.number
         ahead, seconds = self.system.place(record)
-        there = record.state == DONE and record.image
+        same = ("prompt", "steps", "seed", "width", "height", "base_station", "user")
         return Status(
-            task=task.number,
+            **{name: getattr(task, name) for name in same},
+            task=number,
             state=record.state,
-            prompt=task.prompt,
             negative_prompt=model.negative_prompt if task.negative_prompt is None else task.negative_prompt,
-            steps=task.steps,
             step=task.steps if record.state == DONE else record.step,
-            seed=task.seed,
-            width=task.width,
-            height=task.height,
             cfg_scale=model.cfg_scale if task.cfg_scale is None else task.cfg_scale,
-            base_station=task.base_station,
-            user=task.user,
-            request=task.number if task.request is None else task.request,
+            request=number if task.request is None else task.request,
             edge_server=record.server,
             ahead=ahead,
             estimated_s=rounded(seconds),
@@ -126,7 +120,7 @@ class Service:
             finished_at=time_of(record.finished_at) if record.final else None,
             queueing_s=rounded(record.queueing),
             delay_s=rounded(record.delay) if record.final else None,
-            image=f"{self.config.root_path}/api/tasks/{task.number}/image" if there else None,
+            image=f"{self.config.root_path}/api/tasks/{number}/image" if record.image else None,
             error=record.error or None,
         )
 
@@ -173,14 +167,10 @@ class Service:
 
     def model_status(self) -> ModelStatus:
         """What makes the images, and what may be asked of it."""
-        config, most = self.config, ("max_prompt", "max_steps", "max_images", "max_queued")
-        return ModelStatus.model_validate(
-            dataclasses.asdict(self.model)
-            | {
-                "default_steps": self.default_steps,
-                "limits": Limits(max_side=self.model.largest, **{name: getattr(config, name) for name in most}),
-            }
-        )
+        most = ("max_prompt", "max_steps", "max_images", "max_queued")
+        limits = {name: getattr(self.config, name) for name in most} | {"max_side": self.model.largest}
+        known = {name: getattr(self.model, name) for name in ModelStatus.model_fields if hasattr(self.model, name)}
+        return ModelStatus(default_steps=self.default_steps, limits=limits, **known)
 
     async def image_of(self, record: Record) -> bytes:
         """The PNG of a task. Raises HTTPException where there is none."""
@@ -239,11 +229,6 @@ class Service:
         """Delete the images of these tasks. Raises OSError for one that cannot be."""
         for record in records:
             (self.system.folder / "images" / record.image).unlink(missing_ok=True)
-
-
-def rounded(seconds: float | None) -> float | None:
-    """To 0.1 ms."""
-    return None if seconds is None else round(seconds, 4)
 
 
 async def serve(options: RunOptions, model: Model, system: EdgeSystem, listener: socket.socket) -> None:

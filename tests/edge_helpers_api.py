@@ -8,8 +8,6 @@ from typing import Any
 from unittest import mock
 
 import httpx
-from dedgeai.dispatcher import Dispatcher
-from dedgeai.schedulers import make_scheduler
 from edge_helpers import LocalCluster
 from helpers import make
 
@@ -20,6 +18,8 @@ from dedgeai.run_options import choose_model, run_options
 from dedgeai.service import serve
 from dedgeai.store import Store
 from dedgeai.system import EdgeSystem
+from edge_sim.dispatcher import Dispatcher
+from edge_sim.schedulers import make_scheduler
 
 SIMULATED = {"compute": "simulated", "num_servers": 3, "base_seconds": 0.0, "step_seconds": 0.001}
 SIMULATED |= {"scheduler": "water_filling", "serve": True, "access_log": False, "max_prompt": 200, "max_steps": 30}
@@ -45,7 +45,12 @@ class LocalService:
 
     def __exit__(self, *_: Any) -> None:
         self.client.close()
-        self.loop.call_soon_threadsafe(self.task.cancel)
+        self.stop()
+
+    def stop(self) -> None:
+        """End it, as Ctrl-C does."""
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.task.cancel)
         self.thread.join(30)
         assert not self.thread.is_alive()
 
