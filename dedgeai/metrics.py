@@ -62,7 +62,7 @@ class Metrics:
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """What is as it is now."""
-        tasks = GaugeMetricFamily("dedgeai_tasks", "Unfinished tasks", labels=["state"])
+        tasks = GaugeMetricFamily("dedgeai_unfinished_tasks", "Tasks that wait or run", labels=["state"])
         states = Count(record.state for record in self.system.records.values())
         for state in LIVE:
             tasks.add_metric([state], states[state])
