@@ -13,9 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from helpers import start_script
-
 from dedgeai.journal import read_journal
+from helpers import start_script
 
 SCRIPT = "dedgeai/main_dedgeai.py"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
