@@ -29,10 +29,10 @@ IDLE_SECONDS = 0.5  # s after which noted rows are written if nothing else is
 KEY_SECONDS = 7 * 86_400  # s for which an idempotency key holds
 LARGEST = 2**63 - 1  # of SQLite's integers
 UNSTORED = ("task", "step", "cancelling", "recalled")
-OF_TASK = dataclasses.fields(Task)
-OF_RECORD = tuple(field for field in dataclasses.fields(Record) if field.name not in UNSTORED)
-COLUMNS = {f.name: "NULL" if f.default in (None, dataclasses.MISSING) else repr(f.default) for f in OF_TASK + OF_RECORD}
-VALUES = operator.attrgetter(*(f"task.{field.name}" for field in OF_TASK), *(field.name for field in OF_RECORD))
+FIELDS = [field for kind in (Task, Record) for field in dataclasses.fields(kind) if field.name not in UNSTORED]
+COLUMNS = {f.name: "NULL" if f.default in (None, dataclasses.MISSING) else repr(f.default) for f in FIELDS}
+OF_TASK, OF_RECORD = [*COLUMNS][: len(dataclasses.fields(Task))], [*COLUMNS][len(dataclasses.fields(Task)) :]
+VALUES = operator.attrgetter(*(f"task.{name}" for name in OF_TASK), *OF_RECORD)
 SCHEMA = f"""
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE tasks (number INTEGER PRIMARY KEY AUTOINCREMENT);
@@ -45,9 +45,12 @@ INDICES = """
 CREATE INDEX IF NOT EXISTS by_state ON tasks (state, number);
 CREATE INDEX IF NOT EXISTS images ON tasks (number) WHERE image != '';
 CREATE INDEX IF NOT EXISTS images_by_age ON tasks (finished_at) WHERE image != '';"""
+OPEN = """
+PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304;
+SELECT 1 FROM settings;"""  # which makes the files beside it
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM tasks"
 INSERT = f"INSERT INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-CHANGED = ", ".join(f"{field.name} = ?{place}" for place, field in enumerate(OF_RECORD, len(OF_TASK) + 1))
+CHANGED = ", ".join(f"{name} = ?{place}" for place, name in enumerate(OF_RECORD, len(OF_TASK) + 1))
 UPDATE = f"UPDATE tasks SET {CHANGED} WHERE number = ?1 AND state IN {LIVE}"  # what has ended stays as it is
 LISTED = "number IN (SELECT value FROM json_each(?))"
 Change = Callable[[sqlite3.Connection], Any]  # a part of a transaction
@@ -74,7 +77,7 @@ class Store:
                 prepare(connection)
             self.connect()
             found = dict(self.reader.execute("SELECT state, count(*) FROM tasks GROUP BY state").fetchall())
-            self.last = self.one("SELECT coalesce(max(seq), -1) FROM sqlite_sequence WHERE name = 'tasks'")[0]
+            self.last = self.reader.execute("SELECT coalesce(max(seq), -1) FROM sqlite_sequence").fetchone()[0]
         except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             raise ParameterError(flag, path.parent, f"must hold a run's {path.name} ({describe(error)})") from None
         self.counts = {state: found.get(state, 0) for state in FINAL}
@@ -83,15 +86,11 @@ class Store:
         self.thread = threading.Thread(target=self.work, name="record", daemon=True)
         self.thread.start()
 
-    # --- the file ---
-
     def connect(self) -> None:
         """Open the file, for the writing thread and for reads in others."""
         connections = [sqlite3.connect(self.path, isolation_level=None, check_same_thread=False) for _ in range(2)]
         for connection in connections:
-            for setting in ("journal_mode = WAL", "synchronous = FULL", f"journal_size_limit = {2**22}"):
-                connection.execute(f"PRAGMA {setting}")
-            connection.execute("SELECT 1 FROM settings").fetchone()  # now the files beside it are there
+            connection.executescript(OPEN)
         self.writer, self.reader = connections
         self.inodes = self.present()
 
@@ -127,8 +126,6 @@ class Store:
         self.reader.close()
         self.writer.close()
 
-    # --- writing ---
-
     def work(self) -> None:
         """What the writing thread does until it is told to end: carry out what has come, and bring noted rows up."""
         orders: list[tuple[Change, asyncio.Future] | None] = []
@@ -143,10 +140,9 @@ class Store:
             *results, updated = self.carry_out([*(change for change, _ in wanted), update])
             if isinstance(updated, StoreError):
                 self.noted.update(noted | self.noted)
-            if wanted:
-                futures = [future for _, future in wanted]
-                with contextlib.suppress(RuntimeError):  # the loop has ended
-                    futures[0].get_loop().call_soon_threadsafe(settle, futures, results)
+            futures = [future for _, future in wanted]
+            with contextlib.suppress(RuntimeError, IndexError):  # the loop has ended; nobody waits
+                futures[0].get_loop().call_soon_threadsafe(settle, futures, results)
 
     def carry_out(self, changes: list[Change]) -> list[Any]:
         """Make changes in one transaction: their results, or StoreErrors. One that is wrong in itself fails alone."""
@@ -214,12 +210,6 @@ class Store:
         except sqlite3.Error as error:
             raise store_error(error) from None
 
-    # --- reading ---
-
-    def one(self, query: str, *values: Any) -> Any:
-        """The first row that an SQL query finds, or None."""
-        return self.reader.execute(query, values).fetchone()
-
     def read(self, more: str, *values: Any) -> list[Record]:
         """The records that an SQL query with this end finds."""
         return [record_of(row) for row in self.reader.execute(f"{SELECT} {more}", values).fetchall()]
@@ -249,18 +239,14 @@ class Store:
 
     def images_beyond(self, keep: int | None, before: float | None) -> list[Record]:
         """Tasks with an image, at most 1000: all but the newest `keep`, else those that ended before a wall time."""
-        found = []
-        if keep is not None:
-            found = self.read("WHERE image != '' ORDER BY number DESC LIMIT 1000 OFFSET ?", keep)
-        if before is not None and not found:
-            found = self.read("WHERE image != '' AND finished_at < ? ORDER BY finished_at LIMIT 1000", before)
-        return found
+        by_number = "WHERE image != '' ORDER BY number DESC LIMIT 1000 OFFSET ?"
+        by_age = "WHERE image != '' AND finished_at < ? ORDER BY finished_at LIMIT 1000"  # none before None
+        return (self.read(by_number, keep) if keep is not None else []) or self.read(by_age, before)
 
     def key(self, key: str) -> tuple[str, list[int]] | None:
         """What the request with an idempotency key was, as its digest, and the tasks that it got."""
-        found = self.one(
-            "SELECT digest, first, number FROM keys WHERE key = ? AND at > ?", key, time.time() - KEY_SECONDS
-        )
+        query = "SELECT digest, first, number FROM keys WHERE key = ? AND at > ?"
+        found = self.reader.execute(query, [key, time.time() - KEY_SECONDS]).fetchone()
         return found and (found[0], [found[1] + k for k in range(found[2])])
 
     def totals(self) -> dict[int, float]:
@@ -269,7 +255,8 @@ class Store:
 
     def setting(self, name: str) -> str | None:
         """A text that outlives a start."""
-        return (self.one("SELECT value FROM settings WHERE name = ?", name) or [None])[0]
+        found = self.reader.execute("SELECT value FROM settings WHERE name = ?", [name]).fetchone()
+        return found and found[0]
 
 
 def prepare(connection: sqlite3.Connection) -> None:
@@ -309,5 +296,4 @@ def row_of(record: Record) -> list[Any]:
 
 def record_of(row: Sequence[Any]) -> Record:
     """The record of a row."""
-    rest = zip((field.name for field in OF_RECORD), row[len(OF_TASK) :], strict=True)
-    return Record(Task(*row[: len(OF_TASK)]), **dict(rest))
+    return Record(Task(*row[: len(OF_TASK)]), **dict(zip(OF_RECORD, row[len(OF_TASK) :], strict=True)))
