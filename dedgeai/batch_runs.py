@@ -13,16 +13,16 @@ import numpy as np
 from common.progress import Progress
 from common.run_folder import peak_memory, save_checkpoint
 from common.tables import write_csv
-from dedgeai.dispatcher import Dispatcher
 from dedgeai.measurement import measure_tasks
 from dedgeai.records import DONE, FAILED
 from dedgeai.report import FinishedRun, plot_queues, predict, print_table, sim_to_real, table_rows, write_tasks
 from dedgeai.run_options import Model, RunOptions, computes_on
-from dedgeai.schedulers import make_scheduler
 from dedgeai.store import Store
 from dedgeai.system import EdgeSystem
-from dedgeai.task_stream import TaskStream
 from dedgeai.tasks import Task
+from edge_sim.dispatcher import Dispatcher
+from edge_sim.schedulers import make_scheduler
+from edge_sim.task_stream import TaskStream
 
 
 def ended(store: Store, numbers: range, folder: Path) -> set[int]:

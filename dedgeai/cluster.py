@@ -101,7 +101,7 @@ class Cluster(Queues):
                 pause = min(2 * pause, 30.0)
 
     async def watch(self) -> None:
-        """For ever: ask busy servers how far they are, and kill those that get nowhere for too long."""
+        """For ever: ask busy servers how far they are, and kill those that give no result for too long."""
         while True:
             await asyncio.sleep(min(POLL_SECONDS, self.config.job_timeout / 4))
             now = time.monotonic()
@@ -109,9 +109,9 @@ class Cluster(Queues):
                 if not server.calls:
                     continue
                 if now - server.since > self.config.job_timeout:
-                    server.since = now
                     self.kill(server)
-                if server.asked is None or server.asked.done():
+                    server.life.cancel()  # its tasks need not wait for its end
+                elif server.asked is None or server.asked.done():
                     server.asked = self.spawn(self.ask(server, server.calls[0]))
 
     async def ask(self, server: Server, call: Call) -> None:
@@ -120,7 +120,7 @@ class Cluster(Queues):
             steps = await server.handle.steps.remote()
             step = max((steps.get(task.number, 0) for task in call.tasks), default=0)
             if call in server.calls and step > call.step:
-                call.step, server.since = step, time.monotonic()
+                call.step = step
                 self.owner.progress(dict.fromkeys((task.number for task in call.tasks), step))
 
     # --- work ---
@@ -137,7 +137,7 @@ class Cluster(Queues):
             made, error = Made([None] * len(call.tasks), 0.0), str(problem.cause)
         except RayError:
             if call in server.calls:
-                server.life.cancel()  # whatever else it says, its tasks are to be sent again
+                server.life.cancel()  # `follow` hands its tasks back
             return
         self.ended(server, call, made, error)
 

@@ -13,13 +13,13 @@ import numpy as np
 from common.device import DEVICE_CHOICES
 from common.parameters import ParameterError, Parameters, numbers, parameter
 from common.run_folder import RESULTS
-from dedgeai.schedulers import method_of, scheduler_names
+from edge_sim.parameters import SchedulerParameters
+from edge_sim.schedulers import method_of, scheduler_names
 from resd3_medium.dtypes import DTYPES
 from resd3_medium.tasks import parse_steps
 
 FOLDER = RESULTS / "dedgeai"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-POLICIES = FOLDER / "policies"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -64,50 +64,6 @@ class TaskParameters(Parameters):
     def step_range(self) -> tuple[int, int]:
         """The fewest and the most denoising steps of a task. Raises ParameterError."""
         return parse_steps(self.steps)
-
-
-@dataclasses.dataclass(kw_only=True)
-class SchedulerParameters(Parameters):
-    """Who decides, and from what."""
-
-    GROUP: ClassVar[str] = "scheduler"
-
-    scheduler: str = parameter(
-        "lad_ts",
-        "method that decides, by name, or FILE.py:ClassName for your own",
-        more=f"One of {', '.join(scheduler_names())}.",
-        path=True,
-    )
-    checkpoint: str | None = parameter(
-        None,
-        "checkpoint of a method that learns; default: it is trained on the profile's servers, once",
-        path=True,
-    )
-    policies: str = parameter(str(POLICIES), "folder of what is trained here", path=True)
-    policy_episodes: int = parameter(60, "episodes of that training", unit="episodes", low=1)
-    round_tasks: int = parameter(
-        10,
-        "most tasks of a base station that are scheduled together",
-        low=1,
-        high=1000,
-        more="A checkpoint brings its own.",
-    )
-    learn: bool = parameter(False, "let the agents go on learning from measured delays")
-    backlog: str = parameter(
-        "reported",
-        "backlogs that the scheduler sees",
-        choices=("reported", "profile"),
-        more="reported: by the speeds that servers report. profile: by the profile alone, which makes the decisions "
-        "those of --simulate with the same.",
-    )
-    link_rate: float = parameter(
-        450.0,
-        "link rate v between base stations, as schedulers know it",
-        unit="Mbit/s",
-        above=0,
-        high=1e9,
-        more="Simulated transmissions take it, too.",
-    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -195,7 +151,7 @@ class ServiceParameters(Parameters):
     max_prompt: int = parameter(1000, "longest prompt", unit="characters", low=1, high=100_000)
     max_steps: int = parameter(50, "most denoising steps", unit="steps", low=1, high=1000)
     max_side: int | None = parameter(
-        None, "longest side of an image; default 1024, pocket model 128", unit="pixels", low=16, high=4096
+        None, "longest side of an image; default 1024, pocket model 64", unit="pixels", low=16, high=4096
     )
     max_images: int = parameter(4, "most images of a request", low=1, high=100)
     max_queued: int = parameter(1000, "most tasks that wait or run", low=1, high=1_000_000)

@@ -13,10 +13,10 @@ import numpy as np
 
 from dedgeai.cluster import Cluster
 from dedgeai.configuration import DedgeParameters
-from dedgeai.dispatcher import Backlog, Dispatcher
 from dedgeai.records import QUEUED, Record
-from dedgeai.server_profile import Profile
-from dedgeai.task_stream import rounds
+from edge_sim.dispatcher import Backlog, Dispatcher
+from edge_sim.server_profile import Profile
+from edge_sim.task_stream import input_mbit, rounds
 
 
 class Rounds:
@@ -35,6 +35,7 @@ class Rounds:
         self.stopped = False
         # from taking up a round to sending it: seconds, and tasks
         self.seconds: deque[tuple[float, int]] = deque(maxlen=1000 if config.serve else 100_000)
+        self.timed: Callable[[float], Any] = lambda seconds: None  # told of each of these seconds
         # rounds to learn from: when they were decided, and the tasks of each decision
         self.lessons: dict[int, tuple[float, list[list[Record]]]] = {}
 
@@ -87,7 +88,7 @@ class Rounds:
         began = time.perf_counter()
         station = np.array([chunk[0].task.base_station for chunk in chunks])
         work = np.array([self.profile.workload([record.task.work for record in chunk]).sum() for chunk in chunks])
-        size = np.array([chunk[0].task.size for chunk in chunks])
+        size = np.array([input_mbit(chunk[0].task.prompt) for chunk in chunks])
         seen = self.nominal.at(slot) if self.config.backlog == "profile" else self.cluster.backlog()
         number = self.dispatcher.round
         chosen = self.dispatcher.decide(station, work, size, seen)
@@ -104,7 +105,9 @@ class Rounds:
                 orders.setdefault(goes_to, []).append(record.task)
         self.sent([record for chunk in chunks for record in chunk])
         self.cluster.send(orders)
-        self.seconds.append((time.perf_counter() - began, sum(map(len, chunks))))
+        seconds = time.perf_counter() - began
+        self.seconds.append((seconds, sum(map(len, chunks))))
+        self.timed(seconds)
 
     def living(self, server: int) -> int:
         """The server, or while it is down the one with the least backlog of those that are up."""

@@ -38,7 +38,7 @@ class Compute(Protocol):
     """What makes the images of an edge server."""
 
     async def run(self, batch: Batch, at_once: bool) -> list[bytes]:
-        """PNG files of a batch. `at_once`: it waited for the one before to end. Raises EarlyEndError when it is over."""
+        """PNG files of a batch. `at_once`: it waited for another to end. Raises EarlyEndError when it is over."""
 
     def step(self) -> int:
         """Denoising steps of the batch that are done."""
@@ -130,23 +130,23 @@ class EdgeServer:
 
     async def run(self, tasks: list[Task]) -> Made:
         """Work on a batch, after those that came before. Raises RuntimeError that says in one line what failed."""
-        batch, at_once, words = Batch(tasks), self.turn.locked(), ""
+        batch, at_once = Batch(tasks), self.turn.locked()
+        images: list[bytes | None] = [None] * len(tasks)
         batch.cancel(self.cancelled)
         self.batches.append(batch)
-        async with self.turn:
-            began = time.monotonic()
-            try:
-                if batch.over.is_set():
-                    raise EarlyEndError
-                images = await self.compute.run(batch, at_once)
-            except EarlyEndError:
-                images = [None] * len(tasks)
-            except Exception as problem:  # whatever happens to a batch, the server goes on
-                words = (str(problem).splitlines() or [""])[0][:200] or type(problem).__name__
+        try:
+            async with self.turn:
+                began = time.monotonic()
+                if not batch.over.is_set():
+                    images = await self.compute.run(batch, at_once)
+        except EarlyEndError:
+            pass
+        except Exception as problem:  # whatever happens to a batch, the server goes on
+            words = (str(problem).splitlines() or [""])[0][:200] or type(problem).__name__
+            raise RuntimeError(words) from None
+        finally:
             self.batches.remove(batch)
-        self.cancelled -= {task.number for task in tasks}
-        if words:
-            raise RuntimeError(words)
+            self.cancelled -= {task.number for task in tasks}
         kept = [image if task.number in batch.left else None for task, image in zip(tasks, images, strict=True)]
         return Made(kept, (time.monotonic() - began) / len(tasks))
 

@@ -4,7 +4,6 @@ At once, because servers that share a machine slow each other down. Start readin
 """
 
 import asyncio
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,27 +12,18 @@ import numpy as np
 from common.parameters import ParameterError
 from common.progress import Progress
 from dedgeai.cluster import Cluster
-from dedgeai.server_profile import Profile, fitted
 from dedgeai.tasks import Task
+from edge_sim.server_profile import Profile, fitted
 
 DEATHS = 3  # of servers with work, after which measuring is given up
 WARM_UP = 1  # first images of each server, which are not counted
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """A task that a server has done, the bytes of its image, and how long it took in s."""
-
-    server: int
-    task: Task
-    size: int
-    seconds: float
+Measured = tuple[int, Task, int, float]
 
 
 class Measurement:
     """Takes the place of the system as the cluster's owner, and gathers what the servers say.
 
-    `end` becomes what was found, or raises ParameterError.
+    `end` becomes what was found: server, task, bytes of the image and seconds of each; or raises ParameterError.
     """
 
     def __init__(self, cluster: Cluster, expected: int, quiet: bool) -> None:
@@ -43,18 +33,14 @@ class Measurement:
         self.end: asyncio.Future[list[Measured]] = asyncio.get_running_loop().create_future()
         self.bar = Progress(total=expected, unit="image", desc="profile", disable=quiet)
 
-    def started(self, server: int, tasks: list[Task]) -> None:
-        """Nothing is to be noted."""
+    def ignore(self, *_: Any) -> None:
+        """What need not be noted; nothing is moved while servers are measured."""
 
-    def progress(self, steps: dict[int, int]) -> None:
-        """Nothing is to be noted."""
-
-    def moved(self, server: int, tasks: list[Task]) -> None:
-        """Nothing is moved while servers are measured."""
+    started = progress = moved = ignore
 
     def made(self, server: int, task: Task, image: bytes | None, error: str, seconds: float) -> None:
         """Take in a result; the last one, or a failure, ends the measurement."""
-        self.found.append(Measured(server, task, len(image or b""), seconds))
+        self.found.append((server, task, len(image or b""), seconds))
         self.bar.update()
         if error:
             self.fail(error)
@@ -121,7 +107,6 @@ async def measure_profile(
     found = await measure_tasks(cluster, orders)
     rows = []
     for server in orders:
-        counted = [one for one in found if one.server == server][WARM_UP:]
-        demand = np.array([one.task.steps for one in counted], dtype=float)
-        rows.append(fitted(demand, np.array([one.seconds for one in counted])))
-    return Profile(*np.array(rows).T, float(np.mean([8e-6 * one.size for one in found])), source)
+        counted = [(task.steps, seconds) for where, task, _, seconds in found if where == server][WARM_UP:]
+        rows.append(fitted(*np.array(counted, dtype=float).T))
+    return Profile(*np.array(rows).T, float(np.mean([8e-6 * size for _, _, size, _ in found])), source)

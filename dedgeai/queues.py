@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dedgeai.configuration import ServerParameters
-from dedgeai.tasks import DENSITY, Made, Task, batch_of
+from dedgeai.tasks import Made, Task, batch_of
+from edge_sim.server_profile import DENSITY
 
 PREFETCH_SECONDS = 0.1  # s before the end of a batch at which the next one is sent ahead
 SMOOTHING = 0.2  # weight of the last batch in the moving average of a server's speed
@@ -55,7 +56,6 @@ class Call:
     tasks: list[Task]
     work: float  # in steps
     began: float | None = None  # when the server could begin with it; None: it was sent ahead
-    ending: bool = False  # so soon that the next one may be sent ahead
     step: int = 0  # denoising steps that it is known to have done
 
 
@@ -69,7 +69,7 @@ class Server:
         self.waiting: OrderedDict[int, Task] = OrderedDict()
         self.work = 0.0  # of those, in steps without overhead
         self.seconds_per_step = 1.0  # a moving average
-        self.since = 0.0  # when it last began a batch, or was known to have done a step
+        self.since = 0.0  # when it last began a batch
         self.handle: Any = None
         self.life: Any = None
         self.asked: Any = None
@@ -80,12 +80,6 @@ class Server:
 
     def __len__(self) -> int:
         return len(self.waiting) + sum(len(call.tasks) for call in self.calls)
-
-    def append(self, tasks: list[Task]) -> None:
-        """Put tasks at the end of the queue."""
-        for task in tasks:
-            self.waiting[task.number] = task
-            self.work += task.work
 
     def remove(self, number: int) -> Task:
         """Take a waiting task out."""
@@ -136,8 +130,10 @@ class Queues:
 
     def put(self, server: Server, tasks: list[Task]) -> None:
         """Put tasks at the end of a server's queue."""
-        server.append(tasks)
-        self.where.update((task.number, server) for task in tasks)
+        for task in tasks:
+            server.waiting[task.number] = task
+            server.work += task.work
+            self.where[task.number] = server
 
     def cancel(self, number: int) -> bool:
         """Cancel a task. True: it waited, and is gone; False: a server has it, and the owner is told of its end."""
@@ -168,11 +164,9 @@ class Queues:
     def lose(self, server: Server) -> None:
         """Hand back the tasks of a server that died."""
         server.up = False
-        calls, waiting = server.calls, list(server.waiting.values())
-        running = [task for call in calls[:1] for task in call.tasks]
-        queued = [task for call in calls[1:] for task in call.tasks] + waiting
-        server.calls, server.work = [], 0.0
-        server.waiting.clear()
+        running, *ahead = [call.tasks for call in server.calls] or [[]]
+        queued = [*itertools.chain(*ahead), *server.waiting.values()]
+        server.calls, server.waiting, server.work = [], OrderedDict(), 0.0
         for task in (*running, *queued):
             del self.where[task.number]
         self.owner.lost(server.number, running, queued)
@@ -212,7 +206,7 @@ class Queues:
 
     def feed(self, server: Server) -> None:
         """Begin a batch if the server has none, and another if that one is about to end."""
-        while server.waiting and (not server.calls or (len(server.calls) == 1 and server.calls[0].ending)):
+        while server.waiting and (not server.calls or self.about_to_end(server)):
             tasks = server.next_batch(self.config.batch_size)
             call = Call(tasks, sum(task.work + self.overhead for task in tasks))
             server.calls.append(call)
@@ -221,24 +215,20 @@ class Queues:
             self.owner.started(server.number, tasks)
             self.begin(server, call)
 
-    def lead(self, server: Server, call: Call) -> None:
-        """Note that a batch runs from now on, and when the next one is to be sent ahead."""
-        call.began = server.since = time.monotonic()
-        delay = call.work * server.seconds_per_step - PREFETCH_SECONDS
-        if delay > 0:
-            asyncio.get_running_loop().call_later(delay, self.near_end, call)
-        else:
-            call.ending = True
+    def about_to_end(self, server: Server) -> bool:
+        """Whether the server's only batch ends so soon that the next one is to be sent ahead."""
+        return len(server.calls) == 1 and self.left(server, server.calls[0]) <= PREFETCH_SECONDS
 
-    def near_end(self, call: Call) -> None:
-        """Send ahead what comes after a batch."""
-        call.ending = True
-        self.settle()
+    def lead(self, server: Server, call: Call) -> None:
+        """Note that a batch runs from now on, and settle again when it is about to end, a moment later for sure."""
+        call.began = server.since = time.monotonic()
+        delay = self.left(server, call) - PREFETCH_SECONDS
+        asyncio.get_running_loop().call_later(max(0.0, delay) + 0.001, self.settle)
 
     def take_over(self, idle: Server, busy: Server) -> None:
-        """Move the second half of a queue, by time, to a server without work, in order.
+        """Move the end of a queue to a server without work, in order, so that both are done as soon as possible.
 
-        It is a half where both are equally fast: what moves is done there no later than it would be here.
+        Where both are equally fast, it is the second half of what is left, by time.
         """
         left, taken, tasks = self.seconds(busy), 0.0, []
         for task in reversed(busy.waiting.values()):
@@ -258,9 +248,9 @@ class Queues:
     # --- how long it takes ---
 
     def left(self, server: Server, call: Call) -> float:
-        """Seconds until a batch is done, once the ones before it are."""
+        """Seconds until a batch is done, once the one before it is; the longer it is overdue, the more."""
         passed = 0.0 if call.began is None else time.monotonic() - call.began
-        return max(0.0, call.work * server.seconds_per_step - passed)
+        return abs(call.work * server.seconds_per_step - passed)
 
     def seconds(self, server: Server) -> float:
         """Seconds until a server has done all that it has, at the speed of its last batches."""

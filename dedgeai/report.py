@@ -12,9 +12,8 @@ import numpy as np
 from common.figures import plt, save_figure
 from common.tables import write_csv
 from dedgeai.records import DONE, Record
-from dedgeai.server_profile import Profile
-from dedgeai.simulation import Simulated, first_in_first_out
-from dedgeai.task_stream import TaskStream
+from edge_sim.server_profile import Profile
+from edge_sim.simulation import first_in_first_out
 
 COUNTS = (1, 100, 500, 1000)  # tasks, the columns of the published table
 # Total generation delay in s, and price in USD of 1,000 images (arXiv 2412.18212). The platforms' rows are N times the
@@ -27,7 +26,6 @@ PUBLISHED = (
     ("Stability.AI", "SD3", (5.4, 540, 2700, 5400), "65"),
     ("DEdgeAI, published", "reSD3-medium", (18.3, 382.4, 1921.5, 3895.4), "free"),
 )
-LISTED = 100_000  # most tasks that a simulation writes one by one
 TASK_HEADER = (
     *("task", "prompt", "steps", "base_station", "round", "decided_server", "server", "attempts", "moves", "state"),
     *("submitted_s", "sent_s", "finished_s", "delay_s", "predicted_delay_s", "image", "error"),
@@ -148,51 +146,3 @@ def plot_queues(folder: Path, samples: Sequence[tuple[float, Sequence[int]]]) ->
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, folder / "queues")
-
-
-def report_simulation(folder: Path, stream: TaskStream, found: Simulated, seconds: Sequence[tuple[float, int]]) -> None:
-    """Print and write decision times, queue lengths and delay percentiles, and plot queues and delays.
-
-    `seconds` holds what each decision took in s, for how many tasks.
-    """
-    took, tasks = np.array(seconds).T
-    quantiles = {f"p{q:g}": np.percentile(found.delay, q) for q in (50, 95, 99, 99.9)}
-    rows = [
-        ("tasks", found.delay.size, ""),
-        ("last task finished", found.finish.max(), "s"),
-        ("delay mean", found.delay.mean(), "s"),
-        *((f"delay {name}", value, "s") for name, value in quantiles.items()),
-        ("delay maximum", found.delay.max(), "s"),
-        ("queue length mean", found.queue_length[:, 0].mean(), "tasks"),
-        ("queue length p95 over servers, mean over slots", found.queue_length[:, 1].mean(), "tasks"),
-        ("queue length maximum", found.queue_length[:, 2].max(), "tasks"),
-        ("decision time of a round, median", 1e3 * np.median(took), "ms"),
-        ("decision time of a round, p99", 1e3 * np.percentile(took, 99), "ms"),
-        ("decision time per task", 1e6 * took.sum() / tasks.sum(), "us"),
-    ]
-    write_csv(folder / "summary.csv", ("quantity", "value", "unit"), rows)
-    for name, value, unit in rows:
-        print(f"{name:48} {value:12.6g} {unit}")
-    write_csv(
-        folder / "queues.csv",
-        ("time_s", "mean", "p95", "max"),
-        [[now, *lengths] for now, lengths in zip(found.queue_time, found.queue_length.tolist(), strict=True)],
-    )
-    at = np.linspace(0, 100, 1001)
-    delays = np.percentile(found.delay, at)
-    write_csv(folder / "delays.csv", ("percent", "delay_s"), list(zip(at.tolist(), delays.tolist(), strict=True)))
-    if found.delay.size <= LISTED:
-        columns = (stream.time, stream.base_station, stream.steps, found.server, found.start, found.finish)
-        rows = zip(*(column.tolist() for column in (*columns, found.delay)), strict=True)
-        header = ("task", "submitted_s", "base_station", "steps", "server", "start_s", "finished_s", "delay_s")
-        write_csv(folder / "tasks.csv", header, [[k, *row] for k, row in enumerate(rows)])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
-    for column, label in enumerate(("mean", "95th percentile", "maximum")):
-        left.step(found.queue_time, found.queue_length[:, column], where="post", label=label)
-    left.set(xlabel="time (s)", ylabel="tasks at a server when a slot begins", title="Queues", ylim=(0, None))
-    right.plot(delays, at / 100)
-    right.set(xlabel="delay (s)", ylabel="share of the tasks", title="Delays", ylim=(0, 1))
-    left.legend()
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    save_figure(figure, folder / "simulation")

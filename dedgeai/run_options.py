@@ -12,9 +12,9 @@ import torch
 
 from dedgeai.configuration import DedgeParameters
 from dedgeai.edge_server import ComputeOptions, SimulatedOptions
-from dedgeai.schedulers import SchedulerOptions, check_scheduler, method_of
-from dedgeai.server_profile import Profile, equal_servers
-from dedgeai.task_stream import Demand, sizes_of
+from edge_sim.schedulers import SchedulerOptions, check_scheduler, method_of
+from edge_sim.server_profile import Profile, equal_servers
+from edge_sim.task_stream import Demand, sizes_of
 from resd3_medium.finding import models_folder
 from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET, choose_prompts
@@ -136,7 +136,7 @@ def choose_model(options: RunOptions) -> Model:
         words = (
             "Emoji: one or two things with a colour, as in the examples." if options.pocket else "What you describe."
         )
-    largest = max(config.max_side or (128 if options.pocket else 1024), width, height)
+    largest = max(config.max_side or (64 if options.pocket else 1024), width, height)
     known = "simulated" if p is not None else "pocket" if options.pocket else "sd3-medium"
     return Model(
         compute, name, config.model_name or known, width, height, largest, cfg_scale, negative, examples, words

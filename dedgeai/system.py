@@ -16,12 +16,12 @@ from dedgeai.archive import RETRY_SECONDS, Archive
 from dedgeai.cluster import Cluster
 from dedgeai.configuration import DedgeParameters
 from dedgeai.deciding import Rounds
-from dedgeai.dispatcher import Dispatcher
 from dedgeai.edge_server import ComputeOptions
 from dedgeai.records import CANCELLED, DONE, FAILED, RUNNING, WAITING, Record
-from dedgeai.server_profile import Profile
 from dedgeai.store import Store
 from dedgeai.tasks import Task
+from edge_sim.dispatcher import Dispatcher
+from edge_sim.server_profile import Profile
 
 QUEUE_SAMPLE_SECONDS = 0.2
 

@@ -7,13 +7,6 @@ Nothing here needs torch, so that an edge server that only waits for the profile
 import dataclasses
 from collections.abc import Iterable
 
-DENSITY = 0.2048  # Gcycles of a denoising step: the middle of the paper's range, since no server counts its cycles
-
-
-def input_mbit(prompt: str) -> float:
-    """d of a task with this prompt in Mbit: what a base station sends on to another one's server."""
-    return 8e-6 * len(prompt.encode())
-
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -35,11 +28,6 @@ class Task:
     request: int | None = None
     user: str = ""
     scale: float = 1.0
-
-    @property
-    def size(self) -> float:
-        """d in Mbit."""
-        return input_mbit(self.prompt)
 
     @property
     def work(self) -> float:

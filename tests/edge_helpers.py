@@ -11,11 +11,11 @@ from typing import Any
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from dedgeai.cluster import Cluster
-from dedgeai.dispatcher import ClusterScheduler
 from dedgeai.edge_server import ComputeOptions, EdgeServer
 from dedgeai.queues import Server
-from dedgeai.schedulers import SchedulerOptions, make_scheduler, method_of
-from dedgeai.server_profile import Profile
+from edge_sim.dispatcher import ClusterScheduler
+from edge_sim.schedulers import SchedulerOptions, make_scheduler, method_of
+from edge_sim.server_profile import Profile
 
 
 def ready(scheduler: str, profile: Profile, folder: Path, checkpoint: Path | None = None) -> ClusterScheduler:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from helpers import make, run_here, start_script
 from PIL import Image
 from ray.exceptions import ActorDiedError
@@ -24,34 +23,35 @@ from common.parameters import ParameterError
 from common.tables import read_csv
 from dedgeai import main_dedgeai
 from dedgeai.cluster import Cluster, refusal
-from dedgeai.dispatcher import Dispatcher
 from dedgeai.edge_server import SimulatedOptions
 from dedgeai.main_dedgeai import DedgeConfig
-from dedgeai.ray_start import connect
+from dedgeai.ray_start import RayLink
 from dedgeai.records import DONE, FAILED, Record
 from dedgeai.report import predict
-from dedgeai.schedulers import SchedulerOptions, make_scheduler, method_of
-from dedgeai.server_profile import Profile, equal_servers
 from dedgeai.store import Store
 from dedgeai.system import EdgeSystem
-from dedgeai.task_stream import draw_stream
 from dedgeai.tasks import Task
+from edge_sim.dispatcher import Dispatcher
+from edge_sim.schedulers import SchedulerOptions, make_scheduler, method_of
+from edge_sim.server_profile import Profile, equal_servers
+from edge_sim.task_stream import draw_stream
 
 SCRIPT = "dedgeai/main_dedgeai.py"
 
 
 @pytest.fixture(scope="module")
 def local_ray():
-    connect(make(DedgeConfig, num_servers=6))
+    link = RayLink(make(DedgeConfig, num_servers=6))
+    link.connect()
     yield
-    ray.shutdown()
+    link.close()
 
 
 @pytest.fixture
 def shared_ray(local_ray, monkeypatch):
     """Runs from the command line in this process use the tests' Ray."""
-    monkeypatch.setattr("dedgeai.live.connect", lambda options: None)
-    monkeypatch.setattr("ray.shutdown", lambda: None)
+    for name in ("connect", "watch", "close"):
+        monkeypatch.setattr(RayLink, name, lambda *_: None)
 
 
 async def system_of(profile: Profile, folder: Path, scheduler: str = "water_filling", **changes) -> EdgeSystem:

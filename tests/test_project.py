@@ -22,7 +22,8 @@ BELOW = {
     "resd3_medium": {"common"},
     "pocket": {"common", "resd3_medium"},
     "meg": {"common", "resd3_medium"},
-    "dedgeai": {"common", "lad_ts", "coop_lad_ts", "baselines", "resd3_medium"},
+    "edge_sim": {"common", "lad_ts", "coop_lad_ts", "baselines"},
+    "dedgeai": {"common", "lad_ts", "coop_lad_ts", "baselines", "resd3_medium", "edge_sim"},
 }
 SHORT = ("lad_ts", "coop_lad_ts", "baselines", "common", "experiments", "mec_env")
 MOST_LINES = 350

@@ -10,9 +10,9 @@ import numpy as np
 
 from common.progress import Progress
 from common.random_streams import Stream, random_generator
-from dedgeai.dispatcher import Backlog, Dispatcher
-from dedgeai.server_profile import Profile
-from dedgeai.task_stream import TaskStream, rounds
+from edge_sim.dispatcher import Backlog, Dispatcher
+from edge_sim.server_profile import Profile
+from edge_sim.task_stream import TaskStream, rounds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from common.random_streams import Stream, random_generator
-from dedgeai.server_profile import Profile
-from dedgeai.tasks import input_mbit
+from edge_sim.server_profile import Profile
+
+
+def input_mbit(prompt: str) -> float:
+    """d of a task with this prompt in Mbit: what a base station sends on to another one's server."""
+    return 8e-6 * len(prompt.encode())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from common.parameters import ParameterError
 from common.tables import read_csv
 from coop_lad_ts import main_coop
 from dedgeai import main_dedgeai
-from dedgeai.dispatcher import Dispatcher
-from dedgeai.schedulers import check_learning, method_of, scheduler_names
-from dedgeai.server_profile import Profile, equal_servers
+from edge_sim.dispatcher import Dispatcher
+from edge_sim.schedulers import check_learning, method_of, scheduler_names
+from edge_sim.server_profile import Profile, equal_servers
 from lad_ts.method import Method
 from lad_ts.run_parameters import FixedParameters
 

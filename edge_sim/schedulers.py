@@ -17,9 +17,8 @@ from baselines.methods import METHODS, split
 from baselines.rules import rule
 from common.parameters import LARGEST, ParameterError, resolve
 from common.run_folder import claimed, load_checkpoint
-from dedgeai.dispatcher import ClusterScheduler
-from dedgeai.server_profile import Profile
-from dedgeai.tasks import DENSITY
+from edge_sim.dispatcher import ClusterScheduler
+from edge_sim.server_profile import DENSITY, Profile
 from lad_ts.checkpoints import restore, stored_config
 from lad_ts.environment_lad import Scenario, draw_scenario
 from lad_ts.method import Method
@@ -228,7 +227,7 @@ def trained(options: SchedulerOptions, profile: Profile) -> Path:
         except ParameterError as error:
             raise error.renamed(out="policies", resume="policies") from None
         except SystemExit as ended:
-            if ended.code in (130, 143):
+            if ended.code in (129, 130, 143):
                 print("the same command goes on with the training")
             raise
     return out / "checkpoint.pt"

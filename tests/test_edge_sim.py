@@ -12,14 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.parameters import ParameterError
-from dedgeai.dispatcher import Dispatcher
-from dedgeai.server_profile import Profile, equal_servers, fitted
-from dedgeai.simulation import first_in_first_out, simulate
-from dedgeai.task_stream import Demand, TaskStream, draw_stream, place_of, rounds
-from dedgeai.tasks import DENSITY
+from edge_sim.dispatcher import Dispatcher
+from edge_sim.server_profile import DENSITY, Profile, equal_servers, fitted
+from edge_sim.simulation import first_in_first_out, simulate
+from edge_sim.task_stream import Demand, TaskStream, draw_stream, place_of, rounds
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, draw_scenario
 from lad_ts.model_lad import LadConfig
-
 
 # --- rounds and queues ---
 

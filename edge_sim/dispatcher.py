@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dedgeai.server_profile import Profile
-from dedgeai.task_stream import place_of
+from edge_sim.server_profile import Profile
+from edge_sim.task_stream import place_of
 from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.episodes import check_action
 from lad_ts.scheduler import Scheduler
