@@ -265,6 +265,7 @@ def test_one_wrong_write_fails_alone(tmp_path: Path) -> None:
 
     async def work(store: Store) -> None:
         await store.add([record(0)])
+        await store.add([])
         wrong = [record(0), record(10**30), Record(dataclasses.replace(record(9).task, seed=object()), 1.0)]
         adds = [store.add([one]) for one in (*wrong, *map(record, range(1, 4)))]
         store.note(record(0, server=object()))
