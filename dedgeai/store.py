@@ -166,7 +166,7 @@ class Store:
     async def add(self, records: Sequence[Record], key: str = "", digest: str = "") -> None:
         """New tasks, and what the request with an idempotency key was and got. Raises StoreError."""
         numbers, now = [record.task.number for record in records], time.time()
-        self.last = max(self.last, *numbers)
+        self.last = max([self.last, *numbers])
 
         def change(writer: sqlite3.Connection) -> None:
             writer.executemany(INSERT, map(row_of, records))
@@ -196,8 +196,8 @@ class Store:
 
     async def drop_images(self, numbers: Sequence[int]) -> None:
         """Say that tasks have no image file any more. Raises StoreError."""
-        update, values = f"UPDATE tasks SET image = '' WHERE {LISTED}", [json.dumps([*numbers])]
-        await self.write(lambda writer: writer.execute(update, values))
+        update = f"UPDATE tasks SET image = '' WHERE {LISTED}"
+        await self.write(lambda writer: writer.execute(update, [json.dumps([*numbers])]))
 
     async def total(self, tasks: int, seconds: float) -> None:
         """How long a run of so many tasks took as a whole. Raises StoreError."""
@@ -291,7 +291,8 @@ def store_error(error: Exception) -> StoreError:
 
 def row_of(record: Record) -> list[Any]:
     """The values of its row. Halves of surrogate pairs, which SQLite does not take, are spelled out."""
-    return [v.encode(errors="backslashreplace").decode() if isinstance(v, str) else v for v in VALUES(record)]
+    values = VALUES(record)
+    return [v if type(v) is not str or v.isascii() else v.encode(errors="backslashreplace").decode() for v in values]
 
 
 def record_of(row: Sequence[Any]) -> Record:

@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -264,6 +265,7 @@ def test_one_wrong_write_fails_alone(tmp_path: Path) -> None:
 
     async def work(store: Store) -> None:
         await store.add([record(0)])
+        await store.add([])
         wrong = [record(0), record(10**30), Record(dataclasses.replace(record(9).task, seed=object()), 1.0)]
         adds = [store.add([one]) for one in (*wrong, *map(record, range(1, 4)))]
         store.note(record(0, server=object()))
@@ -377,13 +379,15 @@ def remove_all(folder: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     remove_all(folder)
-    folder.rmdir()
+    shutil.rmtree(folder)
 
 
 def replace(folder: Path) -> None:
-    """Put an older copy there, as someone might who does not know that a backup needs the service to stand still."""
-    (folder / "tasks.db").rename(folder / "kept")
-    (folder / "tasks.db").write_bytes((folder / "kept").read_bytes())
+    """Put older files there, as someone might who does not know that a service stands still for that."""
+    for file in ("tasks.db", "tasks.db-wal"):
+        copy = folder / "copy"
+        copy.write_bytes((folder / "before" / file).read_bytes())
+        copy.replace(folder / file)
 
 
 LOSSES = {
@@ -407,7 +411,11 @@ def test_removed_files_are_written_anew(loss: str, how: str, tmp_path: Path, mon
 
     async def run() -> None:
         store = Store(folder / "tasks.db")
-        await store.add([record(number) for number in range(300)])
+        await store.add([record(0)])
+        (folder / "before").mkdir()
+        for file in folder.glob("tasks.db*"):
+            shutil.copy(file, folder / "before")
+        await store.add([record(number) for number in range(1, 300)])
         for number in range(300, 303):
             LOSSES[loss](folder)
             if number == 301:
@@ -416,14 +424,10 @@ def test_removed_files_are_written_anew(loss: str, how: str, tmp_path: Path, mon
             await store.add([record(number)])
             await store.finish(done(number))
             assert store.get(number) == done(number)
-            for left in (folder.with_name("elsewhere"), folder / "kept"):
-                if left.exists():
-                    left.rename(tmp_path / f"left {number}")
+            if loss == "moved folder":
+                folder.with_name("elsewhere").rename(tmp_path / f"left {number}")
         if how == "killed":
-            kept = tmp_path / "killed"
-            kept.mkdir()
-            for file in folder.glob("tasks.db*"):
-                (kept / file.name).write_bytes(file.read_bytes())
+            shutil.copytree(folder, tmp_path / "killed")
         await store.close()
 
     asyncio.run(run())
@@ -431,7 +435,8 @@ def test_removed_files_are_written_anew(loss: str, how: str, tmp_path: Path, mon
     expected = [(number, WAITING) for number in range(300)] + [(number, DONE) for number in range(300, 303)]
     assert on_disk(where / "tasks.db") == expected
     using(where, lambda store: asyncio.sleep(0))
-    assert not [*folder.glob("*.partial*"), *folder.glob(".*")]
+    assert {file.name for file in folder.iterdir()} <= {"tasks.db", "tasks.db.replaced", "before"}
+    assert (folder / "tasks.db.replaced").exists() == (loss == "replaced")
 
 
 def test_a_folder_that_cannot_come_back(tmp_path: Path) -> None:
