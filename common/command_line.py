@@ -20,7 +20,7 @@ import fire
 
 from common import quiet_start
 from common.failure import fail
-from common.interruption import Terminated, exit_code, terminable
+from common.interruption import exit_code, terminable
 from common.parameters import ParameterError, Parameters, allowed_values, expanded, field_type, plain, resolve
 
 if quiet_start.script_starts():  # scripts draw into files; a notebook's backend would end them
@@ -38,7 +38,7 @@ def command_line(
     """Run `main(config, given)` on parsed and checked parameters; `given` holds the explicit ones.
 
     Any ParameterError ends the process with exit code 2 and one line on standard error, Ctrl-C with 130, SIGTERM with
-    143. With TRACEBACK set, the traceback stands before the line of a ParameterError.
+    143, SIGHUP with 129. With TRACEBACK set, the traceback stands before the line of a ParameterError.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign is no reason to fail
@@ -56,7 +56,7 @@ def command_line(
         fail(str(error), 2)
     except KeyboardInterrupt as error:
         quiet_start.ended()
-        fail("terminated" if isinstance(error, Terminated) else "interrupted", exit_code(error))
+        fail(quiet_start.WORDS[exit_code(error) - 128], exit_code(error))
     except BrokenPipeError:  # who read the output has had enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -1,7 +1,7 @@
-"""Ctrl-C while a script imports what it needs, which takes seconds: one line and exit code 130, and no traceback.
+"""Signals while a script imports what it needs, which takes seconds: one line and exit code 130, and no traceback.
 
 Every script imports this before anything else. It changes nothing where a script is imported by others. `command_line`
-takes over from it, and says when the script has `ended`. SIGTERM ends a process without a traceback by itself.
+takes over from it, and says when the script has `ended`. Start reading at `leave`.
 """
 
 import os
@@ -14,10 +14,15 @@ if TYPE_CHECKING:  # else nothing that takes time to import, since Ctrl-C may co
     from typing import NoReturn
 
 
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}  # what end a script
+
+
 def leave(number: int, frame: "FrameType | None") -> "NoReturn":
     """End the process at once. No exception is raised, since packages that are being imported could take it up."""
-    os.write(2, b"error: interrupted\n")
-    os._exit(128 + number)
+    try:
+        os.write(2, f"error: {WORDS[number]}\n".encode())
+    finally:  # where the terminal is gone, too
+        os._exit(128 + number)
 
 
 def script_starts() -> bool:
@@ -39,16 +44,18 @@ def started() -> None:
 
 
 def ended() -> None:
-    """Let neither Ctrl-C nor SIGTERM trouble what Python and its packages still do after a script has come to its end.
+    """Let no signal of WORDS trouble what Python and its packages still do after a script has come to its end.
 
     Else they would print tracebacks, or the exit code would be another. In other programs this changes nothing.
     """
     import threading
 
     if script_starts() and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in WORDS:
             signal.signal(number, signal.SIG_IGN)
 
 
-if script_starts() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, by nohup
-    signal.signal(signal.SIGINT, leave)
+if script_starts():
+    for number in WORDS:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):  # else it is ignored, as by nohup
+            signal.signal(number, leave)

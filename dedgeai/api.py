@@ -25,7 +25,6 @@ from dedgeai.forms import Accepted, Key, Number, Problem, Status, unavailable
 from dedgeai.gate import gate, refusal
 from dedgeai.openai_api import Links, add_openai
 from dedgeai.records import Record
-from dedgeai.store import StoreError
 
 if TYPE_CHECKING:
     from dedgeai.service import Service
@@ -141,10 +140,10 @@ def create_app(service: "Service") -> Any:
     add_openai(app, service, wishes, links, answers)
     add_page(app)
 
-    @app.exception_handler(StoreError)
-    async def unwritten(request: Request, error: StoreError) -> Response:
+    @app.exception_handler(OSError)
+    async def unwritten(request: Request, error: OSError) -> Response:
         """Nothing was accepted, because it could not be written to disk."""
-        status = 507 if error.errno == errno.ENOSPC else 503
+        status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503
         return refusal(
             request.scope["bare"], status, f"the record cannot be written ({error.strerror})", headers=forms.RETRY
         )
@@ -155,7 +154,8 @@ def create_app(service: "Service") -> Any:
         headers = dict(error.headers or {})
         if error.status_code == 405:  # a path may have several routes, each with a method
             here = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
-            headers["Allow"] = ", ".join(sorted({method for route in here for method in getattr(route, "methods", ())}))
+            methods = {method for route in here for method in getattr(route, "methods", ())}
+            headers |= {"Allow": ", ".join(sorted(methods))} if methods else {}
         code = getattr(error, "code", "")
         return refusal(request.scope["bare"], error.status_code, error.detail, headers=headers, code=code)
 

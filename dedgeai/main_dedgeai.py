@@ -10,19 +10,21 @@ python dedgeai/main_dedgeai.py --simulate --num_servers 10000 --num_tasks 100000
 
 import common.quiet_start  # noqa: F401
 
-import asyncio
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.command_line import command_line
-from common.run_folder import resumed, run_place
+from common.parameters import ParameterError, resolve
+from common.run_folder import claimed, read_json, resumed, run_place, with_defaults
 from dedgeai.configuration import FOLDER, DedgeParameters
 from dedgeai.run_options import run_options
 from edge_sim.simulated_run import run_simulation
 
 FREE = ("resume", "host", "port", "token")  # what the command line may change for a stored run
+FIXED = ("serve", "simulate", "seed", "out")  # what it may not change for a service
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,7 +35,7 @@ class DedgeConfig(DedgeParameters):
 def main(config: DedgeConfig, given: dict[str, Any]) -> None:
     """Simulate, run or serve, as the parameters say. Raises ParameterError before anything starts."""
     if config.resume:
-        config = resumed(config, given, FREE)
+        config = gone_on_with(config, given)
         config.check()
     torch.set_num_threads(1)
     options = run_options(config)
@@ -44,9 +46,38 @@ def main(config: DedgeConfig, given: dict[str, Any]) -> None:
         return
     from dedgeai.live import run_live  # it starts with Ray, which takes seconds to import
 
-    default = FOLDER / options.folder_name
-    with run_place(config.resume, config.out, default) as folder:
-        asyncio.run(run_live(options, folder, resume=bool(config.resume)))
+    if config.serve and config.out and not config.resume and serves(Path(config.out)):
+        run_live(options, claimed(Path(config.out)))
+    else:
+        run_live(options, run_place(config.resume, config.out, FOLDER / options.folder_name))
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """The parameters in a folder's config.json, none where it holds none."""
+    try:
+        parameters = read_json(folder / "config.json")["parameters"]
+        return parameters if isinstance(parameters, dict) else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def serves(folder: Path) -> bool:
+    """Whether a folder holds the tasks of a service."""
+    return (folder / "tasks.db").exists() and stored(folder).get("serve", True) is True
+
+
+def gone_on_with(config: DedgeConfig, given: dict[str, Any]) -> DedgeConfig:
+    """The parameters of what --resume names: a run's as they were, a service's but for those that are given now.
+
+    Raises ParameterError for a folder without them, and for those that cannot change.
+    """
+    folder = Path(config.resume or "")
+    before = stored(folder)
+    if before.get("serve") is not True:
+        return resumed(config, given, FREE)
+    for name in set(FIXED) & given.keys():
+        raise ParameterError(name, given[name], "must not be combined with --resume")
+    return resolve(DedgeConfig, with_defaults(DedgeConfig, before, "resume", folder) | given)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import parse_qs, urlencode
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -71,6 +71,7 @@ class UnknownModel(HTTPException):
     code = "model_not_found"
 
 
+STATUSES = (404, 409, 410, 500)  # of refusals, besides those that any path may have
 PROBLEM = {"model": OpenAIProblem, "description": "why it was refused, in words"}
 
 
@@ -142,24 +143,24 @@ def add_openai(app: FastAPI, service: "Service", wishes: type[BaseModel], links:
     """The paths below /v1. `answers` are the statuses of refusals that any path may have."""
     generation, name, began = generation_form(service, wishes), service.model.id, int(time.time())
     ours = OpenAIModel(id=name, created=began)
-    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses={status: PROBLEM for status in (*answers, 404)})
+    shared: dict[str, Any] = {"tags": ["OpenAI"], "responses": {status: PROBLEM for status in (*answers, *STATUSES)}}
 
     def check_model(wanted: str | None) -> None:
         if wanted not in (None, name):
             raise UnknownModel(404, f"there is no such model; there is {name}")
 
-    @router.get("/models", response_model=OpenAIModels)
+    @app.get("/v1/models", response_model=OpenAIModels, **shared)
     async def models() -> Response:
         """The models, of which there is one."""
         return OpenAIModels(data=[ours]).answer()
 
-    @router.get("/models/{model:path}", response_model=OpenAIModel)
+    @app.get("/v1/models/{model:path}", response_model=OpenAIModel, **shared)
     async def model(model: str) -> Response:
         """A model."""
         check_model(model)
         return ours.answer()
 
-    @router.post("/images/generations", response_model=OpenAIImages, responses={k: PROBLEM for k in (409, 410, 500)})
+    @app.post("/v1/images/generations", response_model=OpenAIImages, **shared)
     async def generate(order: generation, request: Request, key: Key = None) -> Response:  # type: ignore[valid-type]
         """Make images, and answer when they are there. Who goes away meanwhile ends their tasks, unless the request
         has an Idempotency-Key: then it can be sent again, and gets the same images."""
@@ -182,8 +183,6 @@ def add_openai(app: FastAPI, service: "Service", wishes: type[BaseModel], links:
             else:
                 images.append(OpenAIImage(url=links.url(request, number)))
         return OpenAIImages(created=int(time.time()), data=images).answer()
-
-    app.include_router(router)
 
 
 async def waited(service: "Service", request: Request, numbers: list[int]) -> bool:

@@ -71,7 +71,7 @@ class Service:
         """New tasks for a request."""
         config, model, first, left = self.config, self.model, self.number, self.system.left
         if trouble := self.system.trouble:
-            raise unavailable(trouble, "space" in trouble or "full" in trouble)
+            raise unavailable(trouble, any(word in trouble for word in ("space", "full", "quota")))
         if left + order.images > config.max_queued:
             most = f"{left} tasks wait or run, and no more than {config.max_queued} (max_queued) may"
             raise unavailable(f"{most}; try again later")
@@ -241,7 +241,7 @@ async def serve(options: RunOptions, model: Model, system: EdgeSystem, listener:
         system.cluster.spawn(work)
     address, port = listener.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-    listener.listen(2048)
+    listener.listen(2048)  # from here on requests wait for their answers
     print(f"listening on {url}; its API is at {url}/docs", flush=True)
     answering = asyncio.ensure_future(listen(app, listener, options.config))
     try:

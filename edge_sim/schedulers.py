@@ -227,7 +227,7 @@ def trained(options: SchedulerOptions, profile: Profile) -> Path:
         except ParameterError as error:
             raise error.renamed(out="policies", resume="policies") from None
         except SystemExit as ended:
-            if ended.code in (130, 143):
+            if ended.code in (129, 130, 143):
                 print("the same command goes on with the training")
             raise
     return out / "checkpoint.pt"

@@ -201,8 +201,8 @@ def run_jobs(jobs: list[Job], parallel: int) -> None:
     """Run all jobs that are not complete, `parallel` at a time, with a progress bar.
 
     Raises ParameterError before anything runs when a job is refused. When one fails, the others that run are
-    interrupted, which makes those that learn write a checkpoint, and the process ends with exit code 1 and one line; at
-    Ctrl-C with 130, at SIGTERM with 143.
+    interrupted, which makes those that learn write a checkpoint, and the process ends with exit code 1 and one line;
+    after a signal with 128 + its number.
     """
     folders = [job.folder for job in jobs]
     for job in jobs:

@@ -21,8 +21,8 @@ class Result:
 
     `history` has the columns of delay.csv, seconds.csv and metrics.csv as arrays [episodes, seeds], delays in s.
     `paths` has the files of `folder` by their names. `learner` is the scheduler, trained where it learns. `summary` is
-    what summary.json holds, `report` what scripts print. `interrupted` is 0 for a whole run; at Ctrl-C it is 130, at
-    SIGTERM 143, and the files tell of the episodes so far.
+    what summary.json holds, `report` what scripts print. `interrupted` is 0 for a whole run; after a
+    signal it is 128 + its number, as 130 for Ctrl-C, and the files tell of the episodes so far.
     """
 
     config: Any

@@ -40,7 +40,7 @@ from lad_ts.validation import Validation
 
 
 def run_method(config: Any, given: dict[str, Any], method: Method) -> None:
-    """`train` as a script: prints what the run came to. Exits with 1, 130 or 143 when it did not come to its end."""
+    """`train` as a script: prints what the run came to. Exits with 1, or 128 + a signal's number, if not whole."""
     if not (method.learns and (config.evaluate or config.resume)) and (note := method.note(config)):
         print(note)
     try:

@@ -67,7 +67,8 @@ def task_list(config: InferConfig, prompts: Sequence[str]) -> list[ImageTask]:
 def make_images(config: InferConfig, tasks: Sequence[ImageTask], images: ImageFolder, record: Record | None) -> None:
     """Load the models and make the images: of a new run all, of one with a record those that are missing.
 
-    Exits with 130 or 143 when a signal has ended it after a batch, with 1 when an image is gone. Raises ParameterError.
+    Exits with 128 + a signal's number when that ended it after a batch, with 1 when an image is gone. Raises
+    ParameterError.
     """
     names = image_names(tasks, record.first if record else images.next_number())
     missing = {i for i, name in enumerate(names) if not record or not images.whole(name)}

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from helpers import make, run_here, start_script
 from PIL import Image
 from ray.exceptions import ActorDiedError
@@ -26,7 +25,7 @@ from dedgeai import main_dedgeai
 from dedgeai.cluster import Cluster, refusal
 from dedgeai.edge_server import SimulatedOptions
 from dedgeai.main_dedgeai import DedgeConfig
-from dedgeai.ray_start import connect
+from dedgeai.ray_start import RayLink
 from dedgeai.records import DONE, FAILED, Record
 from dedgeai.report import predict
 from dedgeai.store import Store
@@ -42,16 +41,17 @@ SCRIPT = "dedgeai/main_dedgeai.py"
 
 @pytest.fixture(scope="module")
 def local_ray():
-    connect(make(DedgeConfig, num_servers=6))
+    link = RayLink(make(DedgeConfig, num_servers=6))
+    link.connect()
     yield
-    ray.shutdown()
+    link.close()
 
 
 @pytest.fixture
 def shared_ray(local_ray, monkeypatch):
     """Runs from the command line in this process use the tests' Ray."""
-    monkeypatch.setattr("dedgeai.live.connect", lambda options: None)
-    monkeypatch.setattr("ray.shutdown", lambda: None)
+    for name in ("connect", "watch", "close"):
+        monkeypatch.setattr(RayLink, name, lambda *_: None)
 
 
 async def system_of(profile: Profile, folder: Path, scheduler: str = "water_filling", **changes) -> EdgeSystem:

@@ -285,6 +285,7 @@ def test_other_mistakes_have_their_status(service):
     assert client.get("/v1/nothing").json()["error"]["message"]
     wrong = client.put("/api/tasks/3")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "DELETE, GET")
+    assert client.put("/v1/models").headers["allow"] == "GET"
     form = client.post("/api/tasks", data={"prompt": "x"})
     assert form.status_code == 422 and "Content-Type" in form.json()["detail"]
 
@@ -439,6 +440,7 @@ def test_who_comes_back_hears_what_they_missed(service):
         mark.split("-")[0] + "-" + "9" * 99,
     ):
         assert [event[1] for event in hear(unknown.encode(), 2)] == ["hello", "reset"]
+    wait_for(lambda: not service_events(service).listeners)
 
 
 def test_servers_are_told_of_while_something_changes(slow):
@@ -497,10 +499,7 @@ def test_only_the_newest_images_are_kept(tmp_path, monkeypatch):
 
 def test_the_page_and_the_docs_come_without_the_internet(slow):
     page = httpx.get(slow.url)
-    assert (
-        "script-src" in page.headers["content-security-policy"]
-        or "default-src" in page.headers["content-security-policy"]
-    )
+    assert page.headers["content-security-policy"].startswith("default-src 'self';")
     assert page.headers["cache-control"] == "no-cache"
     assert httpx.get(slow.url, headers={"if-none-match": page.headers["etag"]}).status_code == 304
     docs = httpx.get(f"{slow.url}/docs").text
@@ -529,11 +528,10 @@ def schemathesis(service: LocalService, folder: Path, *flags: Any) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("token", [None, "sesame"])
-def test_schemathesis_finds_nothing(tmp_path, token):
-    with LocalService(tmp_path / "run", token, step_seconds=0.0001, max_queued=300) as service:
+def test_schemathesis_finds_nothing(tmp_path):
+    with LocalService(tmp_path / "run", "sesame", step_seconds=0.0001, max_queued=300) as service:
         service.order(steps=1)
-        assert "12 selected" in schemathesis(service, tmp_path, "--phases", "coverage,stateful", "--max-examples", 3)
+        assert "12 selected" in schemathesis(service, tmp_path, "--phases", "coverage,stateful", "--max-examples", 1)
 
 
 @pytest.mark.slow

@@ -1,0 +1,103 @@
+"""Ray's processes of a start on this machine alone, and their folder, in a process apart that sees to their end.
+
+The host has a session of its own, so that what a terminal or a signal to a whole group ends is never Ray. When the
+process that started it closes its standard input, or ends in whatever way, the host kills all of Ray's processes and
+removes their folder. What a host that was killed has left, the next one removes. Start reading at `main`.
+"""
+
+import contextlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import psutil
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+from common.locks import BusyError, lock
+
+NAME = "dedgeai-"  # how the folders' names begin
+LONGEST = 20  # characters of the folder above, because paths of Unix sockets may have about 104
+ROUNDS = 50  # of killing, until processes that cannot be killed are given up
+
+
+def main(servers: str) -> None:
+    """Start Ray for so many edge servers, say where it is, and wait for the end."""
+    above = Path(tempfile.gettempdir())
+    above = above if len(str(above)) <= LONGEST else Path("/tmp")
+    sweep(above)
+    folder = own_folder(above)
+    threading.Thread(target=follow, args=(folder,), daemon=True).start()
+    try:
+        node = Node(
+            RayParams(
+                resources={"edge_server": int(servers)},
+                temp_dir=str(folder),
+                include_dashboard=False,
+                include_log_monitor=False,
+                no_monitor=True,
+                dashboard_port=None,
+                dashboard_agent_listen_port=0,
+            ),
+            head=True,
+            shutdown_at_exit=False,
+        )
+        print(node.gcs_address, flush=True)
+    except Exception as problem:  # Ray raises many kinds
+        print(f"error {type(problem).__name__}: {problem}".splitlines()[0], flush=True)
+    threading.Event().wait()  # Ray's processes end with this thread
+
+
+def follow(folder: Path) -> None:
+    """End when the process that started this one does."""
+    sys.stdin.buffer.read()
+    clear(folder)
+    os._exit(0)
+
+
+def own_folder(above: Path) -> Path:
+    """A new folder that this process holds as long as it lives."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=NAME, dir=above))
+        with contextlib.suppress(BusyError, OSError):  # another start is about to sweep it
+            lock(folder)
+            if folder.exists():
+                return folder
+
+
+def sweep(above: Path) -> None:
+    """Clear the folders of hosts that are no more; those of other users and of running hosts are not touched."""
+    for folder in above.glob(f"{NAME}*"):
+        with contextlib.suppress(BusyError, OSError):
+            about = folder.lstat()
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
+                release = lock(folder)
+                clear(folder)
+                release()
+
+
+def clear(folder: Path) -> None:
+    """Kill Ray's processes of a folder, and remove it."""
+    for _ in range(ROUNDS):
+        found = [process for process in psutil.process_iter() if works_in(process, folder)]
+        if not found:
+            break
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=0.2)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def works_in(process: psutil.Process, folder: Path) -> bool:
+    """Whether a process is one of Ray's in this folder, by its command or by its log files, where Ray changed that."""
+    with contextlib.suppress(psutil.Error):
+        command = " ".join(process.cmdline())
+        if command.startswith("ray::"):
+            return any(file.path.startswith(f"{folder}/") for file in process.open_files())
+        return "/ray/" in command and f"{folder}/" in command
+    return False
