@@ -112,7 +112,7 @@ class PageService:
 
     def tell(self, kind: str, data: Any) -> None:
         """Send an event to every page."""
-        event = f"event: {kind}\r\nid: {self.boot}-{len(self.ring)}\r\ndata: {json.dumps(data)}\r\n\r\n"
+        event = f"event: {kind}\r\nid: {self.boot}-{len(self.ring) + 1}\r\ndata: {json.dumps(data)}\r\n\r\n"
         self.ring.append(event)
         self.loop.call_soon_threadsafe(lambda: [stream.put_nowait(event) for stream in self.streams])
 
@@ -162,10 +162,10 @@ class PageService:
     async def events(self, request: Request) -> Response:
         boot, _, number = request.headers.get("last-event-id", "").rpartition("-")
         stream: asyncio.Queue[str | None] = asyncio.Queue()
-        missed = self.ring[int(number) + 1 :] if boot == self.boot else []
-        first = [f"event: hello\r\nid: {self.boot}-{len(self.ring) - 1}\r\ndata: {{}}\r\n\r\n", *missed]
+        missed = self.ring[int(number) :] if boot == self.boot else []
+        first = [f"event: hello\r\nid: {self.boot}-{len(self.ring)}\r\ndata: {{}}\r\n\r\n", *missed]
         if boot not in ("", self.boot):
-            first.insert(1, f"event: reset\r\nid: {self.boot}-{len(self.ring) - 1}\r\ndata: {{}}\r\n\r\n")
+            first.insert(1, f"event: reset\r\nid: {self.boot}-{len(self.ring)}\r\ndata: {{}}\r\n\r\n")
         self.streams.add(stream)
 
         async def chunks() -> AsyncIterator[str]:

@@ -75,6 +75,7 @@ function askToken() {
       event.preventDefault();
       if (!(await tryToken($("token").value.trim()))) return $("token").select();
       state.asking = null;
+      showTokenButton();
       $("token").value = "";
       $("token-dialog").close();
       done();
@@ -94,7 +95,6 @@ async function tryToken(token) {
   if (right) {
     state.token = token;
     sessionStorage.setItem(STORAGE, token);
-    showTokenButton();
   }
   return right;
 }
@@ -119,7 +119,7 @@ async function follow() {
       await seen();
       if (!state.model) await loadModel();
       await readEvents(() => {
-        wait = 250;
+        wait = 500;
         connection("Connected", true);
         loadPictures();
       });
@@ -429,9 +429,9 @@ function show(status) {
   card.status = status;
   card.due = status.estimated_s == null ? null : performance.now() + 1000 * status.estimated_s;
   if (status.state === "done" && !status.image) card.missing = "The picture is not kept any more.";
-  const focused = card.item.contains(document.activeElement);
+  const focused = document.activeElement;
   render(card);
-  if (focused && !document.activeElement?.checkVisibility()) card.item.focus(); // its button went
+  if (card.item.contains(focused) && !focused.checkVisibility()) card.item.focus(); // its button went
   announce(status, before);
   if (status.state === "done") loadPictures();
 }
@@ -441,10 +441,9 @@ function add(status) {
   const parts = Object.fromEntries([...item.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
   const card = { status, item, parts, due: null, url: "", near: false, loading: false, tries: 0, missing: "" };
   item.dataset.task = status.task;
-  put(parts.which, ` of image ${status.task}`);
-  parts.open.ariaLabel = `Show image ${status.task} in full size`;
-  parts.progress.ariaLabel = `Denoising steps of image ${status.task}`;
-  for (const name of Object.keys(actions)) if (name !== "open") parts[name].ariaLabel = `${parts[name].textContent}, image ${status.task}`;
+  parts.open.ariaLabel = `Image ${status.task} in full size`;
+  parts.progress.ariaLabel = `Progress of image ${status.task}`;
+  item.querySelectorAll(".which").forEach((which) => put(which, ` (image ${status.task})`));
   parts.details.addEventListener("toggle", () => render(card));
   const older = [...$("images").children].find((other) => number(other) < status.task);
   $("images").insertBefore(item, older ?? null);
@@ -535,16 +534,10 @@ const actions = {
   download: (card) => download(card),
   again: ({ status }) => again(status),
   remove(card) {
-    const sure = card.parts.remove; // the first press asks, the second deletes
-    if (sure.dataset.sure) return withdraw(card);
-    sure.dataset.sure = "asked";
-    put(sure, "Delete for good?");
-    sure.ariaLabel = `Delete for good? Image ${card.status.task}`;
-    sure.addEventListener("blur", () => {
-      delete sure.dataset.sure;
-      put(sure, "Delete");
-      sure.ariaLabel = `Delete, image ${card.status.task}`;
-    }, { once: true });
+    const { remove, sure } = card.parts; // the first press asks, the second deletes
+    if (!sure.hidden) return withdraw(card);
+    sure.hidden = false;
+    remove.addEventListener("blur", () => { sure.hidden = true; }, { once: true });
   },
 };
 
