@@ -66,11 +66,13 @@ def show(browser) -> Iterator[Callable[..., Any]]:
     """Opens a service's page. Afterwards nothing must have gone wrong in it, nor been asked of another host."""
     contexts, problems = [], []
 
-    def show(service: PageService, connected: bool = True, **options: Any) -> Any:
+    def show(service: PageService, connected: bool = True, clock: bool = False, **options: Any) -> Any:
         contexts.append(browser.new_context(**options))
         contexts[-1].set_default_timeout(5000)
         page = contexts[-1].new_page()
         page.add_init_script(COUNT_URLS)
+        if clock:  # which a test moves on
+            page.clock.install()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda line: "Refused" in line.text and problems.append(line.text))
         own = (f"http://127.0.0.1:{service.port}/", f"blob:http://127.0.0.1:{service.port}/", "data:")
@@ -233,10 +235,12 @@ def test_an_order_whose_answer_is_lost_or_slow_is_made_once(service, show):
 def test_waiting_is_told_in_words_and_its_time_never_runs_below_none(service, show):
     first, second, third = (service.task(state="queued", edge_server=0, ahead=k, estimated_s=0.4 + k) for k in range(3))
     other = service.task(state="queued", edge_server=1, ahead=2, estimated_s=125.0)
+    unknown = service.task(state="queued", edge_server=1)
     page = show(service)
     words = [card(page, task).locator("[data-part=words]") for task in (first, second, third, other)]
     says(words[2], re.compile(r"Waits, 2 before it, about (2\.4|1\.\d) s"))
     says(words[3], re.compile(r"Waits, 2 before it, about 2 min \d s"))
+    says(card(page, unknown).locator("[data-part=words]"), "Waits")
     service.set(first, state="done")
     says(words[1], re.compile("Is next, "))
     says(words[2], re.compile("Waits, 1 before it, "))
@@ -365,6 +369,7 @@ def test_the_history_comes_back_in_pages_with_the_tasks_of_others(service, show)
     becomes(card(page, 116), count=0)
 
 
+@pytest.mark.slow
 def test_a_page_that_is_open_for_days_stays_small(service, show):
     page = show(service)
     for _ in range(300):
@@ -431,6 +436,7 @@ def test_a_page_outlives_the_service_and_catches_up_with_its_next_start(service,
     says(card(page, waiting).locator("[data-part=words]"), "Cancelled")
 
 
+@pytest.mark.slow
 def test_pauses_between_attempts_grow_and_what_was_missed_comes_by_the_last_events_number(service, show):
     task = service.task(state="running")
     page = show(service)
@@ -448,6 +454,21 @@ def test_pauses_between_attempts_grow_and_what_was_missed_comes_by_the_last_even
     page.context.set_offline(False)
     says(card(page, task).locator("[data-part=words]"), "Failed: of an event that was missed")
     assert service.asked("GET /api/tasks") == before
+
+
+def test_a_tab_that_nobody_sees_gives_its_connection_back(service, show):
+    task = service.task(state="running")
+    page = show(service, clock=True)
+    hide = "(hidden) => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+    hide += " document.dispatchEvent(new Event('visibilitychange')) }"
+    page.evaluate(hide, True)
+    page.clock.run_for(60_000)
+    eventually(lambda: not service.streams)
+    assert service.asked("events") == 1
+    service.set(task, state="failed", error="meanwhile")
+    page.evaluate(hide, False)
+    page.clock.run_for(1000)
+    says(card(page, task).locator("[data-part=words]"), "Failed: meanwhile")
 
 
 # token

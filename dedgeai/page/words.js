@@ -11,7 +11,8 @@ export function words({ state: now, cancelling, ahead, step, steps, edge_server,
   const soon = left === null ? "" : left < 0.5 ? ", any moment now" : `, about ${time(left)}`;
   if (cancelling && !FINAL.includes(now)) return "Stops at its next step";
   if (now === "waiting") return `Waits for a server${soon}`;
-  if (now === "queued") return ahead > 0 ? `Waits, ${count(ahead)} before it${soon}` : `Is next${soon}`;
+  if (now === "queued" && ahead === 0) return `Is next${soon}`;
+  if (now === "queued") return `Waits${ahead === null ? "" : `, ${count(ahead)} before it`}${soon}`;
   if (now === "running") return `Step ${count(step ?? 0)} of ${count(steps)}${soon}`;
   if (now === "done") return `Made by server ${edge_server}${delay_s === null ? "" : ` in ${time(delay_s)}`}`;
   return now === "failed" ? `Failed: ${error ?? "the service does not say why"}` : "Cancelled";
