@@ -65,7 +65,7 @@ class PageService:
         self.listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}{self.prefix}/"
-        server = uvicorn.Server(uvicorn.Config(self.app(), log_level="error", lifespan="off", ws="none"))
+        server = uvicorn.Server(uvicorn.Config(self.app(), log_level="critical", lifespan="off", ws="none"))
         self.server, started = server, threading.Event()
 
         async def serve() -> None:
@@ -218,7 +218,7 @@ class PageService:
         self.images_most = max(self.images_most, self.images_now)
         try:
             await asyncio.sleep(0.02)
-            status = self.tasks[request.path_params["task"]]
+            status = self.tasks.get(request.path_params["task"], {"prompt": "gone"})
             if status["prompt"] == "gone":
                 return JSONResponse({"detail": "its file was deleted"}, 410)
             return FileResponse(status.get("file") or PICTURE)
