@@ -30,6 +30,7 @@ from dedgeai.openai_api import Links, add_openai
 from dedgeai.records import Record
 from dedgeai.run_options import Model, RunOptions
 from dedgeai.service import Service
+from dedgeai.system import EdgeSystem
 
 PAGE = Path(__file__).with_name("page")
 POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; object-src 'none'; frame-ancestors 'none'"
