@@ -69,8 +69,8 @@ class RunOptions:
 
     @property
     def stored(self) -> dict[str, object]:
-        """The parameters for config.json, without the token, which is a secret."""
-        return dataclasses.asdict(self.config) | {"token": None}
+        """The parameters for config.json, without the token, which is a secret, and without leave to change it."""
+        return dataclasses.asdict(self.config) | {"token": None, "change_token": False}
 
 
 def run_options(config: DedgeParameters) -> RunOptions:
