@@ -4,13 +4,15 @@ Every mistake is answered in words, `{"detail": ...}`, without echoing what was 
 Start reading at `create_app`.
 """
 
+import asyncio
 import errno
 import hashlib
 import mimetypes
+import socket
 import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,11 +25,12 @@ from starlette.routing import Match
 from dedgeai import forms
 from dedgeai.forms import Accepted, Key, Number, Problem, Status, unavailable
 from dedgeai.gate import gate, refusal
+from dedgeai.http_server import listen
 from dedgeai.openai_api import Links, add_openai
 from dedgeai.records import Record
-
-if TYPE_CHECKING:
-    from dedgeai.service import Service
+from dedgeai.run_options import Model, RunOptions
+from dedgeai.service import Service
+from dedgeai.system import EdgeSystem
 
 PAGE = Path(__file__).with_name("page")
 POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; object-src 'none'; frame-ancestors 'none'"
@@ -100,7 +103,7 @@ def create_app(service: "Service") -> Any:
     async def image(number: Number, request: Request) -> Response:
         """The image of a task that is done, as PNG, with its settings in its text chunks."""
         content = await service.image_of(found(number))
-        return unchanged(request, content, "image/png", "private, max-age=31536000, immutable")
+        return unchanged(request, content, "image/png", "private, no-cache")
 
     @app.get("/api/tasks/{number}/events", include_in_schema=False)
     async def task_events(number: Number) -> Response:
@@ -224,3 +227,25 @@ def add_page(app: FastAPI) -> None:
             raise HTTPException(404)
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         return unchanged(request, files[name], kind, "no-cache", {"Content-Security-Policy": POLICY})
+
+
+async def serve(options: RunOptions, model: Model, system: EdgeSystem, listener: socket.socket) -> None:
+    """Take up what an earlier process left, then answer requests at a bound socket until cancelled."""
+    service = Service(options.config, model, system)
+    if left := system.recall():
+        print(f"going on with {left} tasks of an earlier start")
+    app = create_app(service)
+    for work in (service.tell_of_servers(), service.delete_old_images()):
+        system.cluster.spawn(work)
+    address, port = listener.getsockname()[:2]
+    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    listener.listen(2048)  # from here on requests wait for their answers
+    print(f"listening on {url}; its API is at {url}/docs", flush=True)
+    answering = asyncio.ensure_future(listen(app, listener, options.config))
+    try:
+        await asyncio.shield(answering)
+    finally:
+        service.stopping.set()
+        service.events.close()
+        answering.cancel()
+        await asyncio.wait([answering])

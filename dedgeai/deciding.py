@@ -103,8 +103,8 @@ class Rounds:
                     record.round, record.decided = number, server
                 record.state, record.server, record.sent = QUEUED, goes_to, now
                 orders.setdefault(goes_to, []).append(record.task)
-        self.sent([record for chunk in chunks for record in chunk])
         self.cluster.send(orders)
+        self.sent([record for chunk in chunks for record in chunk if record.state == QUEUED])  # the others have begun
         seconds = time.perf_counter() - began
         self.seconds.append((seconds, sum(map(len, chunks))))
         self.timed(seconds)

@@ -127,7 +127,7 @@ class Live:
         if listener is None:
             job = run_counts(self.options, self.model, system)
         else:
-            from dedgeai.service import serve
+            from dedgeai.api import serve
 
             job = serve(self.options, self.model, system, listener)
         self.job = asyncio.ensure_future(job)

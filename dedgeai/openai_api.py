@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qs, urlencode
 
 from fastapi import FastAPI, HTTPException, Request
@@ -19,10 +19,8 @@ from pydantic import BaseModel, Field
 
 from dedgeai.forms import NAME, Form, Key, integer, text, unavailable
 from dedgeai.records import DONE, FAILED
+from dedgeai.service import Service
 from dedgeai.store import Store
-
-if TYPE_CHECKING:
-    from dedgeai.service import Service
 
 LINK_SECONDS = 3600  # s for which an image's URL holds
 IMAGE_PATH = re.compile(r"/api/tasks/([0-9]{1,18})/image")
@@ -103,7 +101,7 @@ class Links:
         return hmac.compare_digest(right.encode(), signature.encode()) and time.time() < int(expires)
 
 
-def generation_form(service: "Service", wishes: type[BaseModel]) -> type[BaseModel]:
+def generation_form(service: Service, wishes: type[BaseModel]) -> type[BaseModel]:
     """The body of a request for images, with the service's limits."""
     sides = "|".join(str(side) for side in range(16, service.model.largest + 1, 16))
     pattern = f"^(auto|({sides})x({sides}))$"
@@ -139,7 +137,7 @@ def generation_form(service: "Service", wishes: type[BaseModel]) -> type[BaseMod
     return Generation
 
 
-def add_openai(app: FastAPI, service: "Service", wishes: type[BaseModel], links: Links, answers: Iterable[int]) -> None:
+def add_openai(app: FastAPI, service: Service, wishes: type[BaseModel], links: Links, answers: Iterable[int]) -> None:
     """The paths below /v1. `answers` are the statuses of refusals that any path may have."""
     generation, name, began = generation_form(service, wishes), service.model.id, int(time.time())
     ours = OpenAIModel(id=name, created=began)
@@ -185,7 +183,7 @@ def add_openai(app: FastAPI, service: "Service", wishes: type[BaseModel], links:
         return OpenAIImages(created=int(time.time()), data=images).answer()
 
 
-async def waited(service: "Service", request: Request, numbers: list[int]) -> bool:
+async def waited(service: Service, request: Request, numbers: list[int]) -> bool:
     """Wait for the end of tasks. False when the asker went away before, or the service stops."""
 
     async def left() -> None:

@@ -12,10 +12,10 @@ from edge_helpers import LocalCluster
 from helpers import make
 
 from dedgeai import system as system_module
+from dedgeai.api import serve
 from dedgeai.configuration import DedgeParameters
 from dedgeai.http_server import bind
 from dedgeai.run_options import choose_model, run_options
-from dedgeai.service import serve
 from dedgeai.store import Store
 from dedgeai.system import EdgeSystem
 from edge_sim.dispatcher import Dispatcher
