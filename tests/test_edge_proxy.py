@@ -23,20 +23,8 @@ pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is 
 
 NAME = "images.example.org"
 SITE = (ROOT / "docs" / "deploy" / "nginx.conf").read_text()
-CERTIFICATE = [
-    "openssl",
-    "req",
-    "-x509",
-    "-newkey",
-    "ec",
-    "-pkeyopt",
-    "ec_paramgen_curve:prime256v1",
-    "-nodes",
-    "-days",
-    "2",
-    "-keyout",
-    "key.pem",
-]
+CERTIFICATE = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+CERTIFICATE += ["-days", "2", "-keyout", "key.pem", "-out", "cert.pem"]
 
 
 def free_port() -> int:
@@ -48,7 +36,7 @@ def free_port() -> int:
 @contextmanager
 def proxied(folder: Path, service: LocalService, site: str) -> Iterator[httpx.Client]:
     """A client of nginx with this site in front of the service; `client.plain` is its address without TLS."""
-    names = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME},IP:127.0.0.1", "-out", "cert.pem"]
+    names = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME},IP:127.0.0.1"]
     subprocess.run(CERTIFICATE + names, cwd=folder, check=True, capture_output=True)
     plain, tls = free_port(), free_port()
     for old, new in (
