@@ -44,6 +44,20 @@ def test_the_page_of_parameters_has_every_parameter_of_every_script():
     assert not missing
 
 
+def test_what_the_folder_of_the_edge_service_says_of_itself_is_so():
+    page = ROOT / "dedgeai" / "README.md"
+    rows = [row for row in page.read_text().splitlines() if row.startswith("| ") and ".py`" in row]
+    assert len(rows) >= 18 and not problems(page.read_text(), page)
+    for row in rows:
+        names = re.findall(r"`([\w./]+)`", row)
+        places = [ROOT / ("" if "/" in name else "dedgeai") / name for name in names if name.endswith(".py")]
+        code = "".join(place.read_text() for place in places)
+        for name in names:
+            owner, _, method = name.rpartition(".")
+            there = f"def {method}(" in code and (not owner or f"class {owner}" in code)
+            assert there or name.endswith((".py", "/")), f"{name} is not in {places}"
+
+
 def test_all_python_on_the_pages_is_python():
     blocks = [body for page in PAGES for _, language, body in FENCE.findall(page.read_text()) if language == "python"]
     assert len(blocks) >= 2
