@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # else its GCS keeps every call, for a dashboard
 import ray
 from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config
 
 from common.parameters import ParameterError
 from dedgeai.configuration import ServerParameters
@@ -73,10 +75,13 @@ class RayLink:
 
     def start(self) -> str:
         """Have a host start Ray; returns its address. Raises ParameterError."""
-        # Ray listens on every address of the machine, but where it makes no clusters, as on macOS. The variable is
-        # for the processes that it starts; this one has read it already.
-        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        # Ray listens on every address of the machine, but where it makes no clusters, as on macOS; and it obeys
+        # everybody who can reach it, but for a token. The variables are for its processes; this one has read them.
+        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ.update({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"} | secret)
         ray_constants.ENABLE_RAY_CLUSTER = False
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
         command = [sys.executable, "-c", HOST, str(Path(__file__).resolve().parents[1]), str(self.config.num_servers)]
         self.host = subprocess.Popen(
             command,
