@@ -89,12 +89,15 @@ def create_app(service: "Service") -> Any:
         """What has become of a task."""
         return service.status(found(number)).answer()
 
-    @app.delete("/api/tasks/{number}", response_model=Status, responses=refusals(404), tags=["tasks"])
-    async def remove(number: Number) -> Response:
-        """End an unfinished task, at once or, if a server works on it, at its next step; remove a finished one."""
+    @app.delete("/api/tasks/{number}", response_model=Status, responses=refusals(404, 409), tags=["tasks"])
+    async def remove(number: Number, unfinished: bool = False) -> Response:
+        """End an unfinished task, at once or, if a server works on it, at its next step; remove a finished one, or
+        with `unfinished` refuse that."""
         record = found(number)
         if not record.final:
             return service.status(await system.cancel(number)).answer()
+        if unfinished:
+            raise HTTPException(409, f"task {number} has ended: it is {record.state}")
         await system.archive.remove(number)
         service.events.tell("removed", lambda: f'{{"task":{number}}}', number, last=True)
         return service.status(record).model_copy(update={"state": "removed", "image": None}).answer()
@@ -185,7 +188,11 @@ def create_app(service: "Service") -> Any:
 
 def refusals(*statuses: int) -> dict[int, Any]:
     """How a path may refuse, besides what all do."""
-    words = {404: "no such task, or not yet", 409: "the key came with another request", 410: "its image was removed"}
+    words = {
+        404: "no such task, or not yet",
+        409: "the key came with another request, or the task has ended",
+        410: "its image was removed",
+    }
     return {status: {"model": Problem, "description": words[status]} for status in statuses}
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import shlex
+import signal
 import socket
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import Any
 import uvloop
 
 from common import quiet_start
-from common.interruption import handled
+from common.interruption import handled, set_handler
 from common.parameters import ParameterError
 from common.run_folder import describe, write_config
 from dedgeai.batch_runs import ended, run_counts, save_agents
@@ -98,6 +99,7 @@ class Live:
         print(f"starting {config.num_servers} edge servers: {self.model.name}", flush=True)
         try:
             await asyncio.to_thread(self.link.connect)  # so that signals are answered here meanwhile
+            set_handler(signal.SIGTERM, self.signalled)  # Ray has set its own
             self.link.watch(self.died)
             system = EdgeSystem(config, self.model.options, self.folder, self.store)
             try:

@@ -6,6 +6,7 @@ removes their folder. What a host that was killed has left, the next one removes
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import stat
@@ -22,15 +23,16 @@ from common.locks import BusyError, lock
 
 NAME = "dedgeai-"  # how the folders' names begin
 LONGEST = 20  # characters of the folder above, because paths of Unix sockets may have about 104
+BECOME_SUBREAPER = 36
 ROUNDS = 50  # of killing, until processes that cannot be killed are given up
 
 
 def main(servers: str) -> None:
     """Start Ray for so many edge servers, say where it is, and wait for the end."""
-    above = Path(tempfile.gettempdir())
-    above = above if len(str(above)) <= LONGEST else Path("/tmp")
-    sweep(above)
-    folder = own_folder(above)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(BECOME_SUBREAPER, 1)  # what loses its parent becomes this one's, and can be waited for
+    sweep()
+    folder = own_folder()
     threading.Thread(target=follow, args=(folder,), daemon=True).start()
     try:
         node = Node(
@@ -59,19 +61,25 @@ def follow(folder: Path) -> None:
     os._exit(0)
 
 
-def own_folder(above: Path) -> Path:
+def above() -> Path:
+    """Where the folders of all hosts of this machine lie."""
+    usual = Path(tempfile.gettempdir())
+    return usual if len(str(usual)) <= LONGEST else Path("/tmp")
+
+
+def own_folder() -> Path:
     """A new folder that this process holds as long as it lives."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=NAME, dir=above))
+        folder = Path(tempfile.mkdtemp(prefix=NAME, dir=above()))
         with contextlib.suppress(BusyError, OSError):  # another start is about to sweep it
             lock(folder)
             if folder.exists():
                 return folder
 
 
-def sweep(above: Path) -> None:
+def sweep() -> None:
     """Clear the folders of hosts that are no more; those of other users and of running hosts are not touched."""
-    for folder in above.glob(f"{NAME}*"):
+    for folder in above().glob(f"{NAME}*"):
         with contextlib.suppress(BusyError, OSError):
             about = folder.lstat()
             if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
@@ -90,6 +98,9 @@ def clear(folder: Path) -> None:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(found, timeout=0.2)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
     shutil.rmtree(folder, ignore_errors=True)
 
 

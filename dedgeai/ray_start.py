@@ -6,6 +6,7 @@ Start reading at `RayLink.connect`.
 import contextlib
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from ray._private import ray_constants
 
 from common.parameters import ParameterError
 from dedgeai.configuration import ServerParameters
+from dedgeai.ray_host import sweep
 
 HOST = "import sys; sys.path.insert(0, sys.argv[1]); from dedgeai.ray_host import main; main(sys.argv[2])"
 RESOURCE = "edge_server"  # a machine that offers it takes as many edge servers
@@ -43,29 +45,31 @@ class RayLink:
         self.config, self.tidy = config, tidy
         self.host: subprocess.Popen[str] | None = None
         self.ending = threading.Lock()
+        self.stderr = os.dup(2)
 
     # --- beginning ---
 
     def connect(self) -> None:
         """Start a Ray of this machine alone, or join a cluster. Raises ParameterError when there is none, or too small.
 
-        For another thread than the main one, where signals shall be answered meanwhile: Ray takes SIGTERM over there.
+        For another thread than the main one, where signals shall be answered meanwhile. Afterwards Ray has a handler
+        of SIGTERM. What its libraries write on standard error is lost.
         """
-        config = self.config
-        address = config.address or self.start()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        ray._private.worker._worker_logs_enabled = False
         try:
-            place = address.rsplit(":", 1)
-            if len(place) == 2 and "//" not in address:  # Ray would try for a minute
-                socket.create_connection((place[0].strip("[]"), place[1]), ANSWER_SECONDS).close()
-            context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).splitlines() or ["no answer"])[0]
-            raise ParameterError("address", address, f"must be of a running Ray cluster ({reason})") from None
-        self.sockets = {
-            "raylet": context.address_info["raylet_socket_name"],
-            "gcs_server": context.address_info["gcs_address"],
-        }
-        self.check_resources()
+            address = self.config.address or self.start()
+            try:
+                if re.fullmatch(r"[^/]+:[0-9]+", address):
+                    reached(address).close()  # Ray itself would try for a minute
+                about = ray.init(address=address, log_to_driver=False, logging_level="ERROR").address_info
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = (str(error).splitlines() or ["no answer"])[0]
+                raise ParameterError("address", address, f"must be of a running Ray cluster ({reason})") from None
+            self.sockets = {"raylet": about["raylet_socket_name"], "gcs_server": about["gcs_address"]}
+            self.check_resources()
+        finally:
+            os.dup2(self.stderr, 2)
 
     def start(self) -> str:
         """Have a host start Ray; returns its address. Raises ParameterError."""
@@ -82,7 +86,8 @@ class RayLink:
             text=True,
             start_new_session=True,
         )
-        words = (self.host.stdout.readline() if self.host.stdout else "").strip()
+        assert self.host.stdout is not None
+        words = self.host.stdout.readline().strip()
         if not words or words.startswith("error"):
             raise ParameterError(None, None, f"Ray could not start on this machine ({words[6:] or 'no answer'})")
         return words
@@ -111,7 +116,12 @@ class RayLink:
         def follow(name: str, place: str) -> None:
             failed = 0
             while failed < (PATIENCE if self.config.address else 1):
-                failed = 0 if answers(place) else failed + 1
+                try:
+                    with reached(place) as probe, contextlib.suppress(TimeoutError):
+                        probe.recv(1)  # it says nothing, but its death ends this at once
+                    failed = 0
+                except OSError:
+                    failed += 1
                 time.sleep(1.0)
             died(name)
 
@@ -133,34 +143,29 @@ class RayLink:
         if not self.ending.acquire(blocking=False):
             return  # it is ending
         with contextlib.suppress(OSError):
-            os.write(2, f"error: {words}\n".encode())
+            os.write(self.stderr, f"error: {words}\n".encode())
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what Ray says when it goes
         self.end_host()
         os._exit(code)
 
     def end_host(self) -> None:
         """End a Ray of this machine, wait until nothing is left of it, and tidy up."""
-        if self.host is not None and self.host.stdin is not None:
+        if self.host is not None:
             try:
-                self.host.stdin.close()
-                self.host.wait(END_SECONDS)
-            except (OSError, subprocess.TimeoutExpired):
+                self.host.communicate(timeout=END_SECONDS)  # closes its standard input
+            except (OSError, ValueError, subprocess.TimeoutExpired):
                 self.host.kill()
+            if self.host.wait():  # it was killed
+                sweep()
         self.tidy()
 
 
-def answers(place: str) -> bool:
-    """Whether a process takes connections at a Unix socket, or at host:port; waits a little for its death."""
-    try:
-        if place.startswith("/"):
-            probe = socket.socket(socket.AF_UNIX)
-            probe.settimeout(ANSWER_SECONDS)
-            probe.connect(place)
-        else:
-            host, port = place.rsplit(":", 1)
-            probe = socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS)
-        with probe, contextlib.suppress(OSError):
-            probe.recv(1)
-    except OSError:
-        return False
-    return True
+def reached(place: str) -> socket.socket:
+    """A connection to a Unix socket, or to host:port. Raises OSError."""
+    if "/" not in place:
+        host, port = place.rsplit(":", 1)
+        return socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS)
+    probe = socket.socket(socket.AF_UNIX)
+    probe.settimeout(ANSWER_SECONDS)
+    probe.connect(place)
+    return probe

@@ -136,6 +136,7 @@ def test_a_task_is_cancelled_where_it_is_and_removed_once_it_has_ended(slow):
     assert (cancelling["state"], cancelling["cancelling"]) == ("running", True)
     wait_for(lambda: state(running)["state"] == "cancelled", 1)
     assert not state(running)["cancelling"]
+    assert slow.client.delete(f"/api/tasks/{running}?unfinished=true").status_code == 409
     assert slow.client.delete(f"/api/tasks/{running}").json()["state"] == "removed"
     assert slow.client.get(f"/api/tasks/{running}").status_code == 404
     assert slow.client.delete(f"/api/tasks/{running}").status_code == 404

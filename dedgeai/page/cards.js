@@ -150,11 +150,12 @@ export const actions = {
 /** Cancel an unfinished task, remove a finished one. */
 async function withdraw(card) {
   try {
-    const status = await ask(`api/tasks/${card.status.task}`, { method: "DELETE" });
+    const only = FINAL.includes(card.status.state) ? "" : "?unfinished=true"; // it may end at this moment
+    const status = await ask(`api/tasks/${card.status.task}${only}`, { method: "DELETE" });
     if (status.state === "removed" || !FINAL.includes(card.status.state)) show(status); // events may have been faster
   } catch (error) {
     if (error.status === 404) remove(card);
-    else put(card.parts.words, `${error.message}.`);
+    else if (error.status !== 409) put(card.parts.words, `${error.message}.`);
   }
 }
 
