@@ -4,11 +4,12 @@ pages.py finds what is wrong with a page. The last tests make up pages with one 
 """
 
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
-from pages import FENCE, FORM, MADE_UP, PAGES, PARTS, ROOT, declared, problems, scripts, without_code
+from pages import FENCE, FORM, MADE_UP, PAGES, PARTS, ROOT, command_problem, declared, problems, scripts, without_code
 
 # --- the pages --------------------------------------------------------------------------------------------------------
 
@@ -56,6 +57,17 @@ def test_what_the_folder_of_the_edge_service_says_of_itself_is_so():
             owner, _, method = name.rpartition(".")
             there = f"def {method}(" in code and (not owner or f"class {owner}" in code)
             assert there or name.endswith((".py", "/")), f"{name} is not in {places}"
+
+
+def test_the_unit_of_systemd_is_accepted(tmp_path):
+    unit = (ROOT / "docs" / "deploy" / "dedgeai.service").read_text()
+    start = re.search(r"^ExecStart=(.*)$", unit.replace("\\\n", " "), re.MULTILINE)[1].split()
+    assert command_problem(start[2:]) == "" and "--token_file" in start
+    if shutil.which("systemd-analyze"):
+        (tmp_path / "dedgeai.service").write_text(unit.replace(start[0], sys.executable))
+        command = ["systemd-analyze", "verify", str(tmp_path / "dedgeai.service")]
+        verdict = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (verdict.returncode, verdict.stderr) == (0, "")
 
 
 def test_all_python_on_the_pages_is_python():
