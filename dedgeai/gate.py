@@ -5,7 +5,6 @@ routes. Start reading at `Gate.__call__`.
 """
 
 import asyncio
-import functools
 import hashlib
 import json
 import logging
@@ -25,7 +24,8 @@ from dedgeai.metrics import Metrics
 
 BODY_BYTES = 65_536  # of a request without its prompts
 OPEN = re.compile(r"/|/static/[^/]*|/docs(/.*)?|/openapi\.json|/healthz|/readyz")  # paths that need no token
-LOG_BYTES, LOG_FILES, LOG_SECONDS = 10_000_000, 5, 1.0
+LOG_BYTES, LOG_FILES, LOG_SECONDS, LOG_TEXT = 10_000_000, 5, 1.0, 2000  # the last of bytes of a header that are kept
+GONE = 499  # in log and metrics, for requests whose clients went away before an answer
 SECRET = re.compile(r"(signature=)[^&]*", re.IGNORECASE)
 CODES = {400: "invalid_request", 401: "invalid_api_key", 404: "not_found", 503: "overloaded"}
 App = Callable[[dict[str, Any], Any, Any], Any]
@@ -59,32 +59,33 @@ class AccessLog:
 
     def note(self, scope: dict[str, Any], status: int, sent: int, seconds: float) -> None:
         """Keep a request's line until it is written."""
-        headers = dict(scope["headers"])
-        query = scope["query_string"].decode("latin-1")
-        asked = scope["raw_path"].decode("latin-1") + ("?" if query else "") + SECRET.sub(r"\1-", query)
-        who, when = (scope["client"] or ["-"])[0], time.strftime("%d/%b/%Y:%H:%M:%S %z")
-        quoted = [
-            json.dumps(text)
-            for text in (
-                f"{scope['method']} {asked} HTTP/{scope['http_version']}",
-                headers.get(b"referer", b"-").decode("latin-1"),
-                headers.get(b"user-agent", b"-").decode("latin-1"),
-            )
-        ]
         if not self.lines:
             asyncio.get_running_loop().call_later(LOG_SECONDS, self.flush)
-        self.lines.append(f"{who} - - [{when}] {quoted[0]} {status} {sent} {quoted[1]} {quoted[2]} {seconds:.4f}")
+            self.when = time.strftime("%d/%b/%Y:%H:%M:%S %z")
+        headers, query = dict(scope["headers"]), scope["query_string"]
+        asked = b"%s %s HTTP/%s" % (
+            scope["method"].encode(),
+            scope["raw_path"] + (b"?" if query else b"") + query,
+            scope["http_version"].encode(),
+        )
+        request, referer, agent = (
+            json.dumps(SECRET.sub(r"\1-", text[:LOG_TEXT].decode("latin-1")))
+            for text in (asked, headers.get(b"referer", b"-"), headers.get(b"user-agent", b"-"))
+        )
+        who = (scope["client"] or ["-"])[0]
+        self.lines.append(f"{who} - - [{self.when}] {request} {status} {sent} {referer} {agent} {seconds:.4f}")
 
     def flush(self) -> None:
         """Have a thread write what has come."""
-        lines, self.lines = self.lines, []
-        asyncio.get_running_loop().run_in_executor(None, self.write, lines)
+        asyncio.get_running_loop().run_in_executor(None, self.write)
 
-    def write(self, lines: list[str]) -> None:
-        """Write lines; to a new file where somebody removed the old one."""
-        if not self.path.exists():
-            self.file.close()
-        self.file.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
+    def write(self) -> None:
+        """Write what has come; to a new file where somebody removed the old one."""
+        lines, self.lines = self.lines, []
+        if lines:
+            if not self.path.exists():
+                self.file.close()
+            self.file.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
 
 
 class Gate:
@@ -103,23 +104,20 @@ class Gate:
         self.root, self.log = config.root_path, AccessLog(log) if log else None
         self.most = BODY_BYTES + 16 * config.max_prompt
         named = config.allowed_hosts or (",".join(LOOPBACK) if config.host in LOOPBACK else "*")
-        self.hosts = [name.strip().lower() for name in named.split(",")]
-        self.served = functools.lru_cache(1000)(self.serves)
-        inner: App = self.authorised
+        self.hosts = {host_name(text.strip()) for text in named.split(",")} - {""}
+        self.below = tuple(name[1:] for name in self.hosts if name.startswith("*."))
+        self.inner: App = self.authorised
         if config.cors:
-            origins = [origin.strip() for origin in config.cors.split(",")]
+            origins = [origin.strip().rstrip("/") for origin in config.cors.split(",")]
             exposed = ["Retry-After", "Idempotent-Replay", "ETag"]
             methods = ["GET", "HEAD", "POST", "DELETE"]
-            inner = CORSMiddleware(
-                inner, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=exposed
+            self.inner = CORSMiddleware(
+                self.inner, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=exposed
             )
-        self.inner = inner
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answer a request, and note what it was and how it ended."""
-        if scope["type"] != "http":
-            return
-        began, status, sent = time.perf_counter(), 0, 0
+        began, status, sent = time.perf_counter(), GONE, 0
         whole, path = scope, scope["path"]
         bare = path[len(self.root) :] if self.root and f"{path}/".startswith(f"{self.root}/") else path
         scope = {**scope, "root_path": self.root, "path": self.root + bare, "bare": bare}
@@ -133,14 +131,14 @@ class Gate:
             await send(message)
 
         try:
-            if not self.served(next((value for name, value in scope["headers"] if name == b"host"), b"")):
-                await refusal(bare, 400, "the header Host names another service (see --allowed_hosts)")(
-                    scope, receive, noted
-                )
+            if not self.serves(scope):
+                words = "the header Host names another service, or none or several (see --allowed_hosts)"
+                await refusal(bare, 400, words)(scope, receive, noted)
             elif self.root and not bare:
                 await RedirectResponse(f"{self.root}/", 308)(scope, receive, noted)
             elif scope["method"] == "HEAD":
-                await self.head(scope | {"method": "GET"}, noted)
+                scope["method"] = "GET"
+                await self.head(scope, noted)
             else:
                 await self.inner(scope, receive, noted)
         finally:
@@ -149,14 +147,20 @@ class Gate:
                 self.log.note(whole, status, sent, seconds)
             if self.metrics:
                 route = getattr(scope.get("route"), "path", "other")
-                self.metrics.request(scope["method"], route, status, seconds)
+                self.metrics.request(whole["method"], route, status, seconds)
 
-    def serves(self, host: bytes) -> bool:
-        """Whether a Host header names this service."""
-        text = host.decode("latin-1").lower()
-        name = re.sub(r":\d*$", "", text).strip("[]")
-        below = [allowed[1:] for allowed in self.hosts if allowed.startswith("*.")]
-        return "*" in self.hosts or name in self.hosts or any(name.endswith(ending) for ending in below)
+    def close(self) -> None:
+        """Write what is left of the access log."""
+        if self.log:
+            self.log.write()
+
+    def serves(self, scope: dict[str, Any]) -> bool:
+        """Whether the Host header names this service; before HTTP/1.1 there may be none."""
+        given = [value.decode("latin-1") for header, value in scope["headers"] if header == b"host"]
+        if "*" in self.hosts:
+            return len(given) == 1 or (not given and scope["http_version"] == "1.0")
+        name = host_name(given[0]) if len(given) == 1 else ""
+        return name in self.hosts or name.endswith(self.below)
 
     async def head(self, scope: dict[str, Any], send: Any) -> None:
         """Answer as to a GET, without the body; streams end at once."""
@@ -175,42 +179,40 @@ class Gate:
         await self.inner(scope, receive, bare)
 
     async def authorised(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Let a request through that has the token, where it needs one, and a body that is not too long."""
+        """Let a request through that has the token, where it needs one, and its body, if that is not too long."""
         path, headers = scope["bare"], dict(scope["headers"])
-        refused = None
         if self.token_hash and not OPEN.fullmatch(path) and not self.signed(scope):
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             known = hashlib.sha256(given.strip()).hexdigest()
             if kind.lower() != b"bearer" or not secrets.compare_digest(known, self.token_hash):
-                needs = {"WWW-Authenticate": "Bearer", "Connection": "close"}
                 words = "a request needs the header 'Authorization: Bearer TOKEN' with the token of this service"
-                refused = refusal(path, 401, words, headers=needs)
-        length = headers.get(b"content-length", b"0")
-        told = int(length) if length.isdigit() and len(length) < 19 else self.most + 1
-        if refused is None and told <= self.most and b"transfer-encoding" in headers:
-            receive = await self.read(receive)
-        if refused is None and (told > self.most or receive is None):
-            words = f"the body must have at most {self.most} bytes"
-            refused = refusal(path, 413, words, headers={"Connection": "close"})
-        await (refused or self.app)(scope, receive, send)
-
-    async def read(self, receive: Any) -> Any:
-        """A body of untold length, read up to the limit: what gives it to the application, or None if it is longer."""
-        body, more = bytearray(), True
-        while more:
+                needs = {"WWW-Authenticate": "Bearer", "Connection": "close"}
+                await refusal(path, 401, words, headers=needs)(scope, receive, send)
+                return
+        length, body = int(headers.get(b"content-length", 0)), bytearray()
+        more = length > 0 or b"transfer-encoding" in headers
+        while more and max(length, len(body)) <= self.most:
             message = await receive()
             if message["type"] == "http.disconnect":
-                break
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.most:
-                return None
+                return
+            body += message["body"]
+            more = message["more_body"]
+        if more or len(body) > self.most:
+            words = f"the body must have at most {self.most} bytes"
+            await refusal(path, 413, words, headers={"Connection": "close"})(scope, receive, send)
+            return
         whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replay() -> dict[str, Any]:
             return whole.pop() if whole else await receive()
 
-        return replay
+        await self.app(scope, replay if body else receive, send)
+
+
+def host_name(text: str) -> str:
+    """The name in a Host header, or the address without brackets; without port."""
+    found = re.fullmatch(r"(\[[^]]*\]|[^:]*)(:\d*)?", text.lower())
+    return found[1].strip("[]").removesuffix(".") if found else text
 
 
 def gate(

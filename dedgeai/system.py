@@ -149,6 +149,7 @@ class EdgeSystem:
 
     def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
         """Have a dead server's tasks scheduled again, but for those that too many servers died on."""
+        print(f"edge server {server} died; it is started again, and others get its tasks", flush=True)
         again, hit = [], {task.number for task in running}
         for task in (*running, *queued):
             record = self.records[task.number]
@@ -173,6 +174,7 @@ class EdgeSystem:
 
     def joined(self, server: int) -> None:
         """Go on with tasks that waited for a server."""
+        print(f"edge server {server} works again", flush=True)
         self.rounds.wake.set()
 
     def broken(self, error: BaseException) -> None:
