@@ -256,3 +256,4 @@ async def serve(options: RunOptions, model: Model, system: EdgeSystem, listener:
         service.events.close()
         answering.cancel()
         await asyncio.wait([answering])
+        app.close()

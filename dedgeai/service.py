@@ -226,29 +226,3 @@ class Service:
         """Delete the images of these tasks. Raises OSError for one that cannot be."""
         for record in records:
             (self.system.folder / "images" / record.image).unlink(missing_ok=True)
-<<<<<<< HEAD
-=======
-
-
-async def serve(options: RunOptions, model: Model, system: EdgeSystem, listener: socket.socket) -> None:
-    """Take up what an earlier process left, then answer requests at a bound socket until cancelled."""
-    service = Service(options.config, model, system)
-    if left := system.recall():
-        print(f"going on with {left} tasks of an earlier start")
-    app = create_app(service)
-    for work in (service.tell_of_servers(), service.delete_old_images()):
-        system.cluster.spawn(work)
-    address, port = listener.getsockname()[:2]
-    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-    listener.listen(2048)  # from here on requests wait for their answers
-    print(f"listening on {url}; its API is at {url}/docs", flush=True)
-    answering = asyncio.ensure_future(listen(app, listener, options.config))
-    try:
-        await asyncio.shield(answering)
-    finally:
-        service.stopping.set()
-        service.events.close()
-        answering.cancel()
-        await asyncio.wait([answering])
-        app.close()
->>>>>>> gate
