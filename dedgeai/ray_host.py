@@ -58,6 +58,9 @@ def follow(folder: Path) -> None:
     """End when the process that started this one does."""
     sys.stdin.buffer.read()
     clear(folder)
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     os._exit(0)
 
 
@@ -98,9 +101,6 @@ def clear(folder: Path) -> None:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(found, timeout=0.2)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
     shutil.rmtree(folder, ignore_errors=True)
 
 
