@@ -118,6 +118,12 @@ def generation_form(service: Service, wishes: type[BaseModel]) -> type[BaseModel
         response_format: Literal["url", "b64_json"] | None = Field(None, description="default url")
         quality: Literal["auto", "standard"] | None = None
         output_format: Literal["png"] | None = None
+        # what clients send though it asks for nothing
+        background: Literal["auto", "opaque"] | None = None
+        moderation: Literal["auto", "low"] | None = None
+        output_compression: Literal[100] | None = None
+        partial_images: Literal[0] | None = None
+        stream: Literal[False] | None = None
 
         @property
         def images(self) -> int:
