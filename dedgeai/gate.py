@@ -26,6 +26,7 @@ BODY_BYTES = 65_536  # of a request without its prompts
 OPEN = re.compile(r"/|/static/[^/]*|/docs(/.*)?|/openapi\.json|/healthz|/readyz")  # paths that need no token
 LOG_BYTES, LOG_FILES, LOG_SECONDS, LOG_TEXT = 10_000_000, 5, 1.0, 2000  # the last of bytes of a header that are kept
 GONE = 499  # in log and metrics, for requests whose clients went away before an answer
+ADDRESS = re.compile(r"[\w.:%-]{1,100}", re.ASCII)
 SECRET = re.compile(r"(signature=)[^&]*", re.IGNORECASE)
 CODES = {400: "invalid_request", 401: "invalid_api_key", 404: "not_found", 503: "overloaded"}
 App = Callable[[dict[str, Any], Any, Any], Any]
@@ -72,7 +73,8 @@ class AccessLog:
             json.dumps(SECRET.sub(r"\1-", text[:LOG_TEXT].decode("latin-1")))
             for text in (asked, headers.get(b"referer", b"-"), headers.get(b"user-agent", b"-"))
         )
-        who = (scope["client"] or ["-"])[0]
+        who = (scope["client"] or ["-"])[0]  # a proxy may say anything
+        who = who if ADDRESS.fullmatch(who) else "-"
         self.lines.append(f"{who} - - [{self.when}] {request} {status} {sent} {referer} {agent} {seconds:.4f}")
 
     def flush(self) -> None:

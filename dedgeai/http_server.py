@@ -241,7 +241,7 @@ async def listen(app: Any, listener: socket.socket, config: ServiceParameters) -
             lifespan="off",
             backlog=BURST,
             server_header=False,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=1,
         )
     )
     task = asyncio.create_task(server.serve([listener]))

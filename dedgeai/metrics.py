@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from dedgeai.records import DONE, LIVE, WAITING, Record
+from dedgeai.records import DONE, FINAL, LIVE, WAITING, Record
 from dedgeai.system import EdgeSystem
 
+ACCEPTED = "accepted"
 DELAYS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)  # s, upper ends of a histogram's classes
 TIMES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 10, 100)
 
@@ -19,7 +20,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = at = CollectorRegistry()
         ProcessCollector(registry=at)
-        self.tasks = Counter("dedgeai_tasks_total", "Tasks by what became of them", ["state"], registry=at)
+        tasks = Counter("dedgeai_tasks_total", "Tasks by what became of them", ["state"], registry=at)
+        self.tasks = {state: tasks.labels(state) for state in (ACCEPTED, *FINAL)}  # from 0 on
         self.delay = Histogram(
             "dedgeai_delay_seconds", "From a task's acceptance to its image", buckets=DELAYS, registry=at
         )
@@ -46,9 +48,9 @@ class Metrics:
     def changed(self, record: Record) -> None:
         """Count what became of a task."""
         if record.state == WAITING and record.decided is None:
-            self.tasks.labels("accepted").inc()
+            self.tasks[ACCEPTED].inc()
         if record.final:
-            self.tasks.labels(record.state).inc()
+            self.tasks[record.state].inc()
         if record.state == DONE:
             self.delay.observe(record.delay)
             self.queueing.observe(record.queueing or 0.0)
