@@ -18,6 +18,8 @@ from edge_sim.dispatcher import Backlog, Dispatcher
 from edge_sim.server_profile import Profile
 from edge_sim.task_stream import input_mbit, rounds
 
+REST, REST_SECONDS = 3, 0.01  # of deciding's time, and at most: how long tasks then come together for the next round
+
 
 class Rounds:
     """Has a dispatcher decide what `take` was given, for servers of a profile, one round after another.
@@ -64,9 +66,14 @@ class Rounds:
                 slot, records = self.groups.popleft()
                 chunks = self.chunks(records)
                 stations = np.array([chunk[0].task.base_station for chunk in chunks], dtype=np.int64)
+                rest = 0.0
                 for part in rounds(stations, self.dispatcher.ready.num_tasks):
+                    began = time.perf_counter()
                     self.send_round(self.now() if slot is None else slot, [chunks[i] for i in part])
+                    rest += REST * (time.perf_counter() - began)
                     await asyncio.sleep(0)
+                if slot is None:
+                    await asyncio.sleep(min(rest, REST_SECONDS))
 
     def chunks(self, records: list[Record]) -> list[list[Record]]:
         """What is decided together: images of one request that fit into a batch; else each task alone."""

@@ -12,22 +12,25 @@ import logging.handlers
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
 from dedgeai.configuration import LOOPBACK, ServiceParameters
+from dedgeai.http_server import body_bytes
 from dedgeai.metrics import Metrics
 
-BODY_BYTES = 65_536  # of a request without its prompts
 OPEN = re.compile(r"/|/static/[^/]*|/docs(/.*)?|/openapi\.json|/healthz|/readyz")  # paths that need no token
-LOG_BYTES, LOG_FILES, LOG_SECONDS, LOG_TEXT = 10_000_000, 5, 1.0, 2000  # the last of bytes of a header that are kept
+LOG_BYTES, LOG_FILES, LOG_LINES, LOG_SECONDS = 10_000_000, 5, 100_000, 1.0  # lines: of those not written yet
+LOG_TEXT = 2000  # most bytes of a header that are kept
 GONE = 499  # in log and metrics, for requests whose clients went away before an answer
 ADDRESS = re.compile(r"[\w.:%-]{1,100}", re.ASCII)
-SECRET = re.compile(r"(signature=)[^&]*", re.IGNORECASE)
+SECRET = re.compile(r"(signature|token)=", re.IGNORECASE)
 CODES = {400: "invalid_request", 401: "invalid_api_key", 404: "not_found", 503: "overloaded"}
 App = Callable[[dict[str, Any], Any, Any], Any]
 
@@ -52,7 +55,7 @@ class AccessLog:
     """A line for each request in Apache's combined form, with its seconds at the end; written once a second."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, []
+        self.lines: deque[str] = deque(maxlen=LOG_LINES)
         self.file = logging.handlers.RotatingFileHandler(
             path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8", errors="replace", delay=True
         )
@@ -70,7 +73,7 @@ class AccessLog:
             scope["http_version"].encode(),
         )
         request, referer, agent = (
-            json.dumps(SECRET.sub(r"\1-", text[:LOG_TEXT].decode("latin-1")))
+            json.dumps(masked(text[:LOG_TEXT].decode("latin-1")))
             for text in (asked, headers.get(b"referer", b"-"), headers.get(b"user-agent", b"-"))
         )
         who = (scope["client"] or ["-"])[0]  # a proxy may say anything
@@ -82,12 +85,10 @@ class AccessLog:
         asyncio.get_running_loop().run_in_executor(None, self.write)
 
     def write(self) -> None:
-        """Write what has come; to a new file where somebody removed the old one."""
-        lines, self.lines = self.lines, []
-        if lines:
-            if not self.path.exists():
-                self.file.close()
+        """Write what has come, to the file that has the log's name now."""
+        if lines := [self.lines.popleft() for _ in range(len(self.lines))]:
             self.file.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
+            self.file.close()
 
 
 class Gate:
@@ -104,7 +105,7 @@ class Gate:
     ) -> None:
         self.app, self.token_hash, self.signed, self.metrics = app, token_hash, signed, metrics
         self.root, self.log = config.root_path, AccessLog(log) if log else None
-        self.most = BODY_BYTES + 16 * config.max_prompt
+        self.most = body_bytes(config)
         named = config.allowed_hosts or (",".join(LOOPBACK) if config.host in LOOPBACK else "*")
         self.hosts = {host_name(text.strip()) for text in named.split(",")} - {""}
         self.below = tuple(name[1:] for name in self.hosts if name.startswith("*."))
@@ -159,16 +160,18 @@ class Gate:
     def serves(self, scope: dict[str, Any]) -> bool:
         """Whether the Host header names this service; before HTTP/1.1 there may be none."""
         given = [value.decode("latin-1") for header, value in scope["headers"] if header == b"host"]
-        if "*" in self.hosts:
-            return len(given) == 1 or (not given and scope["http_version"] == "1.0")
-        name = host_name(given[0]) if len(given) == 1 else ""
-        return name in self.hosts or name.endswith(self.below)
+        if len(given) != 1:
+            return not given and scope["http_version"] == "1.0"
+        name = host_name(given[0])
+        return "*" in self.hosts or name in self.hosts or name.endswith(self.below)
 
     async def head(self, scope: dict[str, Any], send: Any) -> None:
         """Answer as to a GET, without the body; streams end at once."""
-        begun = asyncio.Event()
+        begun, body = asyncio.Event(), [{"type": "http.request", "body": b"", "more_body": False}]
 
         async def receive() -> dict[str, Any]:
+            if body:
+                return body.pop()
             await begun.wait()
             return {"type": "http.disconnect"}
 
@@ -209,6 +212,14 @@ class Gate:
             return whole.pop() if whole else await receive()
 
         await self.app(scope, replay if body else receive, send)
+
+
+def masked(text: str) -> str:
+    """A text for the log, without the query of a URL that may hold a secret."""
+    if not SECRET.search(unquote(text)):
+        return text
+    address, _, rest = text.partition("?")
+    return f"{address}?-{rest[rest.rfind(' ') :] if ' ' in rest else ''}"
 
 
 def host_name(text: str) -> str:

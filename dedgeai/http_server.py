@@ -23,12 +23,18 @@ from dedgeai.configuration import ServiceParameters
 
 HEAD_BYTES = 65_536  # most of a request before its body
 RESERVE = 200  # open files for everything but connections
-BURST, QUEUE = 100, 2048  # connections that are taken at once, and that the system keeps for us meanwhile
+BURST, QUEUE = 1, 2048  # connections that are taken at once, and that the system keeps for us meanwhile
 IDLE_SECONDS = 65.0  # s for which a connection waits for its next request; more than proxies' 60
 STUCK_SECONDS = 65.0  # s after which a client that takes nothing of its answer is given up
 LINGER_SECONDS = 2.0  # s in which a client that still sends may read why it is refused
 CHECK_TICKS = 5  # tenths of a second between looks at these times
+CODING = 8  # bytes with which a body's byte may arrive, in parts of its own length
 UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
+
+
+def body_bytes(config: ServiceParameters) -> int:
+    """The longest body of a request."""
+    return 65_536 + 16 * config.max_prompt
 
 
 class Connection(HttpToolsProtocol):
@@ -39,9 +45,12 @@ class Connection(HttpToolsProtocol):
     whole within `seconds`. uvicorn takes the connection for its transport, so that `close` is ours.
     """
 
-    def __init__(self, *, most: int, seconds: float, awaited: dict["Connection", None], **given: Any) -> None:
+    def __init__(
+        self, *, most: int, seconds: float, body: int, awaited: dict["Connection", None], **given: Any
+    ) -> None:
         super().__init__(**given)
         self.most, self.seconds, self.awaited = most, seconds, awaited
+        self.got, self.whole = 0, HEAD_BYTES + CODING * body  # bytes of a request so far, and at most
         self.due = math.inf  # when what is awaited must have come
         self.head: int | None = 0  # bytes so far of a request's head; None after it
         self.idle = self.ending = False  # it waits for the next request; what still comes is thrown away
@@ -131,6 +140,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.ending:
             return
+        self.got += len(data)
         if self.head is not None:
             self.head += len(data)
             if UPGRADE.search(data):  # to a protocol that is not spoken here: as if it did not say so
@@ -139,10 +149,12 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self.head is not None and self.head > HEAD_BYTES:
             self.refuse(431, f"what comes before the body must have at most {HEAD_BYTES} bytes")
+        elif self.got > self.whole and self in self.awaited:  # of remarks beside its parts, or behind it
+            self.refuse(413, f"the whole request must have at most {self.whole} bytes")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.head = self.head or 0
+        self.head, self.got = self.head or 0, 0
         self.expect(self.seconds)
 
     def on_headers_complete(self) -> None:
@@ -230,7 +242,11 @@ async def listen(app: Any, listener: socket.socket, config: ServiceParameters) -
     """Answer until cancelled."""
     awaited: dict[Connection, None] = {}
     protocol = functools.partial(
-        Connection, most=most_connections(config), seconds=config.request_seconds, awaited=awaited
+        Connection,
+        most=most_connections(config),
+        seconds=config.request_seconds,
+        body=body_bytes(config),
+        awaited=awaited,
     )
     server = HttpServer(
         uvicorn.Config(

@@ -106,7 +106,7 @@ class EdgeSystem:
             for record in records:
                 del self.records[record.task.number]
             raise
-        self.take(slot, records)
+        self.take(slot, records, store=False)
 
     def recall(self) -> int:
         """Take up what an earlier process left, as if it had just come; returns how many tasks. Delays go on."""
@@ -118,10 +118,10 @@ class EdgeSystem:
         self.take(None, records)
         return len(records)
 
-    def take(self, slot: float | None, records: list[Record]) -> None:
-        """Have records decided."""
+    def take(self, slot: float | None, records: list[Record], store: bool = True) -> None:
+        """Have records decided; without `store` the record on disk says already that they wait."""
         self.rounds.take(slot, records)
-        self.tell(records)
+        self.tell(records, store)
 
     # --- what the cluster tells ---
 
