@@ -14,7 +14,11 @@ if TYPE_CHECKING:  # else nothing that takes time to import, since Ctrl-C may co
     from typing import NoReturn
 
 
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}  # what end a script
+WORDS: dict[int, str] = {  # what end a script
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "hung up",
+}
 
 
 def leave(number: int, frame: "FrameType | None") -> "NoReturn":

@@ -120,7 +120,7 @@ class Cluster(Queues):
             steps = await server.handle.steps.remote()
             step = max((steps.get(task.number, 0) for task in call.tasks), default=0)
             if call in server.calls and step > call.step:
-                call.step = step
+                call.step, call.stepped = step, time.monotonic()
                 self.owner.progress(dict.fromkeys((task.number for task in call.tasks), step))
 
     # --- work ---

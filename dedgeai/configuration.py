@@ -205,8 +205,10 @@ class DedgeParameters(
             raise ParameterError("token_file", self.token_file, "must not be combined with --token")
         if self.serve and self.host not in LOOPBACK and not (self.token or self.token_file):
             raise ParameterError("host", self.host, f"must be {LOOPBACK[0]}, or come with a --token")
-        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
-            raise ParameterError("root_path", self.root_path, "must be as /images or /ai/images")
+        own = r"(?!/(api|v1|docs|static|openapi\.json|healthz|readyz|metrics)(/|$))"
+        if self.root_path and not re.fullmatch(own + r"(/[\w.~-]+)+", self.root_path):
+            words = "must be as /images or /ai/images, and begin with none of the service's own paths"
+            raise ParameterError("root_path", self.root_path, words)
         for name in ("width", "height"):
             if (getattr(self, name) or 0) % 16:
                 raise ParameterError(name, getattr(self, name), "must be a multiple of 16")

@@ -35,6 +35,7 @@ class Rounds:
         self.stopped = False
         # from taking up a round to sending it: seconds, and tasks
         self.seconds: deque[tuple[float, int]] = deque(maxlen=1000 if config.serve else 100_000)
+        self.timed: Callable[[float], Any] = lambda seconds: None  # told of each of these seconds
         # rounds to learn from: when they were decided, and the tasks of each decision
         self.lessons: dict[int, tuple[float, list[list[Record]]]] = {}
 
@@ -102,9 +103,11 @@ class Rounds:
                     record.round, record.decided = number, server
                 record.state, record.server, record.sent = QUEUED, goes_to, now
                 orders.setdefault(goes_to, []).append(record.task)
-        self.sent([record for chunk in chunks for record in chunk])
         self.cluster.send(orders)
-        self.seconds.append((time.perf_counter() - began, sum(map(len, chunks))))
+        self.sent([record for chunk in chunks for record in chunk if record.state == QUEUED])  # the others have begun
+        seconds = time.perf_counter() - began
+        self.seconds.append((seconds, sum(map(len, chunks))))
+        self.timed(seconds)
 
     def living(self, server: int) -> int:
         """The server, or while it is down the one with the least backlog of those that are up."""

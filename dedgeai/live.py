@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import shlex
 import signal
@@ -45,6 +46,8 @@ def run_live(options: RunOptions, place: AbstractContextManager[Path]) -> None:
     config, model = options.config, choose_model(options)
     given_token(config)
     listener = bind(config.host, config.port) if config.serve else None
+    if config.serve:
+        os.umask(0o077)  # prompts, images and the record are the service's alone
     with place as folder:
         store = Store(folder / "tasks.db", "resume" if config.resume else "out")
         numbers = range(sum(options.demand.counts))
@@ -129,7 +132,7 @@ class Live:
         if listener is None:
             job = run_counts(self.options, self.model, system)
         else:
-            from dedgeai.service import serve
+            from dedgeai.api import serve
 
             job = serve(self.options, self.model, system, listener)
         self.job = asyncio.ensure_future(job)

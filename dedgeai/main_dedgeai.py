@@ -72,6 +72,9 @@ def gone_on_with(config: DedgeConfig, given: dict[str, Any]) -> DedgeConfig:
     Raises ParameterError for a folder without them, and for those that cannot change.
     """
     folder = Path(config.resume or "")
+    if (folder / "journal.jsonl").exists() and not (folder / "tasks.db").exists():
+        words = "must hold tasks.db; its journal.jsonl is of an earlier version, which alone can go on with it"
+        raise ParameterError("resume", folder, words)
     before = stored(folder)
     if before.get("serve") is not True:
         return resumed(config, given, FREE)

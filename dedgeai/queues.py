@@ -56,7 +56,8 @@ class Call:
     tasks: list[Task]
     work: float  # in steps
     began: float | None = None  # when the server could begin with it; None: it was sent ahead
-    step: int = 0  # denoising steps that it is known to have done
+    step: int = 0  # denoising steps that it is known to have done, and since when
+    stepped: float = 0.0
 
 
 class Server:
@@ -221,7 +222,7 @@ class Queues:
 
     def lead(self, server: Server, call: Call) -> None:
         """Note that a batch runs from now on, and settle again when it is about to end, a moment later for sure."""
-        call.began = server.since = time.monotonic()
+        call.began = call.stepped = server.since = time.monotonic()
         delay = self.left(server, call) - PREFETCH_SECONDS
         asyncio.get_running_loop().call_later(max(0.0, delay) + 0.001, self.settle)
 
@@ -249,8 +250,8 @@ class Queues:
 
     def left(self, server: Server, call: Call) -> float:
         """Seconds until a batch is done, once the one before it is; the longer it is overdue, the more."""
-        passed = 0.0 if call.began is None else time.monotonic() - call.began
-        return abs(call.work * server.seconds_per_step - passed)
+        passed = 0.0 if call.began is None else time.monotonic() - call.stepped
+        return abs(call.work * (1 - call.step / call.tasks[0].steps) * server.seconds_per_step - passed)
 
     def seconds(self, server: Server) -> float:
         """Seconds until a server has done all that it has, at the speed of its last batches."""

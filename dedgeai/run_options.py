@@ -19,6 +19,10 @@ from resd3_medium.finding import models_folder
 from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET, choose_prompts
 
+POCKET_WORDS = (
+    "Emoji, by their names: one thing, maybe red, orange, yellow, green, blue, purple or pink; two or three of it; "
+    "small or large; on the left or right; on a background of a colour. It knows no other words."
+)
 INFERENCE = ("models", "width", "height", "device", "dtype", "offload", "t5")  # what goes to refine_sd3_infer.py's
 
 
@@ -120,7 +124,7 @@ def read_prompts(file: str | None, pocket: bool, count: int, seed: int) -> list[
 def choose_model(options: RunOptions) -> Model:
     """What makes the images. Raises ParameterError when it cannot be loaded, before anything is started."""
     config, p = options.config, options.waiting
-    examples = tuple(read_prompts(None, options.pocket, 12, 0))
+    examples = tuple(read_prompts(str(DATASET / "pocket_examples.txt") if options.pocket else None, False, 12, 0))
     if p is not None:
         times = (tuple(x.tolist()) for x in (p.seconds_per_step, p.seconds_base, p.spread))
         name, words = "simulated compute", "Nothing: its servers wait instead of computing. Each image is a grey pixel."
@@ -133,9 +137,7 @@ def choose_model(options: RunOptions) -> Model:
         width, height, cfg_scale, negative = infer.width, infer.height, infer.cfg_scale, infer.negative_prompt
         kind = "pocket model" if options.pocket else "SD3 Medium"
         name, compute = f"{kind}, {width} x {height}", RealOptions(infer, config.threads)
-        words = (
-            "Emoji: one or two things with a colour, as in the examples." if options.pocket else "What you describe."
-        )
+        words = POCKET_WORDS if options.pocket else "Whatever you describe."
     largest = max(config.max_side or (64 if options.pocket else 1024), width, height)
     known = "simulated" if p is not None else "pocket" if options.pocket else "sd3-medium"
     return Model(

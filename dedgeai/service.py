@@ -1,246 +1,228 @@
-"""The service: submit a task, ask for its status, fetch its image, see the servers, over HTTP; and a web page for it.
+"""The service: what it accepts, what it tells of tasks and servers, and how long it keeps images.
 
-Runs in the driver's event loop beside the edge system, so a request is accepted once it is in the journal. Limits are
-checked before anything is kept, and refused with a status that says which. Start reading at `create_app`.
+Runs in the driver's event loop beside the edge system. Limits are checked before anything is kept. api.py puts it on
+HTTP. Start reading at `Service.accept`.
 """
 
-import itertools
-import secrets
-import socket
-from pathlib import Path
-from typing import Annotated
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakValueDictionary
 
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
-from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, StringConstraints
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from fastapi import HTTPException
 
 from common.parameters import LARGEST
-from dedgeai.http_server import BodyLimit, listen
-from dedgeai.options import ServiceOptions
-from dedgeai.records import DONE, FAILED, SENT, Record, Stored
+from dedgeai.configuration import DedgeParameters
+from dedgeai.events import Event, Events
+from dedgeai.forms import ClusterStatus, ModelStatus, ServerStatus, Status, rounded, time_of, unavailable
+from dedgeai.metrics import Metrics
+from dedgeai.records import CANCELLED, DONE, FAILED, FINAL, Record
+from dedgeai.run_options import Model
 from dedgeai.system import EdgeSystem
 from dedgeai.tasks import Task
 
-PAGE = Path(__file__).with_name("page.html")
-BODY_BYTES = 65_536  # a request with more is refused before it is read; a prompt may add to it
+RETENTION_SECONDS, RETENTION_IMAGES = 10.0, 100  # what is past --keep_images is deleted that often
+CLUSTER_SECONDS = 1.0  # s between events about the servers
 
 
-class Status(BaseModel):
-    """What is known of a task. Times are in s."""
+class Service:
+    """An edge system as its users see it. `model` is what makes the images."""
 
-    task: int
-    state: str = Field(description="waiting, queued, running, done or failed")
-    prompt: str
-    steps: int
-    seed: int
-    base_station: int
-    edge_server: int | None = Field(description="which has it, or has done it")
-    ahead: int | None = Field(description="tasks before it at its server, while it is queued")
-    delay_s: float | None = Field(description="from its acceptance to its image or failure")
-    image: str | None = Field(description="where its image is, once it is done")
-    error: str | None
+    def __init__(self, config: DedgeParameters, model: Model, system: EdgeSystem) -> None:
+        self.config, self.model, self.system = config, model, system
+        self.default_steps = sum(config.step_range) // 2
+        self.events, self.metrics = Events(), Metrics()
+        self.metrics.watch(system)
+        system.watchers.append(self.changed)
+        self.number = system.store.last + 1  # of the next task
+        self.keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.images, self.many_images = 0, asyncio.Event()  # made since the last look for old ones
+        self.stopping = asyncio.Event()
 
+    # --- tasks come in ---
 
-class ServerStatus(BaseModel):
-    """An edge server as the dispatcher sees it."""
+    async def accept(self, order: Any, key: str | None) -> tuple[list[Record], bool]:
+        """The tasks of a request of forms.py, and whether it is a repetition: one with a key that came before.
 
-    edge_server: int
-    up: bool
-    machine: str
-    tasks: int = Field(description="tasks that it has, the running one included")
-    backlog_s: float
-    backlog_gcycles: float
-    seconds_per_step: float = Field(description="as it last reported")
-    profile_seconds_per_step: float
-    restarts: int
+        They are in the record when this returns. Raises HTTPException for what cannot be accepted, and StoreError.
+        """
+        if key is None:
+            return await self.submit(order), False
+        said = f"{type(order).__name__} {order.model_dump_json(exclude_unset=True)}"
+        digest = hashlib.sha256(said.encode()).hexdigest()
+        async with self.keys.setdefault(key, asyncio.Lock()):
+            if (found := self.system.store.key(key)) is None:
+                return await self.submit(order, key, digest), False
+        if found[0] != digest:
+            raise HTTPException(409, "Idempotency-Key: it came with another request before")
+        records = [record for number in found[1] if (record := self.system.find(number)) is not None]
+        if len(records) < len(found[1]):
+            raise HTTPException(409, "Idempotency-Key: the tasks of the request that it came with have been removed")
+        return records, True
 
-
-class ClusterStatus(BaseModel):
-    """All servers, and counts of tasks."""
-
-    scheduler: str
-    servers: list[ServerStatus]
-    unfinished: int
-    done: int
-    failed: int
-
-
-def submission(options: ServiceOptions) -> type[BaseModel]:
-    """The body of a request for an image, with the options' limits in its description."""
-
-    class Submission(BaseModel):
-        """A task. Unknown fields are refused."""
-
-        model_config = ConfigDict(extra="forbid")
-
-        prompt: Annotated[
-            StrictStr, StringConstraints(strip_whitespace=True, min_length=1, max_length=options.prompt)
-        ] = Field(description="what the image shows")
-        steps: StrictInt = Field(options.default_steps, ge=1, le=options.steps, description="denoising steps")
-        seed: StrictInt | None = Field(None, ge=0, le=LARGEST, description="seed of the image; default one of its own")
-        base_station: StrictInt | None = Field(None, ge=0, description="where the task arrives; default each in turn")
-
-    return Submission
-
-
-def create_app(system: EdgeSystem, options: ServiceOptions, size: tuple[int, int], first: int) -> FastAPI:
-    """The application. `size` is width and height of all images in pixels, `first` the first task's number."""
-    app = FastAPIOffline(
-        title="DEdgeAI",
-        description="Text-to-image tasks on edge servers, scheduled by trained agents.",
-        version="1",
-        redoc_url=None,
-    )
-    numbers = itertools.count(first)
-    base_stations = len(system.cluster.servers)
-    accept = submission(options)
-    app.add_middleware(BodyLimit, most=BODY_BYTES + 8 * options.prompt)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=options.hosts)
-
-    async def allowed(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if options.token and not secrets.compare_digest(given.encode(), options.token.encode()):
-            raise HTTPException(401, "a request needs the header 'Authorization: Bearer <token>'")
-
-    guarded = [Depends(allowed)]
-
-    @app.exception_handler(RequestValidationError)
-    async def refused(request: Request, error: RequestValidationError) -> Response:
-        """Which field is wrong and why, without echoing it: it may be huge, or no text at all."""
-        problems = [
-            f"{'.'.join(str(part)[:50] for part in p['loc'][1:]) or 'body'}: {p['msg']}" for p in error.errors()[:5]
-        ]
-        text = "; ".join(problems).encode(errors="replace").decode()
-        return JSONResponse({"detail": text}, 422)
-
-    def record(task: int) -> Record:
-        if task not in system.records:
-            raise HTTPException(404, f"no task {task}" if abs(task) < 2**63 else "no such task")
-        return system.records[task]
-
-    @app.post("/api/tasks", status_code=202, response_model=Status, dependencies=guarded, tags=["tasks"])
-    async def submit(order: accept) -> Status:  # type: ignore[valid-type]
-        """Accept a task. It is then in the journal, and will end in an image or a stated failure."""
-        if order.base_station is not None and order.base_station >= base_stations:
-            raise HTTPException(422, f"base_station: must be at most {base_stations - 1}")
-        if system.left >= options.queued:
-            message = f"{system.left} tasks wait or run, and no more than {options.queued} may; try again later"
-            raise HTTPException(503, message, headers={"Retry-After": "5"})
-        number = next(numbers)
+    async def submit(self, order: Any, key: str = "", digest: str = "") -> list[Record]:
+        """New tasks for a request."""
+        config, model, first, left = self.config, self.model, self.number, self.system.left
+        if trouble := self.system.trouble:
+            raise unavailable(trouble, any(word in trouble for word in ("space", "full", "quota")))
+        if left + order.images > config.max_queued:
+            most = f"{left} tasks wait or run, and no more than {config.max_queued} (max_queued) may"
+            raise unavailable(f"{most}; try again later")
+        width, height = order.width or model.width, order.height or model.height
+        seed = config.seed + first if order.seed is None else order.seed
         task = Task(
-            number,
-            order.prompt,
-            order.steps,
-            (options.seed + number) % LARGEST if order.seed is None else order.seed,
-            *size,
-            number % base_stations if order.base_station is None else order.base_station,
+            number=first,
+            prompt=order.prompt.strip(),
+            steps=order.steps or self.default_steps,
+            seed=seed % (LARGEST + 1),
+            width=width,
+            height=height,
+            base_station=first % config.num_servers if order.base_station is None else order.base_station,
+            negative_prompt=order.negative_prompt,
+            cfg_scale=order.cfg_scale,
+            request=first if order.images > 1 else None,
+            user=order.user or "",
+            scale=width * height / (model.width * model.height),
         )
-        await system.submit([task], slot=system.now())
-        return status_of(system, system.records[number])
+        self.number += order.images
+        tasks = [
+            dataclasses.replace(task, number=first + k, seed=(seed + k) % (LARGEST + 1)) for k in range(order.images)
+        ]
+        return await self.system.submit(tasks, key=key, digest=digest)
 
-    @app.get("/api/tasks/{task}", response_model=Status, dependencies=guarded, tags=["tasks"])
-    async def status(task: int) -> Status:
-        """What has become of a task."""
-        return status_of(system, record(task))
+    # --- what is told ---
 
-    @app.get(
-        "/api/tasks/{task}/image",
-        dependencies=guarded,
-        tags=["tasks"],
-        response_class=FileResponse,
-        responses={200: {"content": {"image/png": {}}}, 404: {"description": "no such task, or it has no image yet"}},
-    )
-    async def image(task: int) -> Response:
-        """The image of a task that is done, as PNG, with its settings in its text chunks."""
-        found = record(task)
-        if found.state != DONE:
-            raise HTTPException(404, f"task {task} has no image: it is {status_of(system, found).state}")
-        return FileResponse(system.folder / "images" / found.image, media_type="image/png")
-
-    @app.get("/api/cluster", response_model=ClusterStatus, dependencies=guarded, tags=["cluster"])
-    async def cluster() -> ClusterStatus:
-        """The servers and their queues."""
-        return cluster_status(system)
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> str:
-        filled = {"MAX_PROMPT": options.prompt, "MAX_STEPS": options.steps, "STEPS": options.default_steps}
-        text = PAGE.read_text(encoding="utf-8")
-        for name, value in filled.items():
-            text = text.replace(f"%{name}%", str(value))
-        return text
-
-    return app
-
-
-def status_of(system: EdgeSystem, record: Record) -> Status:
-    """A task's status; a task at a server is running if it is of the first of those that the server has."""
-    state, ahead, task = record.state, None, record.task
-    if state == SENT:
-        server = system.cluster.servers[record.server]
-        if task in system.cluster.running(server) or task.number not in server.outstanding:
-            state = "running"
-        else:
-            state, ahead = "queued", list(server.outstanding).index(task.number)
-    return Status(
-        task=task.number,
-        state=state,
-        prompt=task.prompt,
-        steps=task.steps,
-        seed=task.seed,
-        base_station=task.base_station,
-        edge_server=record.server,
-        ahead=ahead,
-        delay_s=record.delay if record.final else None,
-        image=f"/api/tasks/{task.number}/image" if state == DONE else None,
-        error=record.error or None,
-    )
-
-
-def cluster_status(system: EdgeSystem) -> ClusterStatus:
-    """All servers as the dispatcher sees them now, and the counts of tasks."""
-    seconds, gcycles = system.cluster.backlog_seconds(), system.cluster.backlog()
-    servers = [
-        ServerStatus(
-            edge_server=server.number,
-            up=server.up,
-            machine=server.machine,
-            tasks=len(server.outstanding),
-            backlog_s=round(float(seconds[server.number]), 4),
-            backlog_gcycles=round(float(gcycles[server.number]), 4),
-            seconds_per_step=round(server.seconds_per_step, 6),
-            profile_seconds_per_step=round(float(system.profile.seconds_per_step[server.number]), 6),
-            restarts=server.starts - 1,
+    def status(self, record: Record) -> Status:
+        """What is known of a task."""
+        task, model, number = record.task, self.model, record.task.number
+        ahead, seconds = self.system.place(record)
+        same = ("prompt", "steps", "seed", "width", "height", "base_station", "user")
+        return Status(
+            **{name: getattr(task, name) for name in same},
+            task=number,
+            state=record.state,
+            negative_prompt=model.negative_prompt if task.negative_prompt is None else task.negative_prompt,
+            step=task.steps if record.state == DONE else record.step,
+            cfg_scale=model.cfg_scale if task.cfg_scale is None else task.cfg_scale,
+            request=number if task.request is None else task.request,
+            edge_server=record.server,
+            ahead=ahead,
+            estimated_s=rounded(seconds),
+            cancelling=record.cancelling,
+            accepted_at=time_of(record.accepted_at),
+            finished_at=time_of(record.finished_at) if record.final else None,
+            queueing_s=rounded(record.queueing),
+            delay_s=rounded(record.delay) if record.final else None,
+            image=f"{self.config.root_path}/api/tasks/{number}/image" if record.image else None,
+            error=record.error or None,
         )
-        for server in system.cluster.servers
-    ]
-    return ClusterStatus(
-        scheduler=system.dispatcher.ready.name,
-        servers=servers,
-        unfinished=system.left,
-        done=system.counts[DONE],
-        failed=system.counts[FAILED],
-    )
 
+    def page(self, states: Sequence[str], before: int | None, limit: int) -> list[Record]:
+        """The newest tasks in one of these states, of those with numbers below `before`."""
+        live = [
+            record
+            for number, record in self.system.records.items()
+            if record.state in states and (before is None or number < before)
+        ]
+        ended = [state for state in states if state in FINAL]
+        found = self.system.store.page(ended, before, limit) if ended else []
+        both = {record.task.number: record for record in (*found, *live)}
+        return [both[number] for number in sorted(both, reverse=True)[:limit]]
 
-async def serve(
-    options: ServiceOptions, size: tuple[int, int], system: EdgeSystem, stored: Stored, listener: socket.socket
-) -> None:
-    """Take up what an earlier process left, then answer requests at a bound socket until cancelled.
+    def cluster_status(self) -> ClusterStatus:
+        """All servers as the dispatcher sees them now, and the counts of tasks."""
+        cluster, rates = self.system.cluster, self.system.profile.seconds_per_step.tolist()
+        seconds, gcycles = cluster.backlog_seconds().tolist(), cluster.backlog().tolist()
+        counts = self.system.store.counts
+        servers = [
+            ServerStatus(
+                edge_server=number,
+                up=server.up,
+                machine=server.machine,
+                tasks=len(server),
+                backlog_s=round(seconds[number], 4),
+                backlog_gcycles=round(gcycles[number], 4),
+                seconds_per_step=round(float(server.seconds_per_step), 6),
+                profile_seconds_per_step=round(rates[number], 6),
+                restarts=max(server.starts - 1, 0),
+            )
+            for number, server in enumerate(cluster.servers)
+        ]
+        return ClusterStatus(
+            scheduler=self.system.dispatcher.ready.name,
+            servers=servers,
+            unfinished=self.system.left,
+            done=counts[DONE],
+            failed=counts[FAILED],
+            cancelled=counts[CANCELLED],
+            trouble=self.system.trouble,
+        )
 
-    `size` is width and height of all images in pixels.
-    """
-    left = [task for number, task in stored.tasks.items() if number not in stored.finished]
-    for number in stored.finished.keys() & stored.tasks.keys():
-        system.recall(stored.tasks[number], stored.finished[number])
-    if left:
-        print(f"going on with {len(left)} tasks of an earlier start")
-        await system.submit(left)
-    app = create_app(system, options, size, first=max(stored.tasks, default=-1) + 1)
-    address, port = listener.getsockname()[:2]
-    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-    print(f"listening on {url}; its API is at {url}/docs", flush=True)
-    await listen(app, listener)
+    def model_status(self) -> ModelStatus:
+        """What makes the images, and what may be asked of it."""
+        most = ("max_prompt", "max_steps", "max_images", "max_queued")
+        limits = {name: getattr(self.config, name) for name in most} | {"max_side": self.model.largest}
+        known = {name: getattr(self.model, name) for name in ModelStatus.model_fields if hasattr(self.model, name)}
+        return ModelStatus(default_steps=self.default_steps, limits=limits, **known)
+
+    async def image_of(self, record: Record) -> bytes:
+        """The PNG of a task. Raises HTTPException where there is none."""
+        number = record.task.number
+        if record.state != DONE:
+            raise HTTPException(404, f"task {number} has no image: it is {record.state}")
+        if not record.image:
+            raise HTTPException(410, f"the image of task {number} was removed by --keep_images")
+        try:
+            return await asyncio.to_thread((self.system.folder / "images" / record.image).read_bytes)
+        except FileNotFoundError:
+            raise HTTPException(410, f"the image of task {number} is gone: its file is no longer in images/") from None
+        except OSError as error:
+            raise unavailable(f"the image of task {number} cannot be read ({error.strerror})") from None
+
+    def event_of(self, record: Record) -> Event:
+        """The event that says how a task is now."""
+        return Event("task", self.events.mark, lambda: self.status(record).model_dump_json(), record.final)
+
+    def changed(self, record: Record) -> None:
+        """Tell who listens of a change of a task."""
+        self.events.tell("task", lambda: self.status(record).model_dump_json(), record.task.number, record.final)
+        self.images += record.state == DONE
+        if self.images >= RETENTION_IMAGES:
+            self.many_images.set()
+
+    async def tell_of_servers(self) -> None:
+        """Tell who listens of the servers for ever, when something has changed."""
+        told = ""
+        while True:
+            await asyncio.sleep(CLUSTER_SECONDS)
+            if self.events.listeners.get(None) and (now := self.cluster_status().model_dump_json()) != told:
+                told = now
+                self.events.tell("cluster", lambda now=now: now)
+
+    # --- images go ---
+
+    async def delete_old_images(self) -> None:
+        """Delete for ever what is past --keep_images."""
+        number, age = self.config.kept
+        while number is not None or age is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.many_images.wait(), RETENTION_SECONDS)
+            self.many_images.clear()
+            self.images, more = 0, True
+            while more:
+                old = self.system.store.images_beyond(number, None if age is None else time.time() - age)
+                try:
+                    await asyncio.to_thread(self.delete_files, old)
+                    await self.system.store.drop_images([record.task.number for record in old])
+                except OSError:
+                    break  # the next look finds them again
+                more = len(old) == 1000
+
+    def delete_files(self, records: list[Record]) -> None:
+        """Delete the images of these tasks. Raises OSError for one that cannot be."""
+        for record in records:
+            (self.system.folder / "images" / record.image).unlink(missing_ok=True)

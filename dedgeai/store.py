@@ -1,19 +1,20 @@
 """The record of tasks on disk: an SQLite database of what was accepted, where it is, and what came of it.
 
 One thread writes. What comes together goes to disk together, in one transaction, and whoever asked is told after that.
-Reads are short and happen in the thread of the caller. Start reading at `Store.write`.
+Reads are short and happen in the thread of the caller. Start reading at `Store.work`.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import errno
-import itertools
+import json
+import operator
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,285 +23,278 @@ from common.run_folder import describe, replace_file
 from dedgeai.records import FINAL, LIVE, WAITING, Record
 from dedgeai.tasks import Task
 
-FORMAT = "1"
+FORMAT = 1  # counts changes that earlier programs cannot read; a new column is none
 APPLICATION = 0xDED6E  # tells the file from other programs' databases
-FLUSH_SECONDS = 0.5  # s after which a noted row is written at the latest
+IDLE_SECONDS = 0.5  # s after which noted rows are written if nothing else is
 KEY_SECONDS = 7 * 86_400  # s for which an idempotency key holds
+LARGEST = 2**63 - 1  # of SQLite's integers
 UNSTORED = ("task", "step", "cancelling", "recalled")
-OF_TASK = tuple(field.name for field in dataclasses.fields(Task))
-OF_RECORD = tuple(field.name for field in dataclasses.fields(Record) if field.name not in UNSTORED)
-COLUMNS = (*OF_TASK, *OF_RECORD)
+FIELDS = [field for kind in (Task, Record) for field in dataclasses.fields(kind) if field.name not in UNSTORED]
+COLUMNS = {f.name: "NULL" if f.default in (None, dataclasses.MISSING) else repr(f.default) for f in FIELDS}
+OF_TASK, OF_RECORD = [*COLUMNS][: len(dataclasses.fields(Task))], [*COLUMNS][len(dataclasses.fields(Task)) :]
+VALUES = operator.attrgetter(*(f"task.{name}" for name in OF_TASK), *OF_RECORD)
 SCHEMA = f"""
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE tasks (number INTEGER PRIMARY KEY AUTOINCREMENT, {", ".join(COLUMNS[1:])});
-CREATE INDEX by_state ON tasks (state, number);
-CREATE INDEX with_image ON tasks (number) WHERE image != '';
-CREATE TABLE keys (key TEXT PRIMARY KEY, digest TEXT, numbers TEXT, at REAL);
+CREATE TABLE tasks (number INTEGER PRIMARY KEY AUTOINCREMENT);
+CREATE TABLE keys (key TEXT PRIMARY KEY, digest TEXT, first INTEGER, number INTEGER, at REAL);
+CREATE INDEX keys_by_age ON keys (at);
 CREATE TABLE totals (tasks INTEGER PRIMARY KEY, seconds REAL);
-"""
-INSERT = f"INSERT INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-UPDATE = f"UPDATE tasks SET {', '.join(f'{name} = ?' for name in OF_RECORD)} WHERE number = ?"
+INSERT INTO settings VALUES ('format', {FORMAT});
+PRAGMA application_id = {APPLICATION};"""
+INDICES = """
+CREATE INDEX IF NOT EXISTS by_state ON tasks (state, number);
+CREATE INDEX IF NOT EXISTS images ON tasks (number) WHERE image != '';
+CREATE INDEX IF NOT EXISTS images_by_age ON tasks (finished_at) WHERE image != '';"""
+OPEN = """
+PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304;
+SELECT 1 FROM settings;"""  # which makes the files beside it
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM tasks"
-Change = tuple[str, Iterable[Sequence[Any]]]  # an SQL statement, and its values, row by row
+INSERT = f"INSERT INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+CHANGED = ", ".join(f"{name} = ?{place}" for place, name in enumerate(OF_RECORD, len(OF_TASK) + 1))
+UPDATE = f"UPDATE tasks SET {CHANGED} WHERE number = ?1 AND state IN {LIVE}"  # what has ended stays as it is
+LISTED = "number IN (SELECT value FROM json_each(?))"
+Change = Callable[[sqlite3.Connection], Any]  # a part of a transaction
 
 
 class StoreError(OSError):
-    """A write that failed; its text says why."""
+    """A write that failed; its text says why, in words."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class Store:
-    """The database of a run or a service. Raises ParameterError of `flag` for a file that is none of ours."""
+    """The database of a run or a service. Raises ParameterError of `flag` for a file that is no such database.
+
+    `counts` says how many tasks ended in which of the FINAL states; `last` is the highest number ever given, or -1.
+    """
 
     def __init__(self, path: Path, flag: str = "out") -> None:
         self.path = path
+        self.files = [path.with_name(path.name + ending) for ending in ("", "-wal", "-shm")]
         try:
-            self.writer = self.opened()
-            self.prepare()
-            self.reader = self.opened()
-            found = self.reader.execute("SELECT state, count(*) FROM tasks GROUP BY state").fetchall()
-            # how many tasks ended in which way
-            self.counts = dict.fromkeys(FINAL, 0) | {state: count for state, count in found if state in FINAL}
-            top = self.reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'tasks'").fetchone()
-            self.last = -1 if top is None else top[0]  # the highest number that a task has ever had
-        except (sqlite3.Error, ValueError) as error:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                prepare(connection)
+            self.connect()
+            found = dict(self.reader.execute("SELECT state, count(*) FROM tasks GROUP BY state").fetchall())
+            self.last = self.reader.execute("SELECT coalesce(max(seq), -1) FROM sqlite_sequence").fetchone()[0]
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             raise ParameterError(flag, path.parent, f"must hold a run's {path.name} ({describe(error)})") from None
-        self.inode = path.stat().st_ino
+        self.counts = {state: found.get(state, 0) for state in FINAL}
         self.noted: dict[int, Record] = {}  # whose rows are to be brought up to date
-        self.orders: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future] | None] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[tuple[Change, asyncio.Future] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self.work, name="record", daemon=True)
         self.thread.start()
 
-    # --- the file ---
+    def connect(self) -> None:
+        """Open the file, for the writing thread and for reads in others."""
+        connections = [sqlite3.connect(self.path, isolation_level=None, check_same_thread=False) for _ in range(2)]
+        for connection in connections:
+            connection.executescript(OPEN)
+        self.writer, self.reader = connections
+        self.inodes = self.present()
 
-    def opened(self) -> sqlite3.Connection:
-        """A connection; transactions are begun by hand."""
-        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
-
-    def prepare(self) -> None:
-        """Make the tables of a new file, and check an old one. Raises ValueError and sqlite3.Error."""
-        application = self.writer.execute("PRAGMA application_id").fetchone()[0]
-        tables = self.writer.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if not tables:
-            schema = f"{SCHEMA} INSERT INTO settings VALUES ('format', '{FORMAT}');"
-            self.writer.executescript(f"BEGIN; {schema} PRAGMA application_id = {APPLICATION}; COMMIT;")
-        elif application != APPLICATION:
-            raise ValueError("another program's database")
-        elif (found := self.writer.execute("SELECT value FROM settings WHERE name = 'format'").fetchone()) != (FORMAT,):
-            raise ValueError(f"format {found and found[0]}, which another version of this program writes")
-        elif (words := self.writer.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-            raise ValueError(words)
-
-    async def check(self) -> None:
-        """Write noted rows; and where somebody removed the file, the whole record anew. Raises StoreError."""
-        if self.noted:
-            await self.write([])
-        beside = self.path.with_name(f"{self.path.name}-wal")
-        if not (self.path.exists() and beside.exists()):
-            await self.ordered(self.rescue)
-            self.reader.close()
-            self.reader, self.inode = self.opened(), self.path.stat().st_ino
-        elif self.path.stat().st_ino != self.inode:
-            raise StoreError(errno.ESTALE, f"{self.path.name} is another file than at the start")
+    def present(self) -> list[int]:
+        """What tells whether the files are still those that are open."""
+        return [file.stat().st_ino if file.exists() else 0 for file in self.files]
 
     def rescue(self) -> None:
-        """Copy everything from the file that was removed, and is still open, to a new one."""
+        """Write everything anew where somebody removed or replaced a file; those that are open still have it all."""
 
         def copy(temporary: Path) -> None:
             with contextlib.closing(sqlite3.connect(temporary)) as new:
                 self.writer.backup(new)
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for ending in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+        if self.present()[0] not in (0, self.inodes[0]):
+            self.path.replace(self.path.with_name(f"{self.path.name}.replaced"))
         replace_file(self.path, copy)
-        self.writer.close()
-        self.writer = self.opened()
-        self.writer.execute("UPDATE settings SET value = value")  # which makes the file beside it
+        for beside in self.files[1:]:
+            beside.unlink(missing_ok=True)
+        before = self.writer
+        self.connect()
+        before.close()
+
+    async def check(self) -> None:
+        """See to it that the record is on disk, also where somebody removed it. Raises StoreError."""
+        await self.write(lambda writer: None)
 
     async def close(self) -> None:
         """Write what is noted, and end."""
-        with contextlib.suppress(StoreError):
-            await self.write([])
         self.orders.put(None)
         await asyncio.to_thread(self.thread.join)
         self.reader.close()
         self.writer.close()
 
-    # --- writing ---
-
     def work(self) -> None:
-        """What the writing thread does: all orders that have come, in one transaction, until it is told to end."""
-        while (order := self.orders.get()) is not None:
-            orders = [order]
+        """What the writing thread does until it is told to end: carry out what has come, and bring noted rows up."""
+        orders: list[tuple[Change, asyncio.Future] | None] = []
+        while None not in orders:
+            orders = []
             with contextlib.suppress(queue.Empty):
-                while (order := self.orders.get_nowait()) is not None:
-                    orders.append(order)
-            problem = None
-            try:
-                self.transact([change for changes, _ in orders if not callable(changes) for change in changes])
-                for special in [call for call, _ in orders if callable(call)]:
-                    special()
-            except (sqlite3.Error, OSError) as error:
-                full = "full" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC
-                problem = StoreError(errno.ENOSPC if full else errno.EIO, describe(error))
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                orders[0][1].get_loop().call_soon_threadsafe(settle, [future for _, future in orders], problem)
-            if order is None:
-                return
+                orders.append(self.orders.get(timeout=IDLE_SECONDS))
+                while True:
+                    orders.append(self.orders.get_nowait())
+            wanted, noted = [order for order in orders if order], dict(self.noted.popitem() for _ in [*self.noted])
+            update = operator.methodcaller("executemany", UPDATE, [row_of(record) for record in noted.values()])
+            *results, updated = self.carry_out([*(change for change, _ in wanted), update])
+            if isinstance(updated, StoreError):
+                self.noted.update(noted | self.noted)
+            futures = [future for _, future in wanted]
+            with contextlib.suppress(RuntimeError, IndexError):  # the loop has ended; nobody waits
+                futures[0].get_loop().call_soon_threadsafe(settle, futures, results)
 
-    def transact(self, changes: list[Change]) -> None:
-        """All changes or none."""
-        if not changes:
-            return
-        self.writer.execute("BEGIN IMMEDIATE")
+    def carry_out(self, changes: list[Change]) -> list[Any]:
+        """Make changes in one transaction: their results, or StoreErrors. One that is wrong in itself fails alone."""
         try:
-            for statement, rows in changes:
-                self.writer.executemany(statement, rows)
-            self.writer.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self.writer.execute("ROLLBACK")
-            raise
+            if self.present() != self.inodes:
+                self.rescue()
+            with self.writer:
+                self.writer.execute("BEGIN IMMEDIATE")
+                return [change(self.writer) for change in changes]
+        except Exception as error:
+            if len(changes) > 1 and not isinstance(error, sqlite3.OperationalError | OSError):
+                return [self.carry_out([change])[0] for change in changes]
+            return [store_error(error) for _ in changes]
 
-    async def ordered(self, order: Any) -> None:
-        """Have the thread carry out changes, or a call, and wait for it. Raises StoreError."""
+    async def write(self, change: Change) -> Any:
+        """The result of a change once it is on disk. Raises StoreError when it is not, and nothing has changed."""
         future = asyncio.get_running_loop().create_future()
-        self.orders.put((order, future))
-        await future
-
-    async def write(self, changes: list[Change]) -> None:
-        """Returns when the changes, and rows noted before, are on disk. Raises StoreError when they are not."""
-        noted, self.noted = self.noted, {}
-        rows = [[*row_of(record, OF_RECORD), number] for number, record in noted.items()]
-        try:
-            await self.ordered([*changes, (UPDATE, rows)] if rows else changes)
-        except StoreError:
-            self.noted = noted | self.noted
-            raise
-
-    def note(self, record: Record) -> None:
-        """Bring its row up to date with the next write, or `check`."""
-        self.noted[record.task.number] = record
+        self.orders.put((change, future))
+        return await future
 
     async def add(self, records: Sequence[Record], key: str = "", digest: str = "") -> None:
         """New tasks, and what the request with an idempotency key was and got. Raises StoreError."""
-        changes: list[Change] = [(INSERT, [[*task_of(record), *row_of(record, OF_RECORD)] for record in records])]
-        if key:
-            now, numbers = time.time(), ",".join(str(record.task.number) for record in records)
-            changes.append(("DELETE FROM keys WHERE at < ?", [[now - KEY_SECONDS]]))
-            changes.append(("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)", [[key, digest, numbers, now]]))
-        await self.write(changes)
-        self.last = max(self.last, *(record.task.number for record in records))
+        numbers, now = [record.task.number for record in records], time.time()
+        self.last = max([self.last, *numbers])
+
+        def change(writer: sqlite3.Connection) -> None:
+            writer.executemany(INSERT, map(row_of, records))
+            if key:
+                row = [key, digest, numbers[0], len(numbers), now]
+                writer.execute("DELETE FROM keys WHERE at < ?", [now - KEY_SECONDS])
+                writer.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?)", row)
+
+        await self.write(change)
 
     async def finish(self, record: Record) -> None:
         """The row of a task that has ended, as its record is now. Raises StoreError."""
-        self.noted.pop(record.task.number, None)
-        await self.write([(UPDATE, [[*row_of(record, OF_RECORD), record.task.number]])])
-        self.counts[record.state] += 1
+        row = row_of(record)
+        changed = await self.write(lambda writer: writer.execute(UPDATE, row).rowcount)
+        self.counts[record.state] += changed
+
+    def note(self, record: Record) -> None:
+        """Bring the row of an unfinished task up to date with the next transaction, within IDLE_SECONDS."""
+        self.noted[record.task.number] = record
+
+    async def remove(self, numbers: Sequence[int]) -> None:
+        """Forget tasks. Raises StoreError."""
+        delete, values = f"DELETE FROM tasks WHERE {LISTED} RETURNING state", [json.dumps([*numbers])]
+        for (state,) in await self.write(lambda writer: writer.execute(delete, values).fetchall()):
+            if state in self.counts:
+                self.counts[state] -= 1
 
     async def drop_images(self, numbers: Sequence[int]) -> None:
         """Say that tasks have no image file any more. Raises StoreError."""
-        await self.write([("UPDATE tasks SET image = '' WHERE number = ?", [[number] for number in numbers])])
-
-    async def remove(self, numbers: Sequence[int]) -> None:
-        """Forget tasks that have ended. Raises StoreError."""
-        states = [record.state for record in map(self.get, numbers) if record is not None]
-        await self.write([("DELETE FROM tasks WHERE number = ?", [[number] for number in numbers])])
-        for state in states:
-            self.counts[state] = self.counts.get(state, 0) - 1
+        update = f"UPDATE tasks SET image = '' WHERE {LISTED}"
+        await self.write(lambda writer: writer.execute(update, [json.dumps([*numbers])]))
 
     async def total(self, tasks: int, seconds: float) -> None:
         """How long a run of so many tasks took as a whole. Raises StoreError."""
-        await self.write([("INSERT OR REPLACE INTO totals VALUES (?, ?)", [[tasks, seconds]])])
+        await self.write(lambda writer: writer.execute("INSERT OR REPLACE INTO totals VALUES (?, ?)", [tasks, seconds]))
 
-    # --- reading ---
+    def set(self, name: str, value: str | None) -> None:
+        """Keep a text, or with None forget it. Raises StoreError."""
+        try:
+            self.reader.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", [name, value])
+        except sqlite3.Error as error:
+            raise store_error(error) from None
 
-    def read(self, more: str = "", values: Sequence[Any] = ()) -> list[Record]:
-        """Records by the end of an SQL query."""
+    def read(self, more: str, *values: Any) -> list[Record]:
+        """The records that an SQL query with this end finds."""
         return [record_of(row) for row in self.reader.execute(f"{SELECT} {more}", values).fetchall()]
 
     def get(self, number: int) -> Record | None:
         """The record of a task, None if there is none."""
-        return next(iter(self.read("WHERE number = ?", [number])), None) if abs(number) < 2**63 else None
+        return next(iter(self.read("WHERE number = ?", number)), None) if abs(number) <= LARGEST else None
 
     def records(self, numbers: Sequence[int]) -> list[Record]:
         """The records of those tasks that there are, in their order."""
-        if isinstance(numbers, range) and len(numbers) > 1:
-            return self.read("WHERE number BETWEEN ? AND ? ORDER BY number", [numbers[0], numbers[-1]])
-        return [record for record in map(self.get, numbers) if record is not None]
+        found = {record.task.number: record for record in self.read(f"WHERE {LISTED}", json.dumps([*numbers]))}
+        return [found[number] for number in numbers if number in found]
 
     def page(self, states: Sequence[str], before: int | None, limit: int) -> list[Record]:
         """The newest records of these states, or of all, with numbers below `before`."""
-        below = min(2**63 - 1 if before is None else before, 2**63 - 1)
+        more = "number < ? ORDER BY number DESC LIMIT ?"
+        values = LARGEST if before is None else max(-LARGEST, min(before, LARGEST)), limit
         if not states:
-            return self.read("WHERE number < ? ORDER BY number DESC LIMIT ?", [below, limit])
-        more = "WHERE state = ? AND number < ? ORDER BY number DESC LIMIT ?"
-        found = itertools.chain.from_iterable(self.read(more, [state, below, limit]) for state in states)
-        return sorted(found, key=lambda record: -record.task.number)[:limit]
+            return self.read(f"WHERE {more}", *values)
+        found = [record for state in set(states) for record in self.read(f"WHERE state = ? AND {more}", state, *values)]
+        return sorted(found, key=lambda record: record.task.number, reverse=True)[:limit]
 
     def unfinished(self) -> list[Record]:
-        """Tasks that have not ended, oldest first, as if they had just come."""
-        marks = ", ".join("?" * len(LIVE))
-        again = {"state": WAITING, "server": None, "sent": None, "started": None, "finished": None, "finished_at": None}
-        found = self.read(f"WHERE state IN ({marks}) ORDER BY number", LIVE)
-        return [dataclasses.replace(record, error="", **again) for record in found]
+        """Tasks that have not ended, oldest first, as if they had just come; attempts count on."""
+        new = dict.fromkeys(("server", "sent", "started", "finished", "finished_at")) | {"state": WAITING, "error": ""}
+        return [dataclasses.replace(r, **new) for r in self.read(f"WHERE state IN {LIVE} ORDER BY number")]
 
     def images_beyond(self, keep: int | None, before: float | None) -> list[Record]:
-        """Tasks with an image, at most 1000: all but the newest `keep`, or those that ended before a wall time."""
-        if keep is not None:
-            return self.read("WHERE image != '' ORDER BY number DESC LIMIT 1000 OFFSET ?", [keep])
-        oldest = self.read("WHERE image != '' ORDER BY number LIMIT 1000")
-        return [record for record in oldest if before is not None and (record.finished_at or 0) < before]
+        """Tasks with an image, at most 1000: all but the newest `keep`, else those that ended before a wall time."""
+        by_number = "WHERE image != '' ORDER BY number DESC LIMIT 1000 OFFSET ?"
+        by_age = "WHERE image != '' AND finished_at < ? ORDER BY finished_at LIMIT 1000"  # none before None
+        return (self.read(by_number, keep) if keep is not None else []) or self.read(by_age, before)
 
     def key(self, key: str) -> tuple[str, list[int]] | None:
         """What the request with an idempotency key was, as its digest, and the tasks that it got."""
-        query = "SELECT digest, numbers FROM keys WHERE key = ? AND at > ?"
+        query = "SELECT digest, first, number FROM keys WHERE key = ? AND at > ?"
         found = self.reader.execute(query, [key, time.time() - KEY_SECONDS]).fetchone()
-        return None if found is None else (found[0], [int(number) for number in found[1].split(",")])
+        return found and (found[0], [found[1] + k for k in range(found[2])])
 
     def totals(self) -> dict[int, float]:
         """Seconds of whole runs, by their numbers of tasks."""
         return dict(self.reader.execute("SELECT tasks, seconds FROM totals").fetchall())
 
-    # --- settings ---
-
     def setting(self, name: str) -> str | None:
         """A text that outlives a start."""
         found = self.reader.execute("SELECT value FROM settings WHERE name = ?", [name]).fetchone()
-        return None if found is None else found[0]
-
-    def set(self, name: str, value: str | None) -> None:
-        """Keep a text, or with None forget it; while nothing else is written."""
-        self.writer.execute("DELETE FROM settings WHERE name = ?", [name])
-        if value is not None:
-            self.writer.execute("INSERT INTO settings VALUES (?, ?)", [name, value])
+        return found and found[0]
 
 
-def settle(futures: list[asyncio.Future], problem: Exception | None) -> None:
-    """Tell those who wait for a write what became of it."""
-    for future in futures:
+def prepare(connection: sqlite3.Connection) -> None:
+    """Make what a new file lacks, and check an old one. Raises ValueError, TypeError and sqlite3.Error."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if not (application or connection.execute("SELECT 1 FROM sqlite_schema").fetchone()):
+        connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
+    elif application != APPLICATION:
+        raise ValueError("another program's database")
+    elif (words := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        raise ValueError(words)
+    if int(connection.execute("SELECT value FROM settings WHERE name = 'format'").fetchone()[0]) > FORMAT:
+        raise ValueError("written by a newer version of this program")
+    there = {column[1] for column in connection.execute("PRAGMA table_info(tasks)")}
+    new = [f"ALTER TABLE tasks ADD COLUMN {name} DEFAULT {COLUMNS[name]};" for name in COLUMNS if name not in there]
+    connection.executescript(f"BEGIN; {' '.join(new)} {INDICES} COMMIT;")
+
+
+def settle(futures: Sequence[asyncio.Future], results: Sequence[Any]) -> None:
+    """Tell those who wait for changes what became of them."""
+    for future, result in zip(futures, results, strict=True):
         if not future.done():
-            if problem is None:
-                future.set_result(None)
-            else:
-                future.set_exception(problem)
+            future.set_exception(result) if isinstance(result, StoreError) else future.set_result(result)
 
 
-def task_of(record: Record) -> list[Any]:
-    """The values of a row that say what the task is. SQLite takes no halves of surrogate pairs."""
-    values = row_of(record.task, OF_TASK)
-    return [value.encode(errors="replace").decode() if isinstance(value, str) else value for value in values]
+def store_error(error: Exception) -> StoreError:
+    """The StoreError that tells of an error, with errno ENOSPC for a full disk."""
+    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    number = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
+    return StoreError(number, getattr(error, "strerror", None) or str(error))
 
 
-def row_of(source: Any, names: Sequence[str]) -> list[Any]:
-    """The values of a row."""
-    return [getattr(source, name) for name in names]
+def row_of(record: Record) -> list[Any]:
+    """The values of its row. Halves of surrogate pairs, which SQLite does not take, are spelled out."""
+    values = VALUES(record)
+    return [v if type(v) is not str or v.isascii() else v.encode(errors="backslashreplace").decode() for v in values]
 
 
 def record_of(row: Sequence[Any]) -> Record:
     """The record of a row."""
-    task = Task(*row[: len(OF_TASK)])
-    return Record(task, **dict(zip(OF_RECORD, row[len(OF_TASK) :], strict=True)))
+    return Record(Task(*row[: len(OF_TASK)]), **dict(zip(OF_RECORD, row[len(OF_TASK) :], strict=True)))

@@ -94,6 +94,11 @@ class EdgeSystem:
         wall, now = time.time(), self.now()
         times = [now] * len(tasks) if arrived is None else arrived
         records = [Record(task, wall, submitted) for task, submitted in zip(tasks, times, strict=True)]
+        await asyncio.shield(self.accept(records, slot, key, digest))  # who asks may go away meanwhile
+        return records
+
+    async def accept(self, records: list[Record], slot: float | None, key: str, digest: str) -> None:
+        """Have new tasks written to the record, then decided. Raises StoreError."""
         self.records |= {record.task.number: record for record in records}
         try:
             await self.store.add(records, key, digest)
@@ -102,7 +107,6 @@ class EdgeSystem:
                 del self.records[record.task.number]
             raise
         self.take(slot, records)
-        return records
 
     def recall(self) -> int:
         """Take up what an earlier process left, as if it had just come; returns how many tasks. Delays go on."""
@@ -145,6 +149,7 @@ class EdgeSystem:
 
     def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
         """Have a dead server's tasks scheduled again, but for those that too many servers died on."""
+        print(f"edge server {server} died; it is started again, and others get its tasks", flush=True)
         again, hit = [], {task.number for task in running}
         for task in (*running, *queued):
             record = self.records[task.number]
@@ -169,6 +174,7 @@ class EdgeSystem:
 
     def joined(self, server: int) -> None:
         """Go on with tasks that waited for a server."""
+        print(f"edge server {server} works again", flush=True)
         self.rounds.wake.set()
 
     def broken(self, error: BaseException) -> None:

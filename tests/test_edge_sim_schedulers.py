@@ -122,6 +122,10 @@ def test_simulations_from_the_command_line_repeat_and_report(tmp_path, capsys):
         (["--load", "nan"], "--load=nan"),
         (["--serve", "--simulate"], "must not be combined with --simulate"),
         (["--serve", "--host", "0.0.0.0"], "--host=0.0.0.0: must be 127.0.0.1, or come with a --token"),
+        (["--serve", "--root_path", "/api/x"], "--root_path=/api/x: must be as /images"),
+        (["--serve", "--keep_images", "7w"], "--keep_images=7w: must be a number of images, or of days"),
+        (["--serve", "--token_file", "nowhere"], "--token_file=nowhere: must be a text file"),
+        (["--serve", "--token", "a", "--token_file", "b"], "must not be combined with --token"),
         (["--learn", "--scheduler", "opt_ts"], "--learn=True: must come with a scheduler that learns"),
         (["--resume", "nowhere"], "--resume=nowhere: must hold a run's config.json"),
         (["--models", "nowhere"], "--models=nowhere: no CLIP-L"),
@@ -133,6 +137,12 @@ def test_mistakes_end_in_one_line_before_anything_starts(flags, words, capsys, t
     out = [] if "--resume" in flags else ["--out", tmp_path / "run"]
     assert words in refusal(capsys, main_dedgeai, *flags, *out)
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+def test_what_an_earlier_version_left_is_not_taken_for_a_run_without_tasks(capsys, tmp_path):
+    for name in ("journal.jsonl", "config.json"):
+        (tmp_path / name).write_text("{}\n")
+    assert "its journal.jsonl is of an earlier version" in refusal(capsys, main_dedgeai, "--resume", tmp_path)
 
 
 def test_a_checkpoint_of_other_servers_is_refused(tmp_path, capsys):

@@ -4,11 +4,12 @@ pages.py finds what is wrong with a page. The last tests make up pages with one 
 """
 
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
-from pages import FENCE, FORM, MADE_UP, PAGES, PARTS, ROOT, declared, problems, scripts, without_code
+from pages import FENCE, FORM, MADE_UP, PAGES, PARTS, ROOT, command_problem, declared, problems, scripts, without_code
 
 # --- the pages --------------------------------------------------------------------------------------------------------
 
@@ -42,6 +43,31 @@ def test_the_page_of_parameters_has_every_parameter_of_every_script():
     missing = {f"{script} --{name}" for script in scripts() for name in declared(script) if f"`--{name}`" not in page}
     assert len(scripts()) >= 20
     assert not missing
+
+
+def test_what_the_folder_of_the_edge_service_says_of_itself_is_so():
+    page = ROOT / "dedgeai" / "README.md"
+    rows = [row for row in page.read_text().splitlines() if row.startswith("| ") and ".py`" in row]
+    assert len(rows) >= 18 and not problems(page.read_text(), page)
+    for row in rows:
+        names = re.findall(r"`([\w./]+)`", row)
+        places = [ROOT / ("" if "/" in name else "dedgeai") / name for name in names if name.endswith(".py")]
+        code = "".join(place.read_text() for place in places)
+        for name in names:
+            owner, _, method = name.rpartition(".")
+            there = f"def {method}(" in code and (not owner or f"class {owner}" in code)
+            assert there or name.endswith((".py", "/")), f"{name} is not in {places}"
+
+
+def test_the_unit_of_systemd_is_accepted(tmp_path):
+    unit = (ROOT / "docs" / "deploy" / "dedgeai.service").read_text()
+    start = re.search(r"^ExecStart=(.*)$", unit.replace("\\\n", " "), re.MULTILINE)[1].split()
+    assert command_problem(start[2:]) == "" and "--token_file" in start
+    if shutil.which("systemd-analyze"):
+        (tmp_path / "dedgeai.service").write_text(unit.replace(start[0], sys.executable))
+        command = ["systemd-analyze", "verify", str(tmp_path / "dedgeai.service")]
+        verdict = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (verdict.returncode, verdict.stderr) == (0, "")
 
 
 def test_all_python_on_the_pages_is_python():
