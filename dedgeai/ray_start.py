@@ -20,6 +20,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers over the network
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # else its GCS keeps every call, for a dashboard
+os.environ.setdefault("RAY_event_stats_print_interval_ms", "86400000")  # else its logs grow by 100 MB a day
 import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config
