@@ -72,7 +72,7 @@ def create_app(service: "Service") -> Any:
         failure or a cancellation. A request that comes again with its Idempotency-Key gets the same tasks again."""
         records, again = await service.accept(order, key)
         tasks = [record.task.number for record in records]
-        accepted = Accepted(tasks=tasks, **dict(service.status(records[0])))
+        accepted = service.status(records[0], Accepted, tasks=tasks)
         return accepted.answer(202, {"Idempotent-Replay": "true"} if again else None)
 
     @app.get("/api/tasks", response_model=forms.TaskPage, tags=["tasks"])

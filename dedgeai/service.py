@@ -96,12 +96,13 @@ class Service:
 
     # --- what is told ---
 
-    def status(self, record: Record) -> Status:
-        """What is known of a task."""
+    def status(self, record: Record, form: type[Status] = Status, **more: Any) -> Status:
+        """What is known of a task, in a form that may have `more` fields."""
         task, model, number = record.task, self.model, record.task.number
         ahead, seconds = self.system.place(record)
         same = ("prompt", "steps", "seed", "width", "height", "base_station", "user")
-        return Status(
+        return form(
+            **more,
             **{name: getattr(task, name) for name in same},
             task=number,
             state=record.state,

@@ -25,7 +25,7 @@ from dedgeai.tasks import Task
 
 FORMAT = 1  # counts changes that earlier programs cannot read; a new column is none
 APPLICATION = 0xDED6E  # tells the file from other programs' databases
-IDLE_SECONDS = 0.5  # s after which noted rows are written if nothing else is
+IDLE_SECONDS = 0.5  # s between writes of noted rows
 KEY_SECONDS = 7 * 86_400  # s for which an idempotency key holds
 LARGEST = 2**63 - 1  # of SQLite's integers
 UNSTORED = ("task", "step", "cancelling", "recalled")
@@ -82,6 +82,7 @@ class Store:
             raise ParameterError(flag, path.parent, f"must hold a run's {path.name} ({describe(error)})") from None
         self.counts = {state: found.get(state, 0) for state in FINAL}
         self.noted: dict[int, Record] = {}  # whose rows are to be brought up to date
+        self.due = 0.0  # when that is done next
         self.orders: queue.SimpleQueue[tuple[Change, asyncio.Future] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self.work, name="record", daemon=True)
         self.thread.start()
@@ -116,7 +117,8 @@ class Store:
         before.close()
 
     async def check(self) -> None:
-        """See to it that the record is on disk, also where somebody removed it. Raises StoreError."""
+        """See to it that the whole record is on disk, also where somebody removed it. Raises StoreError."""
+        self.due = 0.0
         await self.write(lambda writer: None)
 
     async def close(self) -> None:
@@ -135,7 +137,10 @@ class Store:
                 orders.append(self.orders.get(timeout=IDLE_SECONDS))
                 while True:
                     orders.append(self.orders.get_nowait())
-            wanted, noted = [order for order in orders if order], dict(self.noted.popitem() for _ in [*self.noted])
+            wanted, noted = [order for order in orders if order], {}
+            if time.monotonic() >= self.due or None in orders:
+                noted = dict(self.noted.popitem() for _ in [*self.noted])
+                self.due = time.monotonic() + IDLE_SECONDS
             update = operator.methodcaller("executemany", UPDATE, [row_of(record) for record in noted.values()])
             *results, updated = self.carry_out([*(change for change, _ in wanted), update])
             if isinstance(updated, StoreError):
@@ -184,7 +189,7 @@ class Store:
         self.counts[record.state] += changed
 
     def note(self, record: Record) -> None:
-        """Bring the row of an unfinished task up to date with the next transaction, within IDLE_SECONDS."""
+        """Bring the row of an unfinished task up to date within a second."""
         self.noted[record.task.number] = record
 
     async def remove(self, numbers: Sequence[int]) -> None:

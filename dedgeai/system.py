@@ -94,11 +94,6 @@ class EdgeSystem:
         wall, now = time.time(), self.now()
         times = [now] * len(tasks) if arrived is None else arrived
         records = [Record(task, wall, submitted) for task, submitted in zip(tasks, times, strict=True)]
-        await asyncio.shield(self.accept(records, slot, key, digest))  # who asks may go away meanwhile
-        return records
-
-    async def accept(self, records: list[Record], slot: float | None, key: str, digest: str) -> None:
-        """Have new tasks written to the record, then decided. Raises StoreError."""
         self.records |= {record.task.number: record for record in records}
         try:
             await self.store.add(records, key, digest)
@@ -107,6 +102,7 @@ class EdgeSystem:
                 del self.records[record.task.number]
             raise
         self.take(slot, records, store=False)
+        return records
 
     def recall(self) -> int:
         """Take up what an earlier process left, as if it had just come; returns how many tasks. Delays go on."""

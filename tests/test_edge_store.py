@@ -343,6 +343,7 @@ def test_a_full_disk(room: int, small_disk: Path) -> None:
         await store.finish(done(1))
         await store.add([record(200_000)])
         accepted.append(200_000)
+        await store.check()
         assert store.get(0).state == RUNNING and store.get(1) == done(1)
 
     using(small_disk, work)
