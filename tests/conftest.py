@@ -1,6 +1,7 @@
 """What several test files share. One thread each: small tensors lose more by threads that wait than they gain."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from scripts_by_path import load
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the scripts that tests start
 torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup, whose way the processes of tests shall not inherit
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
