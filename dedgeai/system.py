@@ -99,7 +99,7 @@ class EdgeSystem:
             await self.store.add(records, key, digest)
         except OSError:
             for record in records:
-                del self.records[record.task.number]
+                self.records.pop(record.task.number, None)  # it may be cancelled already
             raise
         self.take(slot, records, store=False)
         return records
@@ -185,10 +185,10 @@ class EdgeSystem:
         """End an unfinished task: at once if no server works on it, else at its next step."""
         record = self.records[number]
         if record.finished is None and not record.cancelling:
+            record.cancelling = True
             if record.state == WAITING or self.cluster.cancel(number):
                 await asyncio.wait([self.conclude(record, CANCELLED)], timeout=RETRY_SECONDS)
-            else:
-                record.cancelling = True
+            if record.cancelling:  # at its next step, or once that can be stored
                 self.tell([record], store=False)
         return record
 
@@ -201,7 +201,7 @@ class EdgeSystem:
         """Have the end of a task stored, then say that it has ended."""
         await self.archive.keep(record, state, image)
         record.cancelling = False
-        del self.records[record.task.number]
+        self.records.pop(record.task.number, None)
         self.tell([record], store=False)
         self.change()
         self.rounds.learn()
