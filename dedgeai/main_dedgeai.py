@@ -18,7 +18,7 @@ import torch
 
 from common.command_line import command_line
 from common.parameters import ParameterError, resolve
-from common.run_folder import claimed, read_json, resumed, run_place, with_defaults
+from common.run_folder import claimed, locked, read_json, resumed, run_place, with_defaults
 from dedgeai.configuration import FOLDER, DedgeParameters
 from dedgeai.run_options import run_options
 from edge_sim.simulated_run import run_simulation
@@ -58,7 +58,8 @@ def check_version(flag: str, folder: Path) -> None:
     """Raises ParameterError for a folder of an earlier version, which had no tasks.db."""
     if (folder / "journal.jsonl").exists() and not (folder / "tasks.db").exists():
         words = "must hold tasks.db; its journal.jsonl is of an earlier version, which alone can go on with it"
-        raise ParameterError(flag, folder, words)
+        with locked(folder, flag):  # that another process works in it comes first
+            raise ParameterError(flag, folder, words)
 
 
 def stored(folder: Path) -> dict[str, Any]:
