@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
@@ -17,9 +17,12 @@ from common.parameters import ParameterError
 from common.run_folder import describe
 from dedgeai.configuration import ServerParameters
 from dedgeai.edge_server import ComputeOptions, EdgeServer
-from dedgeai.queues import Call, Owner, Queues, Server
+from dedgeai.queues import Call, Queues, Server
 from dedgeai.ray_start import RESOURCE
 from dedgeai.tasks import Made
+
+if TYPE_CHECKING:
+    from dedgeai.system import EdgeSystem
 
 START_SECONDS = 600  # s until a server must have loaded its generator
 POLL_SECONDS = 0.25  # s between questions how far a server is, or whether it is back
@@ -28,7 +31,7 @@ POLL_SECONDS = 0.25  # s between questions how far a server is, or whether it is
 class Cluster(Queues):
     """All edge servers, and the tasks that each of them has."""
 
-    def __init__(self, config: ServerParameters, compute: ComputeOptions, owner: Owner) -> None:
+    def __init__(self, config: ServerParameters, compute: ComputeOptions, owner: "EdgeSystem") -> None:
         super().__init__(config, owner)
         self.compute = compute
         self.background: set[asyncio.Task] = set()

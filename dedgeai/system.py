@@ -122,14 +122,14 @@ class EdgeSystem:
     # --- what the cluster tells ---
 
     def started(self, server: int, tasks: list[Task]) -> None:
-        """Note what a server begins with."""
+        """Note what a server was told to work on."""
         records = [self.records[task.number] for task in tasks]
         for record in records:
             record.state, record.started, record.step = RUNNING, self.now(), 0
         self.tell(records)
 
     def progress(self, steps: dict[int, int]) -> None:
-        """Note denoising steps."""
+        """Note denoising steps that are done, by task number; about 4 times a second."""
         for number, step in steps.items():
             record = self.records.get(number)
             if record is not None and record.finished is None and record.step != step:
@@ -137,14 +137,17 @@ class EdgeSystem:
                 self.tell([record], store=False)
 
     def made(self, server: int, task: Task, image: bytes | None, error: str, seconds: float) -> None:
-        """Have the result of a task stored, the first that comes."""
+        """Have a task's image stored, or why there is none; neither where it was cancelled. The first result counts."""
         record = self.records.get(task.number)
         if record is not None and record.finished is None:
             record.server = server
             self.conclude(record, DONE if image is not None else FAILED if error else CANCELLED, error, image)
 
     def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
-        """Have a dead server's tasks scheduled again, but for those that too many servers died on."""
+        """Have the tasks of a server that died, those that it worked on and the others, scheduled again.
+
+        Those that too many servers died on fail.
+        """
         print(f"edge server {server} died; it is started again, and others get its tasks", flush=True)
         again, hit = [], {task.number for task in running}
         for task in (*running, *queued):
