@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from common.parameters import ParameterError
 from common.run_folder import describe
 from dedgeai.configuration import ServerParameters
-from dedgeai.edge_server import ComputeOptions, EdgeServer
+from dedgeai.edge_server import EdgeServer, OpenCompute
 from dedgeai.queues import Call, Queues, Server
 from dedgeai.ray_start import RESOURCE
 from dedgeai.tasks import Made
@@ -31,7 +31,7 @@ POLL_SECONDS = 0.25  # s between questions how far a server is, or whether it is
 class Cluster(Queues):
     """All edge servers, and the tasks that each of them has."""
 
-    def __init__(self, config: ServerParameters, compute: ComputeOptions, owner: "EdgeSystem") -> None:
+    def __init__(self, config: ServerParameters, compute: OpenCompute, owner: "EdgeSystem") -> None:
         super().__init__(config, owner)
         self.compute = compute
         self.background: set[asyncio.Task] = set()

@@ -16,7 +16,7 @@ from dedgeai.archive import RETRY_SECONDS, Archive
 from dedgeai.cluster import Cluster
 from dedgeai.configuration import DedgeParameters
 from dedgeai.deciding import Rounds
-from dedgeai.edge_server import ComputeOptions
+from dedgeai.edge_server import OpenCompute
 from dedgeai.records import CANCELLED, DONE, FAILED, RUNNING, WAITING, Record
 from dedgeai.store import Store
 from dedgeai.tasks import Task
@@ -29,7 +29,7 @@ QUEUE_SAMPLE_SECONDS = 0.2
 class EdgeSystem:
     """Everything of a run but its tasks. `start` it, `submit` groups of tasks, `close` it."""
 
-    def __init__(self, config: DedgeParameters, compute: ComputeOptions, folder: Path, store: Store) -> None:
+    def __init__(self, config: DedgeParameters, compute: OpenCompute, folder: Path, store: Store) -> None:
         self.config, self.folder, self.store = config, folder, store
         self.cluster = Cluster(config, compute, self)
         self.archive = Archive(folder, store, self.pause)

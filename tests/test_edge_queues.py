@@ -1,6 +1,7 @@
 """The queues of the edge servers and what keeps them going, without Ray: the servers live in the test's process."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.parameters import ParameterError
 from dedgeai.configuration import ServerParameters
-from dedgeai.edge_server import GREY_PIXEL, Batch, SimulatedCompute, SimulatedOptions
+from dedgeai.edge_server import GREY_PIXEL, Batch, SimulatedCompute
 from dedgeai.measurement import measure_profile
 from dedgeai.queues import PLACES_SECONDS, Call, Queues, Server
 from dedgeai.tasks import Made, Task
@@ -30,7 +31,7 @@ def numbers(tasks: list[Task]) -> list[int]:
 def run(
     story: Callable[[LocalCluster, Recorder], Awaitable[None]],
     rates: tuple[float, ...],
-    options: type[SimulatedOptions] = SimulatedOptions,
+    compute: type[SimulatedCompute] = SimulatedCompute,
     **config,
 ) -> Recorder:
     """Tell a story about started servers that take so many seconds for a step. Returns what their owner was told."""
@@ -38,7 +39,7 @@ def run(
 
     async def whole() -> None:
         parameters = make(ServerParameters, num_servers=len(rates), **config)
-        cluster = LocalCluster(parameters, options(rates, zeros, zeros, 0), owner)
+        cluster = LocalCluster(parameters, functools.partial(compute, rates, zeros, zeros, 0), owner)
         await cluster.start()
         cluster.calibrate(np.array(rates), 0.0)
         await story(cluster, owner)
@@ -231,33 +232,22 @@ def test_a_batch_that_was_sent_ahead_and_cancelled_does_not_run():
             self.ran.extend(numbers(batch.tasks))
             return await super().run(batch, at_once)
 
-    class Options(SimulatedOptions):
-        def open(self, server: int) -> SimulatedCompute:
-            return Counting(self, server)
-
     async def story(cluster: LocalCluster, owner: Recorder) -> None:
         cluster.send({0: [task(0), task(1), task(2)]})
         assert len(cluster.servers[0].calls) == 2 and not cluster.cancel(1)
         await until(lambda: not cluster.where)
         assert ends(owner) == {0: GREY_PIXEL, 1: None, 2: GREY_PIXEL} and Counting.ran == [0, 2]
 
-    run(story, (0.005,), Options)
+    run(story, (0.005,), Counting)
 
 
-class Failing(SimulatedOptions):
-    """Servers that fail on tasks of one step."""
+class Failing(SimulatedCompute):
+    """Fails on tasks of one step."""
 
-    def open(self, server: int) -> SimulatedCompute:
-        compute = SimulatedCompute(self, server)
-        wait = compute.run
-
-        async def sometimes(batch: Batch, at_once: bool) -> list[bytes]:
-            if batch.tasks[0].steps == 1:
-                raise ValueError("no such colour\nand more")
-            return await wait(batch, at_once)
-
-        compute.run = sometimes
-        return compute
+    async def run(self, batch: Batch, at_once: bool) -> list[bytes]:
+        if batch.tasks[0].steps == 1:
+            raise ValueError("no such colour\nand more")
+        return await super().run(batch, at_once)
 
 
 def test_what_fails_is_said_in_one_line_and_the_server_goes_on():
