@@ -163,7 +163,7 @@ class Cluster(Queues):
 
     async def close(self) -> None:
         """Cancel what runs beside, and end the servers."""
-        self.halted = True
+        self.paused = True
         for task in list(self.background):
             task.cancel()
         await asyncio.gather(*self.background, return_exceptions=True)

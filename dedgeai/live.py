@@ -106,7 +106,7 @@ class Live:
             self.link.watch(self.died)
             system = EdgeSystem(config, self.model.compute, self.folder, self.store)
             try:
-                await system.start()
+                await system.cluster.start()
                 print(f"edge servers are up after {time.perf_counter() - began:.1f} s", flush=True)
                 await self.get_ready(system)
                 return await self.work(system, listener)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dedgeai.configuration import ServerParameters
-from dedgeai.tasks import Made, Task, batch_of
+from dedgeai.tasks import Made, Task
 from edge_sim.server_profile import DENSITY
 
 if TYPE_CHECKING:
@@ -69,9 +69,10 @@ class Server:
     def next_batch(self, most: int) -> list[Task]:
         """Take out the oldest waiting task, and up to most - 1 of its kind: first those of its request."""
         oldest = next(iter(self.waiting.values()))
-        choice = list(itertools.islice(self.waiting.values(), CHOICE if most > 1 else 1))
-        choice.sort(key=lambda task: task.request is None or task.request != oldest.request)
-        return [self.remove(task.number) for task in batch_of(choice, most)]
+        choice = itertools.islice(self.waiting.values(), CHOICE if most > 1 else 1)
+        alike = [task for task in choice if task.kind == oldest.kind]
+        alike.sort(key=lambda task: task.request is None or task.request != oldest.request)
+        return [self.remove(task.number) for task in alike[:most]]
 
 
 class Queues:
@@ -84,7 +85,7 @@ class Queues:
         self.config, self.owner = config, owner
         self.servers = [Server(number) for number in range(config.num_servers)]
         self.where: dict[int, Server] = {}  # the server of each task, by its number
-        self.halted = False
+        self.paused = False
         self.calibrate(np.ones(config.num_servers), 0.0)
 
     def calibrate(self, rates: np.ndarray, overhead: float) -> None:
@@ -152,14 +153,9 @@ class Queues:
             del self.where[task.number]
         self.owner.lost(server.number, running, queued)
 
-    @property
-    def paused(self) -> bool:
-        """Whether no batch is begun for the time being."""
-        return self.halted
-
-    @paused.setter
-    def paused(self, halted: bool) -> None:
-        self.halted = halted
+    def pause(self, paused: bool) -> None:
+        """Begin no batch from now on, or go on."""
+        self.paused = paused
         self.settle()
 
     async def drained(self) -> None:
@@ -171,7 +167,7 @@ class Queues:
 
     def settle(self) -> None:
         """Have every server work that can; it is called after each change."""
-        if self.halted:
+        if self.paused:
             return
         idle = []
         for server in self.servers:

@@ -27,7 +27,7 @@ QUEUE_SAMPLE_SECONDS = 0.2
 
 
 class EdgeSystem:
-    """Everything of a run but its tasks. `start` it, `submit` groups of tasks, `close` it."""
+    """Everything of a run but its tasks. Start its cluster, `schedule_with` a dispatcher, `submit` tasks, `close`."""
 
     def __init__(self, config: DedgeParameters, compute: OpenCompute, folder: Path, store: Store) -> None:
         self.config, self.folder, self.store = config, folder, store
@@ -57,10 +57,6 @@ class EdgeSystem:
     def now(self) -> float:
         """Seconds since the clock was started."""
         return time.monotonic() - self.origin
-
-    async def start(self) -> None:
-        """Start the edge servers. Raises ParameterError when one cannot load its generator."""
-        await self.cluster.start()
 
     def schedule_with(self, dispatcher: Dispatcher, profile: Profile) -> None:
         """From now on tasks are taken, and scheduled by this dispatcher for servers of this profile."""
@@ -259,7 +255,7 @@ class EdgeSystem:
 
     def pause(self) -> None:
         """Let servers begin nothing while nothing can be stored, or while this stops."""
-        self.cluster.paused = self.stopping or bool(self.trouble)
+        self.cluster.pause(self.stopping or bool(self.trouble))
 
     async def stop(self) -> None:
         """Let what runs end, and begin nothing, so that a later start has the rest to do."""

@@ -61,7 +61,7 @@ async def system_of(profile: Profile, folder: Path, scheduler: str = "water_fill
     times = (profile.seconds_per_step, profile.seconds_base, profile.spread)
     waiting = functools.partial(SimulatedCompute, *times, config.seed)
     system = EdgeSystem(config, waiting, folder, Store(folder / "tasks.db"))
-    await system.start()
+    await system.cluster.start()
     method, policies = method_of(scheduler), folder / "policies"
     options = SchedulerOptions(scheduler, method, None, policies, 3, 10, (10, 19), 0.001, 450.0, 0)
     system.schedule_with(Dispatcher(make_scheduler(options, profile), config.learn), profile)

@@ -263,12 +263,12 @@ def test_what_fails_is_said_in_one_line_and_the_server_goes_on():
 def test_nothing_begins_while_paused():
     async def story(cluster: LocalCluster, owner: Recorder) -> None:
         cluster.send({0: [task(k) for k in range(9)]})
-        cluster.paused = True
+        cluster.pause(True)
         await cluster.drained()
         assert set(ends(owner)) == {0, 1} and len(cluster.servers[0]) == 7  # what it had
         await asyncio.sleep(0.02)
         assert len(owner.of("made")) == 2
-        cluster.paused = False
+        cluster.pause(False)
         await until(lambda: not cluster.where)
         assert len(ends(owner)) == 9
 
