@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
@@ -21,9 +21,6 @@ from dedgeai.queues import Call, Queues, Server
 from dedgeai.ray_start import RESOURCE
 from dedgeai.tasks import Made
 
-if TYPE_CHECKING:
-    from dedgeai.system import EdgeSystem
-
 START_SECONDS = 600  # s until a server must have loaded its generator
 POLL_SECONDS = 0.25  # s between questions how far a server is, or whether it is back
 
@@ -31,7 +28,7 @@ POLL_SECONDS = 0.25  # s between questions how far a server is, or whether it is
 class Cluster(Queues):
     """All edge servers, and the tasks that each of them has."""
 
-    def __init__(self, config: ServerParameters, compute: OpenCompute, owner: "EdgeSystem") -> None:
+    def __init__(self, config: ServerParameters, compute: OpenCompute, owner: Any) -> None:
         super().__init__(config, owner)
         self.compute = compute
         self.background: set[asyncio.Task] = set()

@@ -10,16 +10,13 @@ import dataclasses
 import itertools
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dedgeai.configuration import ServerParameters
 from dedgeai.tasks import Made, Task
 from edge_sim.server_profile import DENSITY
-
-if TYPE_CHECKING:
-    from dedgeai.system import EdgeSystem
 
 PREFETCH_SECONDS = 0.1  # s before the end of a batch at which the next one is sent ahead
 SMOOTHING = 0.2  # weight of the last batch in the moving average of a server's speed
@@ -78,10 +75,10 @@ class Server:
 class Queues:
     """The queues of all servers, and what they have begun. Who derives from it does `begin` and `stop`.
 
-    `owner` is told what happens to tasks, by methods of `EdgeSystem` that do not block.
+    `owner` is told what happens to tasks, by the methods that `EdgeSystem` has for it; they do not block.
     """
 
-    def __init__(self, config: ServerParameters, owner: "EdgeSystem") -> None:
+    def __init__(self, config: ServerParameters, owner: Any) -> None:
         self.config, self.owner = config, owner
         self.servers = [Server(number) for number in range(config.num_servers)]
         self.where: dict[int, Server] = {}  # the server of each task, by its number
