@@ -148,11 +148,10 @@ def create_app(service: "Service") -> Any:
 
     @app.exception_handler(OSError)
     async def unwritten(request: Request, error: OSError) -> Response:
-        """Nothing was accepted, because it could not be written to disk."""
+        """Nothing was accepted or changed, because of the disk."""
         status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503
-        return refusal(
-            request.scope["bare"], status, f"the record cannot be written ({error.strerror})", headers=forms.RETRY
-        )
+        words = f"images or the record cannot be written or read ({error.strerror})"
+        return refusal(request.scope["bare"], status, words, headers=forms.RETRY)
 
     @app.exception_handler(AnyHTTPException)
     async def refused(request: Request, error: AnyHTTPException) -> Response:

@@ -44,12 +44,12 @@ class Archive:
             self.say(next(iter(self.stuck.values()), ""))
 
     async def remove(self, number: int) -> Record | None:
-        """Forget a finished task and its image. Raises StoreError."""
+        """Forget a finished task, but its image first. Raises OSError, and then the task is still there."""
         record = self.store.get(number)
         if record is not None:
-            await self.store.remove([number])
             if record.image:
                 await asyncio.to_thread((self.images / record.image).unlink, missing_ok=True)
+            await self.store.remove([number])
         return record
 
     async def watch(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from fastapi.sse import format_sse_event
 
 KEPT = 2000  # events for those who come back
-MOST_WAITING = 1000  # events that a slow listener may be behind
+MOST_WAITING = 1000  # events that a listener may be behind, until it is told to begin anew
 COMMENT_SECONDS = 15.0  # s of silence after which a comment keeps the connection open
 
 
@@ -36,12 +36,11 @@ class Listener:
         self.wake = asyncio.Event()
         self.ended = False
 
-    def take(self, event: Event) -> None:
-        """Have an event sent; or end the stream, if it is too far behind."""
-        if len(self.waiting) < MOST_WAITING and not self.ended:
-            self.waiting.append(event.lines)
-        else:
-            self.ended = True
+    def take(self, event: Event, reset: Event) -> None:
+        """Have an event sent; `reset` stands for those before it, if too many wait: it is slow, or much happens."""
+        if len(self.waiting) >= MOST_WAITING:
+            self.waiting = [reset.lines]
+        self.waiting.append(event.lines)
         self.wake.set()
 
 
@@ -60,17 +59,22 @@ class Events:
 
     def tell(self, name: str, data: Callable[[], str], task: int | None = None, last: bool = False) -> None:
         """Something happened, to a task or to everything."""
+        reset = self.reset()
         self.count += 1
         event = Event(name, self.mark, data, last)
         self.kept.append(event)
         for subject in {None, task}:
             for listener in self.listeners.get(subject, ()):
-                listener.take(event)
+                listener.take(event, reset)
                 listener.ended |= last and subject is not None
 
     def hello(self, mark: str = "") -> Event:
         """What every stream begins with; it goes on after the event with this id, or the newest."""
         return Event("hello", mark or self.mark, lambda: f'{{"boot":"{self.boot}"}}')
+
+    def reset(self) -> Event:
+        """What tells that events were left out."""
+        return Event("reset", self.mark, lambda: "{}")
 
     def since(self, mark: str) -> list[Event]:
         """What somebody hears first: a hello, then what came after the event with this id, if one is given.
@@ -82,7 +86,7 @@ class Events:
         known = 0 <= behind <= len(self.kept)
         if known:
             return [self.hello(mark), *list(self.kept)[len(self.kept) - behind :]]
-        return [self.hello(), *([Event("reset", self.mark, lambda: "{}")] if mark else [])]
+        return [self.hello(), *([self.reset()] if mark else [])]
 
     async def follow(self, task: int | None, first: Callable[[], Iterable[Event]]) -> AsyncIterator[bytes]:
         """What `first` tells, then the events of a task until its last, or all events for ever."""

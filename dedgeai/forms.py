@@ -142,7 +142,7 @@ class Status(Form):
     edge_server: int | None = Field(description="which has it, or has done it")
     ahead: int | None = Field(description="tasks before it at its server, while it has one")
     estimated_s: Seconds | None = Field(description="seconds until it is done, while it is unfinished")
-    cancelling: bool = Field(description="it runs, and ends at its next step")
+    cancelling: bool = Field(description="it ends at its next step, or once there is room to say so")
     accepted_at: datetime
     finished_at: datetime | None
     queueing_s: Seconds | None = Field(description="seconds from its acceptance until a server began with it")

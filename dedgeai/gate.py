@@ -5,6 +5,7 @@ routes. Start reading at `Gate.__call__`.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -88,7 +89,8 @@ class AccessLog:
         """Write what has come, to the file that has the log's name now."""
         if lines := [self.lines.popleft() for _ in range(len(self.lines))]:
             self.file.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
-            self.file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take
+                self.file.close()
 
 
 class Gate:

@@ -18,13 +18,13 @@ import torch
 
 from common.command_line import command_line
 from common.parameters import ParameterError, resolve
-from common.run_folder import claimed, read_json, resumed, run_place, with_defaults
+from common.run_folder import claimed, locked, read_json, resumed, run_place, with_defaults
 from dedgeai.configuration import FOLDER, DedgeParameters
 from dedgeai.run_options import run_options
 from edge_sim.simulated_run import run_simulation
 
 FREE = ("resume", "host", "port", "token")  # what the command line may change for a stored run
-FIXED = ("serve", "simulate", "seed", "out")  # what it may not change for a service
+FIXED = ("serve", "simulate", "seed", "out")  # what it may only repeat for a service
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -34,6 +34,8 @@ class DedgeConfig(DedgeParameters):
 
 def main(config: DedgeConfig, given: dict[str, Any]) -> None:
     """Simulate, run or serve, as the parameters say. Raises ParameterError before anything starts."""
+    for flag in {"resume", "out"} & given.keys():
+        check_version(flag, Path(given[flag]))
     if config.resume:
         config = gone_on_with(config, given)
         config.check()
@@ -50,6 +52,14 @@ def main(config: DedgeConfig, given: dict[str, Any]) -> None:
         run_live(options, claimed(Path(config.out)))
     else:
         run_live(options, run_place(config.resume, config.out, FOLDER / options.folder_name))
+
+
+def check_version(flag: str, folder: Path) -> None:
+    """Raises ParameterError for a folder of an earlier version, which had no tasks.db."""
+    if (folder / "journal.jsonl").exists() and not (folder / "tasks.db").exists():
+        words = "must hold tasks.db; its journal.jsonl is of an earlier version, which alone can go on with it"
+        with locked(folder, flag):  # that another process works in it comes first
+            raise ParameterError(flag, folder, words)
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -72,13 +82,10 @@ def gone_on_with(config: DedgeConfig, given: dict[str, Any]) -> DedgeConfig:
     Raises ParameterError for a folder without them, and for those that cannot change.
     """
     folder = Path(config.resume or "")
-    if (folder / "journal.jsonl").exists() and not (folder / "tasks.db").exists():
-        words = "must hold tasks.db; its journal.jsonl is of an earlier version, which alone can go on with it"
-        raise ParameterError("resume", folder, words)
     before = stored(folder)
     if before.get("serve") is not True:
         return resumed(config, given, FREE)
-    for name in set(FIXED) & given.keys():
+    for name in [name for name in FIXED if name in given and given[name] != before.get(name)]:
         raise ParameterError(name, given[name], "must not be combined with --resume")
     return resolve(DedgeConfig, with_defaults(DedgeConfig, before, "resume", folder) | given)
 

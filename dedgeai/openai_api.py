@@ -181,7 +181,7 @@ def add_openai(app: FastAPI, service: Service, wishes: type[BaseModel], links: L
             if record is None or record.state != DONE:
                 failed = record is not None and record.state == FAILED
                 words = record.error if failed else "it was cancelled or removed"
-                raise HTTPException(500 if failed else 409, f"task {number} has no image: {words}")
+                raise HTTPException(500 if failed else 410, f"task {number} has no image: {words}")
             if order.response_format == "b64_json":
                 images.append(OpenAIImage(b64_json=base64.b64encode(await service.image_of(record)).decode()))
             else:

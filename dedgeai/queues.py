@@ -115,15 +115,21 @@ class Queues:
             self.where[task.number] = server
 
     def cancel(self, number: int) -> bool:
-        """Cancel a task. True: it waited, and is gone; False: a server has it, and the owner is told of its end."""
+        """Cancel a task. True: it is gone, as it waited or others of its batch go on; False: the owner is told of its
+        end, with which its batch ends."""
         server = self.where.get(number)
-        if server is not None and number in server.waiting:
+        if server is None:
+            return False
+        if number in server.waiting:
             server.remove(number)
             del self.where[number]
             return True
-        if server is not None:
-            self.stop(server, number)
-        return False
+        self.stop(server, number)
+        batch = next(call.tasks for call in server.calls if any(task.number == number for task in call.tasks))
+        others = sum(task.number in self.where for task in batch) > 1
+        if others:
+            del self.where[number]
+        return others
 
     def ended(self, server: Server, call: Call, made: Made, error: str = "") -> None:
         """Take in what became of a batch. It counts once, and not if its tasks were handed back as lost."""
@@ -136,8 +142,8 @@ class Queues:
         if server.calls:
             self.lead(server, server.calls[0])
         for task, image in zip(call.tasks, made.images, strict=True):
-            del self.where[task.number]
-            self.owner.made(server.number, task, image, error, made.seconds)
+            if self.where.pop(task.number, None) is not None:
+                self.owner.made(server.number, task, image, error, made.seconds)
         self.settle()
 
     def lose(self, server: Server) -> None:
@@ -146,6 +152,7 @@ class Queues:
         running, *ahead = [call.tasks for call in server.calls] or [[]]
         queued = [*itertools.chain(*ahead), *server.waiting.values()]
         server.calls, server.waiting, server.work = [], OrderedDict(), 0.0
+        running, queued = ([task for task in tasks if task.number in self.where] for tasks in (running, queued))
         for task in (*running, *queued):
             del self.where[task.number]
         self.owner.lost(server.number, running, queued)

@@ -37,7 +37,7 @@ class Record:
     image: str = ""  # name of its file; empty also when that was removed
     # not stored
     step: int = 0  # denoising steps done
-    cancelling: bool = False  # it runs, and ends at its next step
+    cancelling: bool = False  # it ends at its next step, or once that can be stored
     recalled: bool = False  # finished by an earlier process
 
     @property

@@ -215,15 +215,19 @@ class Service:
             self.many_images.clear()
             self.images, more = 0, True
             while more:
-                old = self.system.store.images_beyond(number, None if age is None else time.time() - age)
                 try:
-                    await asyncio.to_thread(self.delete_files, old)
-                    await self.system.store.drop_images([record.task.number for record in old])
+                    old = self.system.store.images_beyond(number, None if age is None else time.time() - age)
+                    gone = await asyncio.to_thread(self.delete_files, old)
+                    await self.system.store.drop_images(gone)
                 except OSError:
                     break  # the next look finds them again
-                more = len(old) == 1000
+                more = len(old) == 1000 and bool(gone)
 
-    def delete_files(self, records: list[Record]) -> None:
-        """Delete the images of these tasks. Raises OSError for one that cannot be."""
+    def delete_files(self, records: list[Record]) -> list[int]:
+        """Delete the images of these tasks; returns the numbers of those that have none any more."""
+        gone = []
         for record in records:
-            (self.system.folder / "images" / record.image).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.system.folder / "images" / record.image).unlink(missing_ok=True)
+                gone.append(record.task.number)
+        return gone

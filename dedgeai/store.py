@@ -57,7 +57,7 @@ Change = Callable[[sqlite3.Connection], Any]  # a part of a transaction
 
 
 class StoreError(OSError):
-    """A write that failed; its text says why, in words."""
+    """What could not be written or read; its text says why, in words."""
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -210,14 +210,18 @@ class Store:
 
     def set(self, name: str, value: str | None) -> None:
         """Keep a text, or with None forget it. Raises StoreError."""
+        self.rows("INSERT OR REPLACE INTO settings VALUES (?, ?)", name, value)
+
+    def rows(self, query: str, *values: Any) -> list[Any]:
+        """What an SQL query finds. Raises StoreError, as everything here that reads."""
         try:
-            self.reader.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", [name, value])
+            return self.reader.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise store_error(error) from None
 
     def read(self, more: str, *values: Any) -> list[Record]:
         """The records that an SQL query with this end finds."""
-        return [record_of(row) for row in self.reader.execute(f"{SELECT} {more}", values).fetchall()]
+        return [record_of(row) for row in self.rows(f"{SELECT} {more}", *values)]
 
     def get(self, number: int) -> Record | None:
         """The record of a task, None if there is none."""
@@ -251,17 +255,17 @@ class Store:
     def key(self, key: str) -> tuple[str, list[int]] | None:
         """What the request with an idempotency key was, as its digest, and the tasks that it got."""
         query = "SELECT digest, first, number FROM keys WHERE key = ? AND at > ?"
-        found = self.reader.execute(query, [key, time.time() - KEY_SECONDS]).fetchone()
-        return found and (found[0], [found[1] + k for k in range(found[2])])
+        found = self.rows(query, key, time.time() - KEY_SECONDS)
+        return (found[0][0], [found[0][1] + k for k in range(found[0][2])]) if found else None
 
     def totals(self) -> dict[int, float]:
         """Seconds of whole runs, by their numbers of tasks."""
-        return dict(self.reader.execute("SELECT tasks, seconds FROM totals").fetchall())
+        return dict(self.rows("SELECT tasks, seconds FROM totals"))
 
     def setting(self, name: str) -> str | None:
         """A text that outlives a start."""
-        found = self.reader.execute("SELECT value FROM settings WHERE name = ?", [name]).fetchone()
-        return found and found[0]
+        found = self.rows("SELECT value FROM settings WHERE name = ?", name)
+        return found[0][0] if found else None
 
 
 def prepare(connection: sqlite3.Connection) -> None:

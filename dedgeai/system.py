@@ -95,7 +95,7 @@ class EdgeSystem:
             await self.store.add(records, key, digest)
         except OSError:
             for record in records:
-                del self.records[record.task.number]
+                self.records.pop(record.task.number, None)  # it may be cancelled already
             raise
         self.take(slot, records, store=False)
         return records
@@ -133,7 +133,10 @@ class EdgeSystem:
                 self.tell([record], store=False)
 
     def made(self, server: int, task: Task, image: bytes | None, error: str, seconds: float) -> None:
-        """Have a task's image stored, or why there is none; neither where it was cancelled. The first result counts."""
+        """Have a task's image stored, or why there is none; neither where it was cancelled.
+
+        Each task comes once, but for those that the cluster's `cancel` has said are gone. The first result counts.
+        """
         record = self.records.get(task.number)
         if record is not None and record.finished is None:
             record.server = server
@@ -184,10 +187,10 @@ class EdgeSystem:
         """End an unfinished task: at once if no server works on it, else at its next step."""
         record = self.records[number]
         if record.finished is None and not record.cancelling:
+            record.cancelling = True
             if record.state == WAITING or self.cluster.cancel(number):
                 await asyncio.wait([self.conclude(record, CANCELLED)], timeout=RETRY_SECONDS)
-            else:
-                record.cancelling = True
+            if record.cancelling:  # at its next step, or once that can be stored
                 self.tell([record], store=False)
         return record
 
@@ -200,7 +203,7 @@ class EdgeSystem:
         """Have the end of a task stored, then say that it has ended."""
         await self.archive.keep(record, state, image)
         record.cancelling = False
-        del self.records[record.task.number]
+        self.records.pop(record.task.number, None)
         self.tell([record], store=False)
         self.change()
         self.rounds.learn()

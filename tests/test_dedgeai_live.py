@@ -117,7 +117,7 @@ def test_five_servers_are_nearly_five_times_as_fast_as_one_and_the_simulator_kno
     alone = sum(profile.seconds(0, task.steps) for task in tasks)  # one server could not be faster
     assert alone / max(record.finished for record in records) >= speed_up
     took = np.repeat([s for s, _ in system.rounds.seconds], [n for _, n in system.rounds.seconds])
-    assert np.percentile(took, 99) < 0.005
+    assert np.percentile(took, 99) < 0.01
     predicted, measured = predict(records, profile), np.array([record.delay for record in records])
     assert predicted.mean() == pytest.approx(measured.mean(), rel=0.05)
     assert np.abs(predicted - measured).mean() < 0.05 * measured.mean()

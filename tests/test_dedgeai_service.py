@@ -106,7 +106,9 @@ def flood_and_kill(service: Service, count: int, most: int) -> None:
     refused = [reply for reply in replies if reply.status_code != 202]
     assert len(set(accepted)) == len(accepted) >= most - 10 and refused
     assert all(reply.status_code == 503 and reply.headers["retry-after"] for reply in refused)
-    assert "going on with" in service.start("--resume", run, *TOKEN, "--step_seconds", 0.001)  # settings may change
+    assert "going on with" in service.start(
+        "--serve", "--resume", run, *TOKEN, "--step_seconds", 0.001
+    )  # settings may change
     client = service.client
     settled(client)
     for task in accepted:

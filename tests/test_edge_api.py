@@ -3,11 +3,14 @@
 Its edge servers only wait, and live in the test's process.
 """
 
+import asyncio
 import base64
 import contextlib
 import errno
+import itertools
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -140,6 +143,75 @@ def test_a_task_is_cancelled_where_it_is_and_removed_once_it_has_ended(slow):
     assert slow.client.delete(f"/api/tasks/{running}").json()["state"] == "removed"
     assert slow.client.get(f"/api/tasks/{running}").status_code == 404
     assert slow.client.delete(f"/api/tasks/{running}").status_code == 404
+
+
+def test_what_the_disk_refuses_to_change_is_as_it_was(service, monkeypatch):
+    """An image that cannot be deleted keeps its task; a cancellation that cannot be stored is under way."""
+    number = service.order()["task"]
+    service.settle()
+    image = service.folder / "images" / service.call(found(service, number)).image
+    content = image.read_bytes()
+    image.unlink()
+    image.mkdir()
+    assert service.client.delete(f"/api/tasks/{number}").status_code == 503
+    image.rmdir()
+    image.write_bytes(content)
+    assert service.client.get(f"/api/tasks/{number}/image").content == content
+
+    async def fails(*_: Any) -> None:
+        raise StoreError(errno.ENOSPC, "no luck")
+
+    monkeypatch.setattr("dedgeai.system.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(service.system.store, "finish", fails)
+    service.system.cluster.halted = True
+    stuck = service.order()["task"]
+    answer = service.client.delete(f"/api/tasks/{stuck}").json()
+    assert answer["cancelling"] and answer["state"] in ("waiting", "queued")
+    assert service.client.get("/readyz").status_code == 503
+    monkeypatch.undo()
+    service.settle()
+    ended = service.client.get(f"/api/tasks/{stuck}").json()
+    assert ended["state"] == "cancelled" and not ended["cancelling"]
+
+
+def test_a_task_that_is_cancelled_before_it_could_be_kept_ends_nothing(service, monkeypatch):
+    listed: list[int] = []
+
+    async def fails(records: Any, *_: Any) -> None:
+        listed.extend(record.task.number for record in records)
+        while service.system.left:  # until it was cancelled
+            await asyncio.sleep(0.01)
+        raise StoreError(errno.EIO, "no luck")
+
+    monkeypatch.setattr(service.system.store, "add", fails)
+    refused: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: refused.append(service.client.post("/api/tasks", json={"prompt": "x"})))
+    thread.start()
+    wait_for(lambda: listed)
+    assert service.client.delete(f"/api/tasks/{listed[0]}").json()["state"] == "cancelled"
+    thread.join()
+    assert refused[0].status_code == 503
+    monkeypatch.undo()
+    service.order()
+    service.settle()
+    assert service.system.error is None
+
+
+def test_a_record_that_cannot_be_read_is_said_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr("dedgeai.service.RETENTION_SECONDS", 0.05)
+    with LocalService(tmp_path, keep_images="1") as service:
+        task = service.order()["task"]
+        service.settle()
+        reader, service.system.store.reader = (
+            service.system.store.reader,
+            sqlite3.connect(":memory:", check_same_thread=False),
+        )
+        time.sleep(0.2)  # old images are looked for
+        for path in (f"/api/tasks/{task}", "/api/tasks", f"/api/tasks/{task}/image"):
+            reply = service.client.get(path)
+            assert reply.status_code == 503 and "no such table" in reply.json()["detail"]
+        service.system.store.reader = reader
+        assert service.client.get(f"/api/tasks/{task}").json()["state"] == "done"
 
 
 def test_images_that_are_gone_say_why(service):
@@ -377,7 +449,7 @@ def test_a_waiting_request_is_told_of_failure_cancellation_and_the_end_of_the_se
         wait_for(lambda k=k: slow.system.left == k + 1)
     slow.client.delete("/api/tasks/1")
     wait_for(lambda: len(replies) == 1)
-    assert replies[0].status_code == 409 and "cancelled" in replies[0].json()["error"]["message"]
+    assert replies[0].status_code == 410 and "cancelled" in replies[0].json()["error"]["message"]
     slow.loop.call_soon_threadsafe(slow.system.made, 0, slow.system.records[0].task, None, "out of paint", 1.0)
     wait_for(lambda: len(replies) == 2)
     assert replies[1].status_code == 500 and "out of paint" in replies[1].json()["error"]["message"]
@@ -453,7 +525,7 @@ def test_servers_are_told_of_while_something_changes(slow):
     assert state.keys() == cluster.keys() and state["scheduler"] and state["servers"][0]["up"]
 
 
-def test_streams_end_with_the_service_and_slow_ones_before(tmp_path):
+def test_who_is_slow_or_hears_of_too_much_at_once_begins_anew(tmp_path):
     with LocalService(tmp_path) as service:
         events = service_events(service)
         with contextlib.ExitStack() as stack:
@@ -469,8 +541,13 @@ def test_streams_end_with_the_service_and_slow_ones_before(tmp_path):
                     service.call(found(service, 0))  # lets the good one read
                     wait_for(lambda k=k: len(heard) > k - 500)
             wait_for(lambda: len(heard) > 3 * MOST_WAITING)
-            names = [name for _, name, _ in events_of(lazy.iter_lines())]  # it ends
-            assert names[0] == "hello" and MOST_WAITING < len(names) < 3 * MOST_WAITING
+            for _ in range(MOST_WAITING + 10):
+                service.loop.call_soon_threadsafe(events.tell, "small", lambda: "{}")
+            wait_for(lambda: heard[-1][1] == "small" and heard[-1][0].endswith(f"-{events.count}"))
+            names = list(
+                itertools.takewhile(lambda name: name != "small", (n for _, n, _ in events_of(lazy.iter_lines())))
+            )
+            assert names[0] == "hello" and "reset" in names and len(names) < 3 * MOST_WAITING
             began = time.monotonic()
             service.stop()
             listening.join(5)
@@ -493,6 +570,12 @@ def test_only_the_newest_images_are_kept(tmp_path, monkeypatch):
         assert [path.stem for path in (tmp_path / "images").iterdir()] == [f"{n:06d}" for n in (numbers[3], number)]
         statuses = [service.client.get(f"/api/tasks/{n}/image").status_code for n in (*numbers, number)]
         assert statuses == [410, 410, 410, 200, 200]
+        kept = tmp_path / "images" / f"{number:06d}.png"
+        kept.unlink()
+        kept.mkdir()  # which cannot be deleted, and keeps no other from it
+        service.order(images=4)
+        service.settle()
+        wait_for(lambda: len(list((tmp_path / "images").iterdir())) == 3 and kept.exists())
 
 
 # --- what describes it ---

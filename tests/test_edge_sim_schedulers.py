@@ -142,7 +142,8 @@ def test_mistakes_end_in_one_line_before_anything_starts(flags, words, capsys, t
 def test_what_an_earlier_version_left_is_not_taken_for_a_run_without_tasks(capsys, tmp_path):
     for name in ("journal.jsonl", "config.json"):
         (tmp_path / name).write_text("{}\n")
-    assert "its journal.jsonl is of an earlier version" in refusal(capsys, main_dedgeai, "--resume", tmp_path)
+    for flags in (["--resume", tmp_path], ["--serve", "--out", tmp_path]):
+        assert "its journal.jsonl is of an earlier version" in refusal(capsys, main_dedgeai, *flags)
 
 
 def test_a_checkpoint_of_other_servers_is_refused(tmp_path, capsys):
