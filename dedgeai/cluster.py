@@ -16,8 +16,8 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from common.parameters import ParameterError
 from common.run_folder import describe
 from dedgeai.configuration import ServerParameters
-from dedgeai.edge_server import ComputeOptions, EdgeServer
-from dedgeai.queues import Call, Owner, Queues, Server
+from dedgeai.edge_server import EdgeServer, OpenCompute
+from dedgeai.queues import Call, Queues, Server
 from dedgeai.ray_start import RESOURCE
 from dedgeai.tasks import Made
 
@@ -28,7 +28,7 @@ POLL_SECONDS = 0.25  # s between questions how far a server is, or whether it is
 class Cluster(Queues):
     """All edge servers, and the tasks that each of them has."""
 
-    def __init__(self, config: ServerParameters, compute: ComputeOptions, owner: Owner) -> None:
+    def __init__(self, config: ServerParameters, compute: OpenCompute, owner: Any) -> None:
         super().__init__(config, owner)
         self.compute = compute
         self.background: set[asyncio.Task] = set()
@@ -160,7 +160,7 @@ class Cluster(Queues):
 
     async def close(self) -> None:
         """Cancel what runs beside, and end the servers."""
-        self.halted = True
+        self.paused = True
         for task in list(self.background):
             task.cancel()
         await asyncio.gather(*self.background, return_exceptions=True)

@@ -5,10 +5,10 @@ answer at once, but for `run`. Start reading at `EdgeServer.run`.
 """
 
 import asyncio
-import dataclasses
 import os
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -44,34 +44,19 @@ class Compute(Protocol):
         """Denoising steps of the batch that are done."""
 
 
-class ComputeOptions(Protocol):
-    """What describes a `Compute` and can be sent to another machine."""
-
-    def open(self, server: int) -> Compute:
-        """The `Compute` of the server with this number. Raises ParameterError when it cannot be had."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SimulatedOptions:
-    """Servers that wait instead of computing: for seconds_base + steps * seconds_per_step, varied by `spread`."""
-
-    seconds_per_step: tuple[float, ...]
-    seconds_base: tuple[float, ...]
-    spread: tuple[float, ...]
-    seed: int
-
-    def open(self, server: int) -> "SimulatedCompute":
-        """The waiting of the server with this number."""
-        return SimulatedCompute(self, server)
+OpenCompute = Callable[[int], Compute]  # by a server's number; raises ParameterError; can be sent to another machine
+Floats = Sequence[float]
 
 
 class SimulatedCompute:
-    """Waits as long as the options say, in equal steps. The image is one grey pixel."""
+    """Waits instead of computing, in equal steps: for seconds_base + steps * seconds_per_step, varied by `spread`.
 
-    def __init__(self, options: SimulatedOptions, server: int) -> None:
-        self.seconds_per_step, self.base = options.seconds_per_step[server], options.seconds_base[server]
-        self.spread = options.spread[server]
-        self.random = np.random.default_rng([options.seed, server])
+    These hold a number for each server. The image is one grey pixel.
+    """
+
+    def __init__(self, seconds_per_step: Floats, seconds_base: Floats, spread: Floats, seed: int, server: int) -> None:
+        self.seconds_per_step, self.base, self.spread = seconds_per_step[server], seconds_base[server], spread[server]
+        self.random = np.random.default_rng([seed, server])
         self.began, self.seconds, self.steps = 0.0, 0.0, 0  # of the batch
         self.free = 0.0  # when the last batch's time was over, so that late wake-ups do not add up
 
@@ -105,8 +90,8 @@ GREY_PIXEL = bytes.fromhex(
 class EdgeServer:
     """The generator of one ES, and the batches that it was sent. One that is started again has a new `incarnation`."""
 
-    def __init__(self, number: int, options: ComputeOptions) -> None:
-        self.number, self.options = number, options
+    def __init__(self, number: int, opened: OpenCompute) -> None:
+        self.number, self.opened = number, opened
         self.incarnation = uuid.uuid4().hex
         self.compute: Compute | None = None
         self.batches: list[Batch] = []  # in the order in which they are worked on
@@ -119,7 +104,7 @@ class EdgeServer:
         The first call opens the generator, whose mistakes reach the caller as they are; raises ParameterError.
         """
         if self.compute is None:
-            self.compute = self.options.open(self.number)
+            self.compute = self.opened(self.number)
         for batch in self.batches:
             batch.cancel(batch.left)
         return self.incarnation, os.getpid(), os.uname().nodename

@@ -3,13 +3,13 @@
 A request may hold only what is used; everything else is refused. Start reading at `request_forms`.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import pydantic
 from fastapi import Header, HTTPException
 from fastapi.responses import Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from common.parameters import LARGEST
 from dedgeai.configuration import DedgeParameters
@@ -67,6 +67,7 @@ NAME = text("a text of at most 256 characters", max_length=256)
 KEY = text("1 to 255 printable ASCII characters", "^[!-~]([ -~]*[!-~])?$", min_length=1, max_length=255)
 Key = Annotated[KEY | None, Header(alias="Idempotency-Key")]
 Number = Annotated[int, BeforeValidator(written)]
+Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 4))]
 
 
 def request_forms(config: DedgeParameters, model: Model) -> tuple[type[BaseModel], type[BaseModel]]:
@@ -140,12 +141,12 @@ class Status(Form):
     request: int = Field(description="number of the first task of its request")
     edge_server: int | None = Field(description="which has it, or has done it")
     ahead: int | None = Field(description="tasks before it at its server, while it has one")
-    estimated_s: float | None = Field(description="seconds until it is done, while it is unfinished")
+    estimated_s: Seconds | None = Field(description="seconds until it is done, while it is unfinished")
     cancelling: bool = Field(description="it ends at its next step, or once there is room to say so")
     accepted_at: datetime
     finished_at: datetime | None
-    queueing_s: float | None = Field(description="seconds from its acceptance until a server began with it")
-    delay_s: float | None = Field(description="seconds from its acceptance to its end")
+    queueing_s: Seconds | None = Field(description="seconds from its acceptance until a server began with it")
+    delay_s: Seconds | None = Field(description="seconds from its acceptance to its end")
     image: str | None = Field(description="path of its image, once it is done and while it is kept")
     error: str | None
 
@@ -170,7 +171,7 @@ class ServerStatus(Form):
     up: bool
     machine: str
     tasks: int = Field(description="tasks that it has, the running ones included")
-    backlog_s: float
+    backlog_s: Seconds
     backlog_gcycles: float
     seconds_per_step: float = Field(description="as it last reported")
     profile_seconds_per_step: float
@@ -214,13 +215,3 @@ class Problem(Form):
     """Why a request was refused."""
 
     detail: str
-
-
-def time_of(wall: float | None) -> datetime | None:
-    """A wall time in s since 1970 as UTC, to 1 ms."""
-    return None if wall is None else datetime.fromtimestamp(round(wall, 3), UTC)
-
-
-def rounded(seconds: float | None) -> float | None:
-    """To 0.1 ms."""
-    return None if seconds is None else round(seconds, 4)

@@ -4,7 +4,6 @@ Imported by edge servers only when they compute, because torch takes seconds to 
 """
 
 import asyncio
-import dataclasses
 from typing import Any
 
 import torch
@@ -19,30 +18,21 @@ from resd3_medium.png import png_bytes
 from resd3_medium.tasks import ImageTask
 
 
-@dataclasses.dataclass(frozen=True)
-class RealOptions:
-    """Parameters of refine_sd3_infer.py that an edge server takes, and its CPU threads."""
-
-    config: InferConfig
-    threads: int
-
-    def open(self, server: int) -> "Generator":
-        """The generator of the server with this number. Raises ParameterError when its files or sizes do not fit."""
-        return Generator(self)
-
-
 def inference_config(**given: Any) -> InferConfig:
     """Parameters with the model's folder and defaults filled in. Raises ParameterError for bad files and sizes."""
     return with_model(resolve(InferConfig, given))
 
 
 class Generator:
-    """One pipeline, loaded once. Tasks are computed in a thread, so that the server goes on answering."""
+    """One pipeline, loaded once. Tasks are computed in a thread, so that the server goes on answering.
 
-    def __init__(self, options: RealOptions) -> None:
-        torch.set_num_threads(options.threads)
-        self.config = options.config
-        self.pipeline = open_pipeline(self.config)
+    `config` are parameters of refine_sd3_infer.py, `threads` the CPU's. Raises ParameterError when files or sizes do
+    not fit.
+    """
+
+    def __init__(self, config: InferConfig, threads: int, server: int) -> None:
+        torch.set_num_threads(threads)
+        self.config, self.pipeline = config, open_pipeline(config)
         self.done = 0  # denoising steps of the batch
         self.more = {name: getattr(self.config, name) for name in IMAGE_PARAMETERS}
         self.more |= {"t5": "on" if self.pipeline.t5_rows else "off"}

@@ -104,9 +104,9 @@ class Live:
             await asyncio.to_thread(self.link.connect)  # so that signals are answered here meanwhile
             set_handler(signal.SIGTERM, self.signalled)  # Ray has set its own
             self.link.watch(self.died)
-            system = EdgeSystem(config, self.model.options, self.folder, self.store)
+            system = EdgeSystem(config, self.model.compute, self.folder, self.store)
             try:
-                await system.start()
+                await system.cluster.start()
                 print(f"edge servers are up after {time.perf_counter() - began:.1f} s", flush=True)
                 await self.get_ready(system)
                 return await self.work(system, listener)

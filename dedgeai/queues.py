@@ -10,44 +10,18 @@ import dataclasses
 import itertools
 import time
 from collections import OrderedDict
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from dedgeai.configuration import ServerParameters
-from dedgeai.tasks import Made, Task, batch_of
+from dedgeai.tasks import Made, Task
 from edge_sim.server_profile import DENSITY
 
 PREFETCH_SECONDS = 0.1  # s before the end of a batch at which the next one is sent ahead
 SMOOTHING = 0.2  # weight of the last batch in the moving average of a server's speed
 CHOICE = 1000  # waiting tasks that a batch is chosen from, the oldest ones
 SHORT, PLACES_SECONDS = 100, 0.2  # positions in a queue of more tasks may be so old
-
-
-class Owner(Protocol):
-    """Who is told what happens to tasks. No call may block."""
-
-    def started(self, server: int, tasks: list[Task]) -> None:
-        """The server was told to work on these tasks."""
-
-    def made(self, server: int, task: Task, image: bytes | None, error: str, seconds: float) -> None:
-        """A task's image, or why there is none; neither where it was cancelled. Each task comes once, but for those
-        that `cancel` has said are gone."""
-
-    def progress(self, steps: dict[int, int]) -> None:
-        """Denoising steps that are done, by task number; about 4 times a second."""
-
-    def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
-        """Tasks of a server that died, to be sent again: those that it worked on, and the others."""
-
-    def moved(self, server: int, tasks: list[Task]) -> None:
-        """This server had no work and took these tasks over from another's queue."""
-
-    def joined(self, server: int) -> None:
-        """A server that had died works again."""
-
-    def broken(self, error: BaseException) -> None:
-        """A mistake of this program's own."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -92,20 +66,23 @@ class Server:
     def next_batch(self, most: int) -> list[Task]:
         """Take out the oldest waiting task, and up to most - 1 of its kind: first those of its request."""
         oldest = next(iter(self.waiting.values()))
-        choice = list(itertools.islice(self.waiting.values(), CHOICE if most > 1 else 1))
-        choice.sort(key=lambda task: task.request is None or task.request != oldest.request)
-        return [self.remove(task.number) for task in batch_of(choice, most)]
+        choice = itertools.islice(self.waiting.values(), CHOICE if most > 1 else 1)
+        alike = [task for task in choice if task.kind == oldest.kind]
+        alike.sort(key=lambda task: task.request is None or task.request != oldest.request)
+        return [self.remove(task.number) for task in alike[:most]]
 
 
 class Queues:
-    """The queues of all servers, and what they have begun. Who derives from it does `begin` and `stop`."""
+    """The queues of all servers, and what they have begun. Who derives from it does `begin` and `stop`.
 
-    def __init__(self, config: ServerParameters, owner: Owner) -> None:
+    `owner` is told what happens to tasks, by the methods that `EdgeSystem` has for it; they do not block.
+    """
+
+    def __init__(self, config: ServerParameters, owner: Any) -> None:
         self.config, self.owner = config, owner
-        self.rebalance = config.rebalance
         self.servers = [Server(number) for number in range(config.num_servers)]
         self.where: dict[int, Server] = {}  # the server of each task, by its number
-        self.halted = False
+        self.paused = False
         self.calibrate(np.ones(config.num_servers), 0.0)
 
     def calibrate(self, rates: np.ndarray, overhead: float) -> None:
@@ -180,14 +157,9 @@ class Queues:
             del self.where[task.number]
         self.owner.lost(server.number, running, queued)
 
-    @property
-    def paused(self) -> bool:
-        """Whether no batch is begun for the time being."""
-        return self.halted
-
-    @paused.setter
-    def paused(self, halted: bool) -> None:
-        self.halted = halted
+    def pause(self, paused: bool) -> None:
+        """Begin no batch from now on, or go on."""
+        self.paused = paused
         self.settle()
 
     async def drained(self) -> None:
@@ -199,7 +171,7 @@ class Queues:
 
     def settle(self) -> None:
         """Have every server work that can; it is called after each change."""
-        if self.halted:
+        if self.paused:
             return
         idle = []
         for server in self.servers:
@@ -207,7 +179,7 @@ class Queues:
                 self.feed(server)
                 if not server.calls:
                     idle.append(server)
-        if not self.rebalance:
+        if not self.config.rebalance:
             return
         idle.sort(key=lambda server: -server.seconds_per_step)
         while idle and (busy := [server for server in self.servers if server.waiting]):

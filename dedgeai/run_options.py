@@ -5,13 +5,14 @@ Start reading at `run_options`.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dedgeai.configuration import DedgeParameters
-from dedgeai.edge_server import ComputeOptions, SimulatedOptions
+from dedgeai.edge_server import OpenCompute, SimulatedCompute
 from edge_sim.schedulers import SchedulerOptions, check_scheduler, method_of
 from edge_sim.server_profile import Profile, equal_servers
 from edge_sim.task_stream import Demand, sizes_of
@@ -30,7 +31,7 @@ INFERENCE = ("models", "width", "height", "device", "dtype", "offload", "t5")  #
 class Model:
     """What makes the images: how a server opens it, what it is, and what may be asked of it. Sides are in pixels."""
 
-    options: ComputeOptions
+    compute: OpenCompute
     name: str
     id: str  # in the API
     width: int
@@ -126,17 +127,18 @@ def choose_model(options: RunOptions) -> Model:
     config, p = options.config, options.waiting
     examples = tuple(read_prompts(str(DATASET / "pocket_examples.txt") if options.pocket else None, False, 12, 0))
     if p is not None:
-        times = (tuple(x.tolist()) for x in (p.seconds_per_step, p.seconds_base, p.spread))
         name, words = "simulated compute", "Nothing: its servers wait instead of computing. Each image is a grey pixel."
-        compute: ComputeOptions = SimulatedOptions(*times, config.seed)
+        compute: OpenCompute = functools.partial(
+            SimulatedCompute, p.seconds_per_step, p.seconds_base, p.spread, config.seed
+        )
         width, height, cfg_scale, negative = config.width or 64, config.height or 64, 3.0, ""
     else:
-        from dedgeai.generator import RealOptions, inference_config
+        from dedgeai.generator import Generator, inference_config
 
         infer = inference_config(**{name: getattr(config, name) for name in INFERENCE})
         width, height, cfg_scale, negative = infer.width, infer.height, infer.cfg_scale, infer.negative_prompt
         kind = "pocket model" if options.pocket else "SD3 Medium"
-        name, compute = f"{kind}, {width} x {height}", RealOptions(infer, config.threads)
+        name, compute = f"{kind}, {width} x {height}", functools.partial(Generator, infer, config.threads)
         words = POCKET_WORDS if options.pocket else "Whatever you describe."
     largest = max(config.max_side or (64 if options.pocket else 1024), width, height)
     known = "simulated" if p is not None else "pocket" if options.pocket else "sd3-medium"

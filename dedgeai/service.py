@@ -18,7 +18,7 @@ from fastapi import HTTPException
 from common.parameters import LARGEST
 from dedgeai.configuration import DedgeParameters
 from dedgeai.events import Event, Events
-from dedgeai.forms import ClusterStatus, ModelStatus, ServerStatus, Status, rounded, time_of, unavailable
+from dedgeai.forms import ClusterStatus, ModelStatus, ServerStatus, Status, unavailable
 from dedgeai.metrics import Metrics
 from dedgeai.records import CANCELLED, DONE, FAILED, FINAL, Record
 from dedgeai.run_options import Model
@@ -112,12 +112,12 @@ class Service:
             request=number if task.request is None else task.request,
             edge_server=record.server,
             ahead=ahead,
-            estimated_s=rounded(seconds),
+            estimated_s=seconds,
             cancelling=record.cancelling,
-            accepted_at=time_of(record.accepted_at),
-            finished_at=time_of(record.finished_at) if record.final else None,
-            queueing_s=rounded(record.queueing),
-            delay_s=rounded(record.delay) if record.final else None,
+            accepted_at=record.accepted_at,
+            finished_at=record.finished_at if record.final else None,
+            queueing_s=record.queueing,
+            delay_s=record.delay if record.final else None,
             image=f"{self.config.root_path}/api/tasks/{number}/image" if record.image else None,
             error=record.error or None,
         )
@@ -145,7 +145,7 @@ class Service:
                 up=server.up,
                 machine=server.machine,
                 tasks=len(server),
-                backlog_s=round(seconds[number], 4),
+                backlog_s=seconds[number],
                 backlog_gcycles=round(gcycles[number], 4),
                 seconds_per_step=round(float(server.seconds_per_step), 6),
                 profile_seconds_per_step=round(rates[number], 6),

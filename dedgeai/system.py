@@ -16,7 +16,7 @@ from dedgeai.archive import RETRY_SECONDS, Archive
 from dedgeai.cluster import Cluster
 from dedgeai.configuration import DedgeParameters
 from dedgeai.deciding import Rounds
-from dedgeai.edge_server import ComputeOptions
+from dedgeai.edge_server import OpenCompute
 from dedgeai.records import CANCELLED, DONE, FAILED, RUNNING, WAITING, Record
 from dedgeai.store import Store
 from dedgeai.tasks import Task
@@ -27,9 +27,9 @@ QUEUE_SAMPLE_SECONDS = 0.2
 
 
 class EdgeSystem:
-    """Everything of a run but its tasks. `start` it, `submit` groups of tasks, `close` it."""
+    """Everything of a run but its tasks. Start its cluster, `schedule_with` a dispatcher, `submit` tasks, `close`."""
 
-    def __init__(self, config: DedgeParameters, compute: ComputeOptions, folder: Path, store: Store) -> None:
+    def __init__(self, config: DedgeParameters, compute: OpenCompute, folder: Path, store: Store) -> None:
         self.config, self.folder, self.store = config, folder, store
         self.cluster = Cluster(config, compute, self)
         self.archive = Archive(folder, store, self.pause)
@@ -57,10 +57,6 @@ class EdgeSystem:
     def now(self) -> float:
         """Seconds since the clock was started."""
         return time.monotonic() - self.origin
-
-    async def start(self) -> None:
-        """Start the edge servers. Raises ParameterError when one cannot load its generator."""
-        await self.cluster.start()
 
     def schedule_with(self, dispatcher: Dispatcher, profile: Profile) -> None:
         """From now on tasks are taken, and scheduled by this dispatcher for servers of this profile."""
@@ -122,14 +118,14 @@ class EdgeSystem:
     # --- what the cluster tells ---
 
     def started(self, server: int, tasks: list[Task]) -> None:
-        """Note what a server begins with."""
+        """Note what a server was told to work on."""
         records = [self.records[task.number] for task in tasks]
         for record in records:
             record.state, record.started, record.step = RUNNING, self.now(), 0
         self.tell(records)
 
     def progress(self, steps: dict[int, int]) -> None:
-        """Note denoising steps."""
+        """Note denoising steps that are done, by task number; about 4 times a second."""
         for number, step in steps.items():
             record = self.records.get(number)
             if record is not None and record.finished is None and record.step != step:
@@ -137,14 +133,20 @@ class EdgeSystem:
                 self.tell([record], store=False)
 
     def made(self, server: int, task: Task, image: bytes | None, error: str, seconds: float) -> None:
-        """Have the result of a task stored, the first that comes."""
+        """Have a task's image stored, or why there is none; neither where it was cancelled.
+
+        Each task comes once, but for those that the cluster's `cancel` has said are gone. The first result counts.
+        """
         record = self.records.get(task.number)
         if record is not None and record.finished is None:
             record.server = server
             self.conclude(record, DONE if image is not None else FAILED if error else CANCELLED, error, image)
 
     def lost(self, server: int, running: list[Task], queued: list[Task]) -> None:
-        """Have a dead server's tasks scheduled again, but for those that too many servers died on."""
+        """Have the tasks of a server that died, those that it worked on and the others, scheduled again.
+
+        Those that too many servers died on fail.
+        """
         print(f"edge server {server} died; it is started again, and others get its tasks", flush=True)
         again, hit = [], {task.number for task in running}
         for task in (*running, *queued):
@@ -256,7 +258,7 @@ class EdgeSystem:
 
     def pause(self) -> None:
         """Let servers begin nothing while nothing can be stored, or while this stops."""
-        self.cluster.paused = self.stopping or bool(self.trouble)
+        self.cluster.pause(self.stopping or bool(self.trouble))
 
     async def stop(self) -> None:
         """Let what runs end, and begin nothing, so that a later start has the rest to do."""

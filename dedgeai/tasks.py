@@ -5,7 +5,6 @@ Nothing here needs torch, so that an edge server that only waits for the profile
 """
 
 import dataclasses
-from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +37,6 @@ class Task:
     def kind(self) -> tuple[object, ...]:
         """What tasks that are denoised together have alike."""
         return self.steps, self.width, self.height, self.cfg_scale
-
-
-def batch_of(tasks: Iterable[Task], most: int) -> list[Task]:
-    """The first task, and up to `most` - 1 others of its kind, which can be denoised with it."""
-    alike: list[Task] = []
-    for task in tasks:
-        if not alike or task.kind == alike[0].kind:
-            alike.append(task)
-        if len(alike) == most:
-            break
-    return alike
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from dedgeai.cluster import Cluster
-from dedgeai.edge_server import ComputeOptions, EdgeServer
+from dedgeai.edge_server import EdgeServer, OpenCompute
 from dedgeai.queues import Server
 from edge_sim.dispatcher import ClusterScheduler
 from edge_sim.schedulers import SchedulerOptions, make_scheduler, method_of
@@ -28,7 +28,7 @@ def ready(scheduler: str, profile: Profile, folder: Path, checkpoint: Path | Non
 class LocalActor:
     """An edge server that lives in the test's process and is called, and dies, as Ray's actors do."""
 
-    def __init__(self, number: int, compute: ComputeOptions) -> None:
+    def __init__(self, number: int, compute: OpenCompute) -> None:
         self.start = lambda: EdgeServer(number, compute)
         self.server = self.start()
         self.calls: set[asyncio.Task] = set()

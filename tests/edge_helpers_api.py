@@ -61,10 +61,10 @@ class LocalService:
         store, model = Store(self.folder / "tasks.db"), choose_model(options)
         store.set("token", self.token and hashlib.sha256(self.token.encode()).hexdigest())
         with mock.patch.object(system_module, "Cluster", LocalCluster):
-            self.system = EdgeSystem(options.config, model.options, self.folder, store)
+            self.system = EdgeSystem(options.config, model.compute, self.folder, store)
         self.listener = bind("127.0.0.1", 0)
         try:
-            await self.system.start()
+            await self.system.cluster.start()
             ready = make_scheduler(options.scheduler, options.waiting)
             self.system.schedule_with(Dispatcher(ready, False), options.waiting)
             self.loop.call_soon(self.ready.set)

@@ -5,6 +5,7 @@ share one, and runs from the command line take place in this process; a driver o
 """
 
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from common.parameters import ParameterError
 from common.tables import read_csv
 from dedgeai import main_dedgeai
 from dedgeai.cluster import Cluster, refusal
-from dedgeai.edge_server import SimulatedOptions
+from dedgeai.edge_server import SimulatedCompute
 from dedgeai.main_dedgeai import DedgeConfig
 from dedgeai.ray_start import RayLink
 from dedgeai.records import DONE, FAILED, Record
@@ -56,12 +57,11 @@ def shared_ray(local_ray, monkeypatch):
 
 async def system_of(profile: Profile, folder: Path, scheduler: str = "water_filling", **changes) -> EdgeSystem:
     """A started system whose servers wait as the profile says."""
-    waiting = SimulatedOptions(
-        *(tuple(x.tolist()) for x in (profile.seconds_per_step, profile.seconds_base, profile.spread)), 0
-    )
     config = make(DedgeConfig, num_servers=profile.servers, scheduler=scheduler, **changes)
+    times = (profile.seconds_per_step, profile.seconds_base, profile.spread)
+    waiting = functools.partial(SimulatedCompute, *times, config.seed)
     system = EdgeSystem(config, waiting, folder, Store(folder / "tasks.db"))
-    await system.start()
+    await system.cluster.start()
     method, policies = method_of(scheduler), folder / "policies"
     options = SchedulerOptions(scheduler, method, None, policies, 3, 10, (10, 19), 0.001, 450.0, 0)
     system.schedule_with(Dispatcher(make_scheduler(options, profile), config.learn), profile)
@@ -234,14 +234,11 @@ def test_agents_go_on_learning_from_measured_delays(local_ray, no_plots, tmp_pat
     ],
 )
 def test_what_keeps_a_server_from_starting_is_said_as_of_its_parameter(error, flag, value, words, local_ray):
-    class Unloadable:
-        """A generator that the servers cannot open; it lies in here, so that Ray sends it whole."""
-
-        def open(self, server: int):
-            raise error
+    def unloadable(server: int):  # it lies in here, so that Ray sends it whole
+        raise error
 
     async def story() -> None:
-        cluster = Cluster(make(DedgeConfig, num_servers=1), Unloadable(), None)
+        cluster = Cluster(make(DedgeConfig, num_servers=1), unloadable, None)
         try:
             await cluster.start()
         finally:

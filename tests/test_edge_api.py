@@ -163,7 +163,7 @@ def test_what_the_disk_refuses_to_change_is_as_it_was(service, monkeypatch):
 
     monkeypatch.setattr("dedgeai.system.RETRY_SECONDS", 0.01)
     monkeypatch.setattr(service.system.store, "finish", fails)
-    service.system.cluster.halted = True
+    service.system.cluster.paused = True
     stuck = service.order()["task"]
     answer = service.client.delete(f"/api/tasks/{stuck}").json()
     assert answer["cancelling"] and answer["state"] in ("waiting", "queued")

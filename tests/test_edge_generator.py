@@ -1,6 +1,7 @@
 """The generator of a real edge server: what a task asks for is what its image shows and says, and it can be stopped."""
 
 import asyncio
+import functools
 import io
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ from helpers import run_here
 from PIL import Image
 
 from dedgeai.edge_server import Batch, EdgeServer
-from dedgeai.generator import RealOptions, inference_config
+from dedgeai.generator import Generator, inference_config
 from dedgeai.tasks import Task
 from resd3_medium import refine_sd3_infer
 from resd3_medium.folders import POCKET
@@ -28,7 +29,7 @@ def opened(content: bytes | None) -> tuple[np.ndarray, dict]:
 
 @pytest.fixture(scope="module")
 def server() -> EdgeServer:
-    return EdgeServer(0, RealOptions(inference_config(models=str(POCKET), width=64, height=64), 1))
+    return EdgeServer(0, functools.partial(Generator, inference_config(models=str(POCKET), width=64, height=64), 1))
 
 
 def test_an_image_is_that_of_the_script_and_says_what_it_was_made_of(server, tmp_path):
