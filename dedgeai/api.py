@@ -24,7 +24,7 @@ from starlette.routing import Match
 
 from dedgeai import forms
 from dedgeai.forms import Accepted, Key, Number, Problem, Status, unavailable
-from dedgeai.gate import gate, refusal
+from dedgeai.gate import Gate, refusal
 from dedgeai.http_server import listen
 from dedgeai.openai_api import Links, add_openai
 from dedgeai.records import Record
@@ -45,8 +45,8 @@ IMAGE: dict[int | str, Any] = {
 }
 
 
-def create_app(service: "Service") -> Any:
-    """The application, an ASGI callable. Reads the page's files."""
+def create_app(service: Service) -> Gate:
+    """The application behind its gate. Reads the page's files."""
     config, system, store, events = service.config, service.system, service.system.store, service.events
     token_hash = store.setting("token")
     answers = forms.ANSWERS | ({401: "no token, or a wrong one"} if token_hash else {})
@@ -182,7 +182,7 @@ def create_app(service: "Service") -> Any:
     schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"token": []}] if token_hash else [{}, {"token": []}]
     log = system.folder / "access.log" if config.access_log else None
-    return gate(app, config, token_hash, log, service.metrics, links.allow)
+    return Gate(app, config, token_hash, log, service.metrics, links.allow)
 
 
 def refusals(*statuses: int) -> dict[int, Any]:

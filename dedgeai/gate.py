@@ -228,15 +228,3 @@ def host_name(text: str) -> str:
     """The name in a Host header, or the address without brackets; without port."""
     found = re.fullmatch(r"(\[[^]]*\]|[^:]*)(:\d*)?", text.lower())
     return found[1].strip("[]").removesuffix(".") if found else text
-
-
-def gate(
-    app: App,
-    config: ServiceParameters,
-    token_hash: str | None,
-    log: Path | None,
-    metrics: Metrics | None,
-    signed: Callable[[dict[str, Any]], bool],
-) -> Gate:
-    """The application behind its checks."""
-    return Gate(app, config, token_hash, log, metrics, signed)

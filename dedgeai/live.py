@@ -31,7 +31,7 @@ from dedgeai.http_server import bind
 from dedgeai.measurement import measure_profile
 from dedgeai.ray_start import RayLink
 from dedgeai.run_options import Model, RunOptions, choose_model
-from dedgeai.store import Store
+from dedgeai.store import Store, StoreError
 from dedgeai.system import EdgeSystem
 from edge_sim.dispatcher import Dispatcher
 from edge_sim.schedulers import check_learning, make_scheduler
@@ -140,6 +140,8 @@ class Live:
         try:
             await self.job
             return 0
+        except StoreError as problem:
+            self.link.leave(f"the record cannot be written ({problem}); {self.again}", 2)
         except (asyncio.CancelledError, Exception):
             if system.error is None and not self.code:
                 raise
@@ -150,6 +152,9 @@ class Live:
         await system.stop()
         if self.options.config.learn:
             save_agents(system.dispatcher, self.folder)
+        if not (self.folder / "config.json").exists():  # somebody removed it
+            with contextlib.suppress(OSError):
+                write_config(self.folder, self.options.title, self.options.stored)
         left = f"with {system.left} accepted tasks left" if system.left else "with no task left"
         print(f"{quiet_start.WORDS[self.code - 128]} {left}; {self.again}", flush=True)
         return self.code
@@ -157,7 +162,7 @@ class Live:
     @property
     def again(self) -> str:
         """How to go on, in words."""
-        ready = (self.folder / "config.json").exists()
+        ready = self.job is not None or (self.folder / "config.json").exists()
         return f"go on with --resume {shlex.quote(str(self.folder))}" if ready else "nothing has been accepted yet"
 
     def signalled(self, number: int, _: Any) -> None:

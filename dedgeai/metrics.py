@@ -3,7 +3,14 @@
 from collections import Counter as Count
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from dedgeai.records import DONE, FINAL, LIVE, WAITING, Record
@@ -18,6 +25,7 @@ class Metrics:
     """Counters and histograms of one service; queues and servers are looked at when they are asked for."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # which double the figures, and say nothing that a restart does not
         self.registry = at = CollectorRegistry()
         ProcessCollector(registry=at)
         tasks = Counter("dedgeai_tasks_total", "Tasks by what became of them", ["state"], registry=at)

@@ -9,11 +9,14 @@ import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import stat
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 from ray._private.node import Node
@@ -24,6 +27,7 @@ from common.locks import BusyError, lock
 NAME = "dedgeai-"  # how the folders' names begin
 LONGEST = 20  # characters of the folder above, because paths of Unix sockets may have about 104
 BECOME_SUBREAPER = 36
+STUCK_SECONDS = 3  # s in which the main thread must have ended everything
 ROUNDS = 50  # of killing, until processes that cannot be killed are given up
 
 
@@ -33,11 +37,21 @@ def main(servers: str) -> None:
         ctypes.CDLL(None).prctl(BECOME_SUBREAPER, 1)  # what loses its parent becomes this one's, and can be waited for
     sweep()
     folder = own_folder()
-    threading.Thread(target=follow, args=(folder,), daemon=True).start()
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit())
+    try:
+        threading.Thread(target=follow, args=(folder,), daemon=True).start()
+        start(int(servers), folder)
+        threading.Event().wait()  # Ray's processes end with this thread
+    finally:  # nothing is started here any more, so that what is cleared stays so
+        end(folder)
+
+
+def start(servers: int, folder: Path) -> None:
+    """Start Ray, and print its address, or the word error and why not."""
     try:
         node = Node(
             RayParams(
-                resources={"edge_server": int(servers)},
+                resources={"edge_server": servers},
                 temp_dir=str(folder),
                 include_dashboard=False,
                 include_log_monitor=False,
@@ -51,16 +65,19 @@ def main(servers: str) -> None:
         print(node.gcs_address, flush=True)
     except Exception as problem:  # Ray raises many kinds
         print(f"error {type(problem).__name__}: {problem}".splitlines()[0], flush=True)
-    threading.Event().wait()  # Ray's processes end with this thread
 
 
 def follow(folder: Path) -> None:
-    """End when the process that started this one does."""
+    """When the process that started this one ends, have the main thread end everything, wherever it is."""
     sys.stdin.buffer.read()
-    clear(folder)
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+    time.sleep(STUCK_SECONDS)  # it is stuck in Ray's start
+    end(folder)
+
+
+def end(folder: Path) -> NoReturn:
+    """Clear everything, and end this process."""
+    clear(folder, own=True)
     os._exit(0)
 
 
@@ -91,10 +108,12 @@ def sweep() -> None:
                 release()
 
 
-def clear(folder: Path) -> None:
-    """Kill Ray's processes of a folder, and remove it."""
+def clear(folder: Path, own: bool = False) -> None:
+    """Kill Ray's processes of a folder, and with `own` all that this process has started; remove the folder."""
     for _ in range(ROUNDS):
-        found = [process for process in psutil.process_iter() if works_in(process, folder)]
+        found = {process for process in psutil.process_iter() if works_in(process, folder)}
+        if own:  # one that has just been forked has no command of its own yet
+            found |= set(psutil.Process().children(recursive=True))
         if not found:
             break
         for process in found:

@@ -35,7 +35,7 @@ RESOURCE_SECONDS = 5  # s until what a cluster offers must be known
 POLL_SECONDS = 0.2  # s between questions what it offers
 ANSWER_SECONDS = 2.0  # s within which one of Ray's processes must take a connection
 PATIENCE = 3  # refused connections, a second apart, after which a process of a cluster counts as dead
-END_SECONDS = 5.0  # s until Ray must have ended
+END_SECONDS = 12.0  # s until Ray must have ended, more than its host takes at most
 
 
 class RayLink:

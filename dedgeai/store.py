@@ -21,38 +21,11 @@ from typing import Any
 from common.parameters import ParameterError
 from common.run_folder import describe, replace_file
 from dedgeai.records import FINAL, LIVE, WAITING, Record
-from dedgeai.tasks import Task
+from dedgeai.schema import INSERT, LISTED, OPEN, SELECT, UPDATE, prepare, record_of, row_of
 
-FORMAT = 1  # counts changes that earlier programs cannot read; a new column is none
-APPLICATION = 0xDED6E  # tells the file from other programs' databases
 IDLE_SECONDS = 0.5  # s between writes of noted rows
 KEY_SECONDS = 7 * 86_400  # s for which an idempotency key holds
 LARGEST = 2**63 - 1  # of SQLite's integers
-UNSTORED = ("task", "step", "cancelling", "recalled")
-FIELDS = [field for kind in (Task, Record) for field in dataclasses.fields(kind) if field.name not in UNSTORED]
-COLUMNS = {f.name: "NULL" if f.default in (None, dataclasses.MISSING) else repr(f.default) for f in FIELDS}
-OF_TASK, OF_RECORD = [*COLUMNS][: len(dataclasses.fields(Task))], [*COLUMNS][len(dataclasses.fields(Task)) :]
-VALUES = operator.attrgetter(*(f"task.{name}" for name in OF_TASK), *OF_RECORD)
-SCHEMA = f"""
-CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE tasks (number INTEGER PRIMARY KEY AUTOINCREMENT);
-CREATE TABLE keys (key TEXT PRIMARY KEY, digest TEXT, first INTEGER, number INTEGER, at REAL);
-CREATE INDEX keys_by_age ON keys (at);
-CREATE TABLE totals (tasks INTEGER PRIMARY KEY, seconds REAL);
-INSERT INTO settings VALUES ('format', {FORMAT});
-PRAGMA application_id = {APPLICATION};"""
-INDICES = """
-CREATE INDEX IF NOT EXISTS by_state ON tasks (state, number);
-CREATE INDEX IF NOT EXISTS images ON tasks (number) WHERE image != '';
-CREATE INDEX IF NOT EXISTS images_by_age ON tasks (finished_at) WHERE image != '';"""
-OPEN = """
-PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304;
-SELECT 1 FROM settings;"""  # which makes the files beside it
-SELECT = f"SELECT {', '.join(COLUMNS)} FROM tasks"
-INSERT = f"INSERT INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-CHANGED = ", ".join(f"{name} = ?{place}" for place, name in enumerate(OF_RECORD, len(OF_TASK) + 1))
-UPDATE = f"UPDATE tasks SET {CHANGED} WHERE number = ?1 AND state IN {LIVE}"  # what has ended stays as it is
-LISTED = "number IN (SELECT value FROM json_each(?))"
 Change = Callable[[sqlite3.Connection], Any]  # a part of a transaction
 
 
@@ -268,22 +241,6 @@ class Store:
         return found[0][0] if found else None
 
 
-def prepare(connection: sqlite3.Connection) -> None:
-    """Make what a new file lacks, and check an old one. Raises ValueError, TypeError and sqlite3.Error."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    if not (application or connection.execute("SELECT 1 FROM sqlite_schema").fetchone()):
-        connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
-    elif application != APPLICATION:
-        raise ValueError("another program's database")
-    elif (words := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-        raise ValueError(words)
-    if int(connection.execute("SELECT value FROM settings WHERE name = 'format'").fetchone()[0]) > FORMAT:
-        raise ValueError("written by a newer version of this program")
-    there = {column[1] for column in connection.execute("PRAGMA table_info(tasks)")}
-    new = [f"ALTER TABLE tasks ADD COLUMN {name} DEFAULT {COLUMNS[name]};" for name in COLUMNS if name not in there]
-    connection.executescript(f"BEGIN; {' '.join(new)} {INDICES} COMMIT;")
-
-
 def settle(futures: Sequence[asyncio.Future], results: Sequence[Any]) -> None:
     """Tell those who wait for changes what became of them."""
     for future, result in zip(futures, results, strict=True):
@@ -296,14 +253,3 @@ def store_error(error: Exception) -> StoreError:
     full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     number = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
     return StoreError(number, getattr(error, "strerror", None) or str(error))
-
-
-def row_of(record: Record) -> list[Any]:
-    """The values of its row. Halves of surrogate pairs, which SQLite does not take, are spelled out."""
-    values = VALUES(record)
-    return [v if type(v) is not str or v.isascii() else v.encode(errors="backslashreplace").decode() for v in values]
-
-
-def record_of(row: Sequence[Any]) -> Record:
-    """The record of a row."""
-    return Record(Task(*row[: len(OF_TASK)]), **dict(zip(OF_RECORD, row[len(OF_TASK) :], strict=True)))

@@ -185,7 +185,7 @@ def main(config: BenchServiceConfig, given: dict[str, Any]) -> None:
         ready = context.Queue()
         process = context.Process(target=bare_endpoint, args=(ready,), daemon=True)
         process.start()
-        port = ready.get()
+        port = ready.get(timeout=60)
         measured(port, "bare", config.clients, 1.0)
         bare = report("bare endpoint", measured(port, "bare", config.clients, config.seconds), config.seconds, 0)
         process.kill()

@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dedgeai import gate as gate_module
 from dedgeai import http_server
 from dedgeai.configuration import ServiceParameters
-from dedgeai.gate import gate
+from dedgeai.gate import Gate
 from dedgeai.http_server import bind, listen
 from dedgeai.metrics import Metrics
 
@@ -95,7 +95,7 @@ class Toy:
 
         async def story() -> None:
             self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
-            self.gate = gate(self.app, self.config, self.token_hash, self.log, self.metrics, lambda scope: False)
+            self.gate = Gate(self.app, self.config, self.token_hash, self.log, self.metrics, lambda scope: False)
             self.listener.listen(2048)
             self.loop.call_soon(ready.set)
             with contextlib.suppress(asyncio.CancelledError):

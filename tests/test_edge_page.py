@@ -172,10 +172,24 @@ def test_an_order_carries_every_setting_and_makes_a_card_for_each_image(service,
         assert order.items() <= task.items() and task["cfg_scale"] == 2.5
     page.reload()
     becomes(page.get_by_label("Negative prompt"), visible=True)  # the settings are still open
+    page.locator("#size option").first.wait_for(state="attached")
     sizes = page.get_by_label("Size").evaluate(
         "(list) => [...list.options].map((one) => one.value.split('x').map(Number))"
     )
     assert sizes[0] == [64, 64] and all(side % 16 == 0 and 64 <= side <= 128 for size in sizes for side in size)
+
+
+def test_an_order_that_comes_before_the_limits_waits_for_them(service, show):
+    page, held = show(service), []
+    page.route("**/api/model", lambda route: held.append(route))
+    page.reload(wait_until="commit")
+    page.get_by_label("Prompt", exact=True).fill("a fox")
+    press(page, "Make")
+    page.wait_for_timeout(200)
+    for route in held:
+        route.continue_()
+    becomes(page.locator("#images > li"), count=1)
+    assert [task["prompt"] for task in service.tasks.values()] == ["a fox"]
 
 
 MISTAKES = [

@@ -2,7 +2,7 @@
 
 import { state, STORAGE } from "./state.js";
 import { $, button, count, put, tell } from "./words.js";
-import { ask, NO_ANSWER, Refusal } from "./requests.js";
+import { ask, Refusal } from "./requests.js";
 import { inTurn, refilter } from "./history.js";
 import { takeTask } from "./cards.js";
 
@@ -95,7 +95,13 @@ export function complain(field, words) {
 
 export async function submit(event) {
   event?.preventDefault();
-  if (!state.model) return problem(`${NO_ANSWER}. Your words stay here; try again in a moment.`);
+  if (!state.model) {
+    try {
+      await loadModel(); // the limits are on their way
+    } catch (error) {
+      return problem(error);
+    }
+  }
   const fields = [...$("form").elements].filter((field) => field.name);
   fields.forEach((field) => complain(field, mistake(field)));
   const wrong = fields.find((field) => field.hasAttribute("aria-invalid"));
