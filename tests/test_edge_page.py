@@ -180,10 +180,15 @@ def test_an_order_carries_every_setting_and_makes_a_card_for_each_image(service,
 
 
 def test_an_order_that_comes_before_the_limits_waits_for_them(service, show):
-    page, held = show(service), []
+    page, held, scripts = show(service), [], []
     page.route("**/api/model", lambda route: held.append(route))
+    page.route("**/static/page.js", lambda route: scripts.append(route))
     page.reload(wait_until="commit")
     page.get_by_label("Prompt", exact=True).fill("a fox")
+    page.get_by_label("Number of images").press("Enter")  # would send the form away
+    becomes(page.get_by_role("button", name="Make"), disabled=True)
+    for route in scripts:
+        route.continue_()
     press(page, "Make")
     page.wait_for_timeout(200)
     for route in held:

@@ -77,6 +77,7 @@ async function take({ type, id, data }) {
 
 function begin() {
   $("form").addEventListener("submit", submit);
+  $("make").disabled = false; // until now the browser itself would have sent the form away
   $("form").addEventListener("input", (event) => {
     if (event.target.hasAttribute("aria-invalid")) complain(event.target, mistake(event.target));
     summarise();
