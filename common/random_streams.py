@@ -24,6 +24,13 @@ class Stream(enum.IntEnum):
     BELIEFS = 20  # misjudged capacities
     VALIDATION_ARRIVALS = 21  # of evaluations during a training
     STATISTICS = 23  # which seeds a bootstrap draws again
+    TRACE_TIMES = 30  # fractions of a second of a trace's requests
+    TRACE_STATIONS = 31  # which base station a user belongs to
+    TRACE_NOISE = 32  # of service times
+    TRACE_OUTAGES = 33  # when servers fail and come back
+    TRACE_CHOICES = 34  # what rules draw
+    TRACE_SEARCH = 35  # candidates, segments and draws of an evolution strategy
+    TRACE_SYNTHETIC = 36  # requests of the synthetic generator
 
 
 def random_generator(stream: Stream, *numbers: int) -> np.random.Generator:

@@ -22,8 +22,9 @@ BELOW = {
     "resd3_medium": {"common"},
     "pocket": {"common", "resd3_medium"},
     "meg": {"common", "resd3_medium"},
-    "edge_sim": {"common", "lad_ts", "coop_lad_ts", "baselines"},
-    "dedgeai": {"common", "lad_ts", "coop_lad_ts", "baselines", "resd3_medium", "edge_sim"},
+    "trace_ts": {"common"},
+    "edge_sim": {"common", "lad_ts", "coop_lad_ts", "baselines", "trace_ts"},
+    "dedgeai": {"common", "lad_ts", "coop_lad_ts", "baselines", "resd3_medium", "edge_sim", "trace_ts"},
 }
 SHORT = ("lad_ts", "coop_lad_ts", "baselines", "common", "experiments", "mec_env")
 MOST_LINES = 350

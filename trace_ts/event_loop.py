@@ -1,0 +1,91 @@
+"""The event loop: tasks arrive, agents choose servers, servers work, fail and come back.
+
+Start reading at `run`.
+"""
+
+import numpy as np
+
+from trace_ts.choosing import Policy, choose
+from trace_ts.cluster import Cluster, Tasks, advance, fail, recover, send
+from trace_ts.compiled import compiled
+from trace_ts.memory import Memory, remember
+from trace_ts.score import Network
+from trace_ts.view import View, look, note, snapshot
+
+GOLDEN = 0.6180339887498949
+
+
+@compiled()
+def decide(
+    p: Policy,
+    n: Network,
+    c: Cluster,
+    v: View,
+    m: Memory,
+    tasks: Tasks,
+    k: int,
+    now: float,
+    uniform: float,
+    cost: np.ndarray,
+) -> None:
+    """Choose a server for task k and send it there."""
+    look(v, c, tasks.base_station[k], tasks.model[k], now)
+    b = choose(p, n, c, v, m, tasks, k, (uniform + GOLDEN * tasks.attempts[k]) % 1.0, cost)
+    send(c, tasks, k, b, now)
+    note(v, c, tasks, k, b)
+
+
+@compiled()
+def idle(c: Cluster) -> bool:
+    """Whether no server has anything to do."""
+    for b in range(len(c.rate)):
+        if c.count[b] > 0:
+            return False
+    return True
+
+
+@compiled()
+def run(
+    p: Policy,
+    n: Network,
+    c: Cluster,
+    v: View,
+    m: Memory,
+    tasks: Tasks,
+    uniform: np.ndarray,
+    outage_time: np.ndarray,
+    outage_server: np.ndarray,
+    outage_up: np.ndarray,
+    lost: np.ndarray,
+    cost: np.ndarray,
+) -> None:
+    """Schedule and serve all K tasks; what becomes of them is filled into `tasks`.
+
+    uniform [K] are the numbers from [0, 1) by which rules draw. At outage_time [E] in s, ascending, server
+    outage_server [E] goes down or, where outage_up [E], comes back. What a server loses is sent anew at once.
+    """
+    event, age = 0, v.age[0]
+    for k in range(len(tasks.time) + 1):
+        last = k == len(tasks.time)
+        now = np.inf if last else tasks.time[k]
+        while event < len(outage_time) and outage_time[event] <= now and not (last and idle(c)):
+            at, b = outage_time[event], outage_server[event]
+            advance(c, tasks, at)
+            if outage_up[event]:
+                recover(c, tasks, b, at)
+            else:
+                if age > 0 and np.floor(at / age) > v.round[0]:
+                    snapshot(v, c, np.floor(at / age) * age, int(np.floor(at / age)))
+                for i in range(fail(c, b, lost)):
+                    decide(p, n, c, v, m, tasks, lost[i], at, uniform[lost[i]], cost)
+            event += 1
+        if last:
+            break
+        if age > 0 and np.floor(now / age) > v.round[0]:
+            at = np.floor(now / age) * age
+            advance(c, tasks, at)
+            snapshot(v, c, at, int(np.floor(now / age)))
+        advance(c, tasks, now)
+        decide(p, n, c, v, m, tasks, k, now, uniform[k], cost)
+        remember(m, tasks, k)
+    advance(c, tasks, 1e300)

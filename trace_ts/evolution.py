@@ -1,0 +1,66 @@
+"""An evolution strategy: parameters that make a measured cost small, without gradients of what is measured.
+
+Candidates in antithetic pairs around the present parameters, costs by rank, steps by Adam (Salimans et al. 2017,
+arXiv 1703.03864). Start reading at `evolve`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from common.random_streams import Stream, random_generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How long and how wide a search is: the same for rules' constants and for networks' weights."""
+
+    generations: int = 150
+    pairs: int = 16
+    sigma: float = 0.1  # standard deviation of candidates
+    rate: float = 0.05  # of Adam's first step; it falls to 0 along a cosine
+    check_every: int = 10  # generations between two validations
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The best validated parameters [P], their cost, and (generation, cost) of every validation."""
+
+    parameters: np.ndarray
+    cost: float
+    history: list[tuple[int, float]]
+
+
+def evolve(
+    start: np.ndarray,
+    costs: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    validate: Callable[[np.ndarray], float],
+    search: Search,
+    seed: int,
+    progress: Callable[[int, float], None] = lambda generation, cost: None,
+) -> Found:
+    """Search from parameters `start` [P].
+
+    costs(candidates [N, P], generator) gives the candidates' costs [N], all measured on the same things, which it may
+    draw by the generator. validate(parameters) is the cost that tells which are the best; the start is validated, too.
+    """
+    generator, point = random_generator(Stream.TRACE_SEARCH, seed), np.array(start, dtype=np.float64)
+    first, second = np.zeros_like(point), np.zeros_like(point)
+    best, history = (validate(point), point.copy()), []
+    history.append((0, best[0]))
+    for generation in range(1, search.generations + 1):
+        step = generator.standard_normal((search.pairs, point.size))
+        cost = costs(np.concatenate([point + search.sigma * step, point - search.sigma * step]), generator)
+        rank = cost.argsort().argsort() / (cost.size - 1)  # from 0 to 1
+        slope = (rank[: search.pairs] - rank[search.pairs :]) @ step / (search.pairs * search.sigma)
+        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+        size = search.rate * (1 + np.cos(np.pi * (generation - 1) / search.generations)) / 2
+        mean, spread = first / (1 - 0.9**generation), second / (1 - 0.999**generation)
+        point = point - size * mean / (np.sqrt(spread) + 1e-8)
+        if generation % search.check_every == 0 or generation == search.generations:
+            found = validate(point)
+            history.append((generation, found))
+            best = min(best, (found, point.copy()), key=lambda pair: pair[0])
+        progress(generation, best[0])
+    return Found(best[1], best[0], history)

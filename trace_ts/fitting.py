@@ -1,0 +1,74 @@
+"""Fitting on the first half of a trace: rules' constants and networks' weights, by the same search.
+
+Start reading at `fit`.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from trace_ts.evolution import Found, Search, evolve
+from trace_ts.scenario import Scenario
+from trace_ts.simulation import TracePolicy, simulate
+from trace_ts.workload import Requests
+
+TRAINING_DRAWS, VALIDATION_DRAWS, FIRST_DRAW = 8, 3, 10_000  # apart from the draws of evaluations
+SEGMENT, SEGMENTS = 7000, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A simulation: its scenario, its draw and the part of the requests."""
+
+    scenario: Scenario
+    draw: int
+    part: slice
+
+
+def log_mean_delay(policy: TracePolicy, requests: Requests, job: Job) -> float:
+    """The log of the mean delay in s."""
+    delay = simulate(policy, requests, job.scenario, job.draw, job.part).delay.mean()
+    return float(np.log(delay)) if np.isfinite(delay) else 1e3
+
+
+def fit(
+    policy: Callable[[np.ndarray], TracePolicy],
+    start: np.ndarray,
+    requests: Requests,
+    scenarios: Sequence[Scenario],
+    search: Search,
+    seed: int,
+    progress: Callable[[int, float], None] = lambda generation, cost: None,
+) -> Found:
+    """Parameters [P], of those that policy(parameters) turns into a policy, with the least log of the mean delay.
+
+    The mean is over scenarios. Each generation draws segments of the first half with a scenario and servers each; the
+    best is chosen on the whole first half, with other servers. The second half is not looked at.
+    """
+    half = len(requests) // 2
+    segment = min(SEGMENT, half)
+    checks = [
+        Job(scenario, FIRST_DRAW + TRAINING_DRAWS + i, slice(0, half))
+        for scenario in scenarios
+        for i in range(VALIDATION_DRAWS if len(scenarios) == 1 else 1)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def costs(candidates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+            jobs = []
+            for _ in range(SEGMENTS):
+                begin = int(generator.integers(half - segment + 1))
+                scenario = scenarios[generator.integers(len(scenarios))]
+                draw = FIRST_DRAW + int(generator.integers(TRAINING_DRAWS))
+                jobs.append(Job(scenario, draw, slice(begin, begin + segment)))
+            made = [policy(candidate) for candidate in candidates]
+            return np.array(list(pool.map(lambda one: sum(log_mean_delay(one, requests, job) for job in jobs), made)))
+
+        def validate(parameters: np.ndarray) -> float:
+            made = policy(parameters)
+            return float(np.mean(list(pool.map(lambda job: log_mean_delay(made, requests, job), checks))))
+
+        return evolve(start, costs, validate, search, seed, progress)

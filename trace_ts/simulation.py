@@ -1,0 +1,120 @@
+"""Simulations of a trace under a policy: arrays in, delays out, many draws on several threads.
+
+Start reading at `simulate`.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from common.random_streams import Stream, random_generator
+from trace_ts.choosing import Policy
+from trace_ts.cluster import Tasks, new_cluster
+from trace_ts.event_loop import run
+from trace_ts.memory import new_memory
+from trace_ts.scenario import Scenario, draw_noise, draw_outages, draw_rates
+from trace_ts.score import Network
+from trace_ts.time_scale import base_stations, unit_time
+from trace_ts.view import new_view
+from trace_ts.workload import Requests
+
+
+class TracePolicy(Protocol):
+    """What decides: a rule with its constants, or a network with its weights."""
+
+    def arrays(self, scenario: Scenario, rate: np.ndarray, requests: Requests) -> tuple[Policy, Network]:
+        """What the compiled event loop needs to decide on servers of these rates [B] in image-steps/s."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of K tasks: arrival, start, finish [K] in s, server [K], loads [K] (whether a model was loaded).
+
+    service [K] is what a task took without its loading, attempts [K] how often it was sent. rate [B] are the servers'.
+    """
+
+    time: np.ndarray
+    start: np.ndarray
+    finish: np.ndarray
+    server: np.ndarray
+    loads: np.ndarray
+    service: np.ndarray
+    attempts: np.ndarray
+    rate: np.ndarray
+
+    @property
+    def delay(self) -> np.ndarray:
+        """Seconds [K] from a task's arrival to its end."""
+        return self.finish - self.time
+
+
+@functools.lru_cache(maxsize=8)
+def times_of(requests: Requests, scale: str) -> np.ndarray:
+    """`unit_time` [K] of requests, kept."""
+    return unit_time(requests.time, requests.work, scale)
+
+
+def simulate(
+    policy: TracePolicy,
+    requests: Requests,
+    scenario: Scenario,
+    draw: int,
+    part: slice = slice(None),
+    rate: np.ndarray | None = None,
+) -> Outcome:
+    """Schedule and serve a part of the requests, from idle servers without models.
+
+    The draw gives rates, base stations, noise, outages and what rules draw; `rate` [B] in image-steps/s takes the place
+    of the drawn rates.
+    """
+    rate = draw_rates(scenario.num_servers, draw) if rate is None else rate
+    time, chosen = times_of(requests, scenario.time_scale)[part] / (scenario.load * rate.sum()), requests.part(part)
+    time -= time[0]
+    count = len(time)
+    tasks = Tasks(
+        time=time,
+        work=chosen.work,
+        model=chosen.model,
+        user=chosen.user,
+        base_station=base_stations(chosen.user, scenario.num_base_stations, draw),
+        noise=draw_noise(count, scenario.noise, draw) if scenario.noise else np.ones(count),
+        server=np.empty(count, dtype=np.int64),
+        start=np.empty(count),
+        finish=np.empty(count),
+        loads=np.empty(count, dtype=np.bool_),
+        attempts=np.zeros(count, dtype=np.int64),
+    )
+    models, servers = requests.num_models, len(rate)
+    load_seconds = np.full(models, scenario.load_time)
+    ageing = scenario.ageing or np.inf
+    cluster = new_cluster(rate, load_seconds, scenario.resident_models, count, scenario.discipline, ageing)
+    view = new_view(servers, models, scenario.num_base_stations, scenario.age, scenario.own_sends)
+    memory = new_memory(servers, models, requests.num_users, scenario.num_base_stations)
+    chance = random_generator(Stream.TRACE_CHOICES, draw)
+    memory.credit[:] = rate * chance.random(memory.credit.shape)  # base stations begin at different servers
+    run(
+        *policy.arrays(scenario, rate, requests),
+        cluster,
+        view,
+        memory,
+        tasks,
+        chance.random(count),
+        *draw_outages(scenario, time[-1] * 1.5, draw),
+        np.empty(count, dtype=np.int64),
+        np.empty(servers),
+    )
+    service = tasks.work / rate[tasks.server] * tasks.noise
+    return Outcome(time, tasks.start, tasks.finish, tasks.server, tasks.loads, service, tasks.attempts, rate)
+
+
+def simulate_all(
+    policy: TracePolicy, requests: Requests, scenario: Scenario, draws: Iterable[int], part: slice = slice(None)
+) -> list[Outcome]:
+    """`simulate` for each draw, as many at a time as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda draw: simulate(policy, requests, scenario, draw, part), draws))
