@@ -93,7 +93,7 @@ def choose(
     servers, some_up = len(c.rate), False
     for b in range(servers):
         some_up |= allowed[b] and c.up[b]
-    if kind == DRAWN or kind == TWO_CHOICES:
+    if kind in (DRAWN, TWO_CHOICES):
         for b in range(servers):
             cost[b] = p.share[b] if allowed[b] and (c.up[b] or not some_up) else 0.0
         first = draw(cost, uniform)

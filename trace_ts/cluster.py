@@ -219,7 +219,7 @@ def advance(c: Cluster, tasks: Tasks, now: float) -> None:
 
 @compiled()
 def fail(c: Cluster, b: int, lost: np.ndarray) -> int:
-    """Take a server down. What it ran and what waited, in this order, goes into lost [K]; returns how many these are."""
+    """Take a server down. What it ran and what waited goes into lost [K], in this order; returns their number."""
     count = 0
     if c.current[b] != NONE:
         lost[count] = c.current[b]

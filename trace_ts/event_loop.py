@@ -38,10 +38,10 @@ def decide(
 @compiled()
 def idle(c: Cluster) -> bool:
     """Whether no server has anything to do."""
+    tasks = 0
     for b in range(len(c.rate)):
-        if c.count[b] > 0:
-            return False
-    return True
+        tasks += c.count[b]
+    return tasks == 0
 
 
 @compiled()

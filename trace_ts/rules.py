@@ -15,7 +15,7 @@ from trace_ts.score import Network, no_network
 from trace_ts.workload import Requests
 
 CONSTANTS = ("alpha", "beta", "theta", "phi", "psi", "chi", "temperature")
-START = np.array([1.0, 1.0, 4.0, 1.0, 4.0, 0.3, 0.3])  # of a search
+START = (1.0, 1.0, 4.0, 1.0, 4.0, 0.3, 0.3)  # of a search
 
 
 def mean_service(requests: Requests) -> float:
@@ -29,7 +29,7 @@ class Rule:
 
     A rule whose `constants` [7] are those of `CONSTANTS` scores each server by
     alpha q + beta w / f + [miss] L (theta + phi q / S + psi r(victim)) / (1 + chi r(model)),
-    with r(x) = B share(x) / holders(x), and takes the least, or with a temperature T > 0 draws by exp(-score / (T S)).
+    with r(x) = B share(x) / holders(x), and takes the least. Where news are old (age > 0), it draws by exp(-score / (T S)) with a temperature T > 0.
     """
 
     name: str
@@ -43,9 +43,8 @@ class Rule:
     def arrays(self, scenario: Scenario, rate: np.ndarray, requests: Requests) -> tuple[Policy, Network]:
         """What the event loop needs."""
         more = self.more(rate, requests)
-        policy = new_policy(
-            self.kind, len(rate), constants=self.constants, mean_service=[mean_service(requests)], **more
-        )
+        constants = np.array(self.constants) * ([1] * 6 + [scenario.age > 0])
+        policy = new_policy(self.kind, len(rate), constants=constants, mean_service=[mean_service(requests)], **more)
         return policy, no_network(len(rate))
 
     def free_constants(self, scenario: Scenario) -> list[int]:
@@ -68,7 +67,9 @@ def by_rate(rate: np.ndarray, requests: Requests) -> dict[str, Any]:
 
 QUEUES, MODELS = "backlogs, f, w", "backlogs, f, w, resident models, L"
 POPULARITY = f"{MODELS}, models' popularity"
-PRICE = ("theta", "phi", "psi", "chi")
+WEIGHTED = (1, 1, 0, 0, 0, 0, 0.3)
+LOADING = (1, 1, 1, 0, 0, 0, 0)
+AFFINITY = (1, 1, 4, 0, 0, 0, 0.3)
 
 RULES = {
     rule.name: rule
@@ -77,24 +78,12 @@ RULES = {
         Rule("capacity_proportional", "a server is as likely as it is fast", "f", DRAWN, more=by_rate),
         Rule("round_robin", "servers in turn, the fast ones more often", "f", ROUND_ROBIN, more=by_rate),
         Rule("two_choices", "the sooner done of two, drawn in proportion to speed", QUEUES, TWO_CHOICES, more=by_rate),
-        Rule(
-            "jsq",
-            "join the shortest queue, in seconds; the fastest of those that are equal",
-            "backlogs, f",
-            LEAST_BACKLOG,
-        ),
-        Rule("jsq_tasks", "the same with queues counted in tasks", "numbers of tasks, f", FEWEST_TASKS),
+        Rule("jsq", "the shortest queue in seconds, the fastest server of equals", "backlogs, f", LEAST_BACKLOG),
+        Rule("jsq_tasks", "the fewest tasks, the fastest server of equals", "numbers of tasks, f", FEWEST_TASKS),
         Rule("opt_ts", "least wait and service: the published Opt-TS, blind to models", QUEUES, PRICED),
-        Rule("opt_ts_loading", "the same with loading", MODELS, PRICED, (1, 1, 1, 0, 0, 0, 0)),
-        Rule("weighted", "alpha q + beta w / f", QUEUES, PRICED, free=("alpha", "beta", "temperature")),
-        Rule("affinity", "a load counts theta L", MODELS, PRICED, (1, 1, 4, 0, 0, 0, 0), ("theta", "temperature")),
-        Rule(
-            "priced",
-            "a load counts what it costs later",
-            POPULARITY,
-            PRICED,
-            tuple(START),
-            ("alpha", "beta", *PRICE, "temperature"),
-        ),
+        Rule("opt_ts_loading", "the same with loading", MODELS, PRICED, LOADING),
+        Rule("weighted", "alpha q + beta w / f", QUEUES, PRICED, WEIGHTED, free=("alpha", "beta", "temperature")),
+        Rule("affinity", "a load counts theta L", MODELS, PRICED, AFFINITY, ("theta", "temperature")),
+        Rule("priced", "a load counts what it costs later", POPULARITY, PRICED, START, CONSTANTS),
     )
 }

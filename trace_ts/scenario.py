@@ -35,8 +35,8 @@ class Scenario(Parameters):
         "fcfs",
         "which of its tasks a server takes next",
         choices=tuple(DISCIPLINES),
-        more="fcfs: first come first served. shortest: the shortest, with its loading. resident_first: those of resident "
-        "models before others, and the shortest of them.",
+        more="fcfs: first come first served. shortest: the shortest, with its loading. resident_first: those of "
+        "resident models before others, and the shortest of them.",
     )
     ageing: float = parameter(
         0.0, "a task that has waited for longer is taken next whatever the discipline; 0: never", unit="s", low=0
