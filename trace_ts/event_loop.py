@@ -3,16 +3,37 @@
 Start reading at `run`.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from trace_ts.choosing import Policy, choose
 from trace_ts.cluster import Cluster, Tasks, advance, fail, recover, send
 from trace_ts.compiled import compiled
 from trace_ts.memory import Memory, remember
-from trace_ts.score import Network
+from trace_ts.score import ON_SERVER, ON_TASK, Network
 from trace_ts.view import View, look, note, snapshot
 
 GOLDEN = 0.6180339887498949
+
+
+class Seen(NamedTuple):
+    """What a network saw of each of K tasks, or arrays of length 0 where it is not kept.
+
+    on_server [K, ON_SERVER, B], on_task [K, ON_TASK], and what the chain began with, begin [K, B].
+    """
+
+    on_server: np.ndarray
+    on_task: np.ndarray
+    begin: np.ndarray
+
+
+def new_seen(tasks: int, servers: int) -> Seen:
+    """Room for what is seen of so many tasks."""
+    float32 = np.float32
+    return Seen(
+        np.zeros((tasks, ON_SERVER, servers), float32), np.zeros((tasks, ON_TASK), float32), np.zeros((tasks, servers))
+    )
 
 
 @compiled()
@@ -27,12 +48,20 @@ def decide(
     now: float,
     uniform: float,
     cost: np.ndarray,
+    seen: Seen,
 ) -> None:
     """Choose a server for task k and send it there."""
     look(v, c, tasks.base_station[k], tasks.model[k], now)
-    b = choose(p, n, c, v, m, tasks, k, (uniform + GOLDEN * tasks.attempts[k]) % 1.0, cost)
-    send(c, tasks, k, b, now)
-    note(v, c, tasks, k, b)
+    chosen = choose(p, n, c, v, m, tasks, k, (uniform + GOLDEN * tasks.attempts[k]) % 1.0, cost)
+    if len(seen.on_task) > 0:
+        for i in range(len(n.on_task)):
+            seen.on_task[k, i] = n.on_task[i]
+        for b in range(len(c.rate)):
+            seen.begin[k, b] = n.begin[b]
+            for i in range(n.on_server.shape[0]):
+                seen.on_server[k, i, b] = n.on_server[i, b]
+    send(c, tasks, k, chosen, now)
+    note(v, c, tasks, k, chosen)
 
 
 @compiled()
@@ -58,6 +87,7 @@ def run(
     outage_up: np.ndarray,
     lost: np.ndarray,
     cost: np.ndarray,
+    seen: Seen,
 ) -> None:
     """Schedule and serve all K tasks; what becomes of them is filled into `tasks`.
 
@@ -77,7 +107,7 @@ def run(
                 if age > 0 and np.floor(at / age) > v.round[0]:
                     snapshot(v, c, np.floor(at / age) * age, int(np.floor(at / age)))
                 for i in range(fail(c, b, lost)):
-                    decide(p, n, c, v, m, tasks, lost[i], at, uniform[lost[i]], cost)
+                    decide(p, n, c, v, m, tasks, lost[i], at, uniform[lost[i]], cost, seen)
             event += 1
         if last:
             break
@@ -86,6 +116,6 @@ def run(
             advance(c, tasks, at)
             snapshot(v, c, at, int(np.floor(now / age)))
         advance(c, tasks, now)
-        decide(p, n, c, v, m, tasks, k, now, uniform[k], cost)
+        decide(p, n, c, v, m, tasks, k, now, uniform[k], cost, seen)
         remember(m, tasks, k)
     advance(c, tasks, 1e300)

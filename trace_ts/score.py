@@ -24,6 +24,7 @@ class Network(NamedTuple):
     in mean services, age in mean services, M, mean work. schedule [I, 2]: of each step of the chain, last first, what
     the prediction and what x count; no step: no chain. latent [1] is what the chain starts from. memory [.., B] is what
     it ended with before.
+    begin [B] is what the chain of the last task started from.
     """
 
     server_in: np.ndarray
@@ -40,6 +41,7 @@ class Network(NamedTuple):
     on_task: np.ndarray
     hidden: np.ndarray
     heads: np.ndarray
+    begin: np.ndarray
     x: np.ndarray
 
 
@@ -69,6 +71,7 @@ def new_network(
         on_task=np.zeros(ON_TASK, dtype=np.float32),
         hidden=np.zeros(servers, dtype=np.float32),
         heads=np.zeros((2, servers), dtype=np.float32),
+        begin=np.zeros(servers),
         x=np.zeros(servers),
     )
 
@@ -191,6 +194,7 @@ def score(n: Network, c: Cluster, v: View, m: Memory, tasks: Tasks, k: int, unif
             n.x[b] = np.sqrt(-2 * np.log(first + 1e-12)) * np.cos(2 * np.pi * second)
         else:
             n.x[b] = n.memory[row, b]
+        n.begin[b] = n.x[b]
     for i in range(steps):
         n.on_task[ON_TASK - 1] = 1 - i / steps
         for b in range(servers):

@@ -15,7 +15,7 @@ import numpy as np
 from common.random_streams import Stream, random_generator
 from trace_ts.choosing import Policy
 from trace_ts.cluster import Tasks, new_cluster
-from trace_ts.event_loop import run
+from trace_ts.event_loop import Seen, new_seen, run
 from trace_ts.memory import new_memory
 from trace_ts.scenario import Scenario, draw_noise, draw_outages, draw_rates
 from trace_ts.score import Network
@@ -66,11 +66,12 @@ def simulate(
     draw: int,
     part: slice = slice(None),
     rate: np.ndarray | None = None,
+    seen: Seen | None = None,
 ) -> Outcome:
     """Schedule and serve a part of the requests, from idle servers without models.
 
     The draw gives rates, base stations, noise, outages and what rules draw; `rate` [B] in image-steps/s takes the place
-    of the drawn rates.
+    of the drawn rates. `seen` is filled with what a network saw of each task.
     """
     rate = draw_rates(scenario.num_servers, draw) if rate is None else rate
     time, chosen = times_of(requests, scenario.time_scale)[part] / (scenario.load * rate.sum()), requests.part(part)
@@ -107,6 +108,7 @@ def simulate(
         *draw_outages(scenario, time[-1] * 1.5, draw),
         np.empty(count, dtype=np.int64),
         np.empty(servers),
+        seen or new_seen(0, servers),
     )
     service = tasks.work / rate[tasks.server] * tasks.noise
     return Outcome(time, tasks.start, tasks.finish, tasks.server, tasks.loads, service, tasks.attempts, rate)
