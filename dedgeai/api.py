@@ -34,7 +34,7 @@ from dedgeai.system import EdgeSystem
 
 PAGE = Path(__file__).with_name("page")
 POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; object-src 'none'; frame-ancestors 'none'"
-DESCRIPTION = """Text-to-image tasks on edge servers, scheduled by trained agents.
+DESCRIPTION = """Text-to-image tasks on edge servers, and a scheduler that says which server makes which image.
 
 Server-sent events: `GET /api/events` tells of all tasks and servers, `GET /api/tasks/3/events` of one task until it
 ends. Events are `task` with its status, `removed`, `cluster`, `hello` at first, and `reset` after a `Last-Event-ID`

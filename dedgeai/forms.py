@@ -19,7 +19,7 @@ from dedgeai.run_options import Model
 FILTERS = {"unfinished": LIVE, "finished": FINAL} | {state: (state,) for state in (*LIVE, *FINAL)}
 RETRY = {"Retry-After": "5"}  # s after which a request that could not be accepted may be sent again
 ANSWERS = {  # what any request may be answered with, besides what it is for
-    400: "no HTTP request that is answered here, or no JSON",
+    400: "no HTTP request that is answered here, or a body that is not UTF-8",
     413: "too much is sent",
     422: "a value that cannot be used",
     503: "not at present; with a time to wait",

@@ -6,7 +6,6 @@ Start reading at `RayLink.connect`.
 import contextlib
 import math
 import os
-import re
 import secrets
 import socket
 import subprocess
@@ -23,7 +22,9 @@ os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # else its GCS
 os.environ.setdefault("RAY_event_stats_print_interval_ms", "86400000")  # else its logs grow by 100 MB a day
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient
+from ray.exceptions import AuthenticationError
 
 from common.parameters import ParameterError
 from dedgeai.configuration import ServerParameters
@@ -63,9 +64,12 @@ class RayLink:
         try:
             address = self.config.address or self.start()
             try:
-                if re.fullmatch(r"[^/]+:[0-9]+", address):
-                    reached(address).close()  # Ray itself would try for a minute
+                if self.config.address:
+                    address = found(address)
                 about = ray.init(address=address, log_to_driver=False, logging_level="ERROR").address_info
+            except AuthenticationError:
+                words = "must be of a Ray cluster with the same token (see RAY_AUTH_MODE and RAY_AUTH_TOKEN)"
+                raise ParameterError("address", address, words) from None
             except (OSError, ValueError, RuntimeError) as error:
                 reason = (str(error).splitlines() or ["no answer"])[0]
                 raise ParameterError("address", address, f"must be of a running Ray cluster ({reason})") from None
@@ -164,6 +168,18 @@ class RayLink:
             if self.host.wait():  # it was killed
                 sweep()
         self.tidy()
+
+
+def found(address: str) -> str:
+    """The address of a cluster that answers: this one, or for auto that of this machine.
+
+    Ray itself would try for a minute where nothing answers, and for ever where it has another token. Raises OSError,
+    ValueError, RuntimeError and AuthenticationError.
+    """
+    address = canonicalize_bootstrap_address(address) or address
+    reached(address).close()
+    GcsClient(address=address)
+    return address
 
 
 def reached(place: str) -> socket.socket:

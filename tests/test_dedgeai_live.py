@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from helpers import make, run_here, start_script
 from PIL import Image
 from ray.exceptions import ActorDiedError
@@ -95,6 +96,25 @@ def test_a_local_ray_listens_on_the_loopback_address_alone(request):
     request.getfixturevalue("local_ray")
     new = {address for address, _ in listening() - before}
     assert new and new <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        pytest.param({}, "--num_servers=7: needs 7 of the resource", marks=pytest.mark.slow),
+        pytest.param({"RAY_AUTH_TOKEN": "0" * 64}, "with the same token", marks=pytest.mark.slow),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}, "with the same token"),
+    ],
+    ids=["its token", "another one", "none"],
+)
+def test_a_cluster_is_joined_with_its_token_and_refuses_others_at_once(given, words, local_ray, monkeypatch, tmp_path):
+    address = ray.get_runtime_context().gcs_address
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    flags = ["--num_servers", 7, "--num_tasks", 1, "--scheduler", "water_filling", "--compute", "simulated"]
+    process = start_script(SCRIPT, "--address", address, *flags, folder=tmp_path)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2 and len(told.splitlines()) == 1 and words in told
 
 
 @pytest.mark.alone
