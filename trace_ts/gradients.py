@@ -135,7 +135,7 @@ def learn(
         vector[6] = float(logs.detach()) if learning.actor else np.log(0.3)
         policy = ScorePolicy(lead.design, vector, explore=True)
         outcome = simulate(policy, requests, scenario, first_draw + int(generator.integers(8)), part, seen=seen)
-        cost = marginal_cost(outcome) if learning.credit == "marginal" else outcome.delay
+        cost = marginal_cost(outcome, requests.model[part], scenario.load_time) if learning.credit == "marginal" else outcome.delay
         memory = [*memory[1 - learning.kept :], tensors(seen, cost / mean, outcome.server)]
         for _ in range(learning.updates):
             source = memory[generator.integers(len(memory))]

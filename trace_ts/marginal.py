@@ -11,29 +11,45 @@ from trace_ts.simulation import Outcome
 
 @compiled()
 def add_waiting_behind(
-    order: np.ndarray, time: np.ndarray, start: np.ndarray, finish: np.ndarray, server: np.ndarray, cost: np.ndarray
+    order: np.ndarray,
+    time: np.ndarray,
+    start: np.ndarray,
+    finish: np.ndarray,
+    server: np.ndarray,
+    model: np.ndarray,
+    load: float,
+    cost: np.ndarray,
 ) -> None:
     """Add to each task's cost [K] by how much those after it would start earlier without it."""
     count = len(order)
     for i in range(count):
         k = order[i]
+        before = model[order[i - 1]] if i > 0 and server[order[i - 1]] == server[k] else -1
         gain = finish[k] - start[k]
         for j in range(i + 1, count):
             later = order[j]
             if server[later] != server[k]:
                 break
-            gain = min(gain, start[later] - time[later])
-            if gain <= 0:
+            if j == i + 1 and load > 0:  # it may need a load only with task k, or only without it
+                extra = (load if model[later] != model[k] else 0.0) - (load if model[later] != before else 0.0)
+                free = start[later] - time[later]
+                cost[k] += min(gain, free) + extra
+                gain = min(gain, free) + extra
+            else:
+                gain = min(gain, start[later] - time[later])
+                cost[k] += gain
+            if gain == 0:
                 break
-            cost[k] += gain
 
 
-def marginal_cost(outcome: Outcome) -> np.ndarray:
+def marginal_cost(outcome: Outcome, model: np.ndarray, load_time: float) -> np.ndarray:
     """By how much all delays together would be shorter without each task [K], in s, its own included.
 
-    The tasks after it on its server are taken to keep their order and their loads.
+    The tasks after it on its server are taken to keep their order. One model is resident; model [K] is the tasks'.
     """
     order = np.lexsort((outcome.start, outcome.server))
     cost = outcome.delay.copy()
-    add_waiting_behind(order, outcome.time, outcome.start, outcome.finish, outcome.server, cost)
+    add_waiting_behind(
+        order, outcome.time, outcome.start, outcome.finish, outcome.server, model, float(load_time), cost
+    )
     return cost
