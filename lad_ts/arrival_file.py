@@ -4,17 +4,17 @@ A row is a task. Its time tells its slot; the tasks of a slot and base station k
 the file is held out. Start reading at `read_tasks`.
 """
 
-import csv
 import dataclasses
 import functools
 import hashlib
+import itertools
 import warnings
 from pathlib import Path
 
 import numpy as np
 
+from common.input_csv import NO_CSV, InputCsv, is_number
 from common.parameters import LARGEST, ParameterError
-from common.tables import cells_of_any_length
 
 NEEDED, OPTIONAL = ("time_s", "base_station", "input_mbit", "steps"), ("density", "result_mbit")
 WHOLE = ("base_station", "steps")
@@ -112,7 +112,12 @@ def read_tasks(path: str, cutting: Cutting) -> FileTasks:
 
 def refusal(path: str, reason: str) -> ParameterError:
     """What is wrong with the file, as an error of its parameter."""
-    return ParameterError("arrivals", path, reason)
+    return input_csv(path).refusal(reason)
+
+
+def input_csv(path: str) -> InputCsv:
+    """The file as its parameter's."""
+    return InputCsv(path, "arrivals")
 
 
 # --- reading ---
@@ -123,7 +128,7 @@ def read_table(path: str, stamp: tuple[int, ...]) -> tuple[Table, str]:
     """The columns of the file as finite numbers within their ranges, and the file's SHA-256."""
     with Path(path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    names = header(path)
+    names = input_csv(path).header(NEEDED, OPTIONAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a file without rows
@@ -131,13 +136,13 @@ def read_table(path: str, stamp: tuple[int, ...]) -> tuple[Table, str]:
                 path, delimiter=",", skiprows=1, comments=None, quotechar='"', encoding="utf-8", ndmin=2
             )
     except UnicodeDecodeError:
-        raise refusal(path, "must be a CSV file in UTF-8") from None
+        raise refusal(path, NO_CSV) from None
     except ValueError:
-        raise refusal(path, unreadable(path, names)) from None
+        raise unreadable(path, names) from None
     if not values.size:
         raise refusal(path, "must hold tasks, but has none")
     if values.shape[1] != len(names):
-        raise refusal(path, unreadable(path, names))
+        raise unreadable(path, names)
     table = dict(zip(names, np.ascontiguousarray(values.T), strict=True))
     for name, column in table.items():
         least = LEAST.get(name, 0)
@@ -152,69 +157,26 @@ def read_table(path: str, stamp: tuple[int, ...]) -> tuple[Table, str]:
             )
             value = column[~good][0]
             reason = f"{name}={value:g}: must be {allowed}{', at most' if name == 'density' else ' to'} {LARGEST}"
-            raise refusal(path, f"line {line_of(path, ~good)}: {reason}")
+            raise refusal(path, f"line {line_of(path, list(table), ~good)}: {reason}")
     return table, digest
 
 
-def header(path: str) -> list[str]:
-    """The names of the columns, from the first line."""
-    columns = f"the columns are {', '.join(NEEDED)}, and if need be {', '.join(OPTIONAL)}"
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            names = [name.strip() for name in next(csv.reader([file.readline(10_000)]), [])]
-    except (UnicodeDecodeError, csv.Error):
-        raise refusal(path, "must be a CSV file in UTF-8") from None
-    if not names:
-        raise refusal(path, f"line 1: must name the columns; {columns}")
-    if any(not name.isprintable() for name in names):
-        raise refusal(path, "must be a CSV file in UTF-8")
-    if missing := [name for name in NEEDED if name not in names]:
-        raise refusal(path, f"line 1: lacks {', '.join(missing)}; {columns}")
-    if unknown := [name for name in names if name not in NEEDED + OPTIONAL]:
-        raise refusal(path, f"line 1: knows no column {unknown[0][:50]!r}; {columns}")
-    if doubled := [name for name in names if names.count(name) > 1]:
-        raise refusal(path, f"line 1: names {doubled[0]} twice")
-    return names
-
-
-def unreadable(path: str, names: list[str]) -> str:
+def unreadable(path: str, names: list[str]) -> ParameterError:
     """The first line that is no row of numbers, and what is wrong with it."""
+    file = input_csv(path)
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file, cells_of_any_length():
-            rows = csv.reader(file)
-            next(rows)
-            for row in rows:
-                if row and len(row) != len(names):
-                    return f"line {rows.line_num}: has {len(row)} values; must have {len(names)}, as line 1"
-                for name, text in zip(names, row, strict=False):
-                    if not number(text):
-                        return f"line {rows.line_num}: {name}={text[:50]!r}: must be a number"
-    except (UnicodeDecodeError, csv.Error):
-        pass
-    return "must be a CSV file in UTF-8"
+        for line, row in file.rows(names):
+            for name, text in zip(names, row, strict=True):
+                if not is_number(text):
+                    return file.wrong(line, name, text, "must be a number")
+    except ParameterError as error:
+        return error
+    return file.refusal(NO_CSV)
 
 
-def number(text: str) -> bool:
-    """Whether a text is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text  # which Python alone takes
-
-
-def line_of(path: str, wrong: np.ndarray) -> int:
+def line_of(path: str, names: list[str], wrong: np.ndarray) -> int:
     """The line of the first task that is marked in wrong [M]."""
-    task = int(wrong.argmax())
-    with Path(path).open(encoding="utf-8", newline="") as file, cells_of_any_length():
-        rows = csv.reader(file)
-        next(rows)
-        for row in rows:
-            if row:
-                if not task:
-                    break
-                task -= 1
-        return rows.line_num
+    return next(itertools.islice(input_csv(path).rows(names), int(wrong.argmax()), None))[0]
 
 
 # --- cutting into slots ---
@@ -229,12 +191,12 @@ def cut(path: str, stamp: tuple[int, ...], cutting: Cutting) -> FileTasks:
         reason = (
             f"base_station={station[outside][0]}: must be at most {cutting.num_bs - 1}, since --num_bs={cutting.num_bs}"
         )
-        raise refusal(path, f"line {line_of(path, outside)}: {reason}")
+        raise refusal(path, f"line {line_of(path, list(table), outside)}: {reason}")
     slots = np.floor(table["time_s"] / cutting.slot_length)
     if (late := slots >= LARGEST).any():
         many = f"{LARGEST} slots of --slot_length={cutting.slot_length:g}"
         reason = f"time_s={table['time_s'][late][0]:g} has more than {many} before it"
-        raise refusal(path, f"line {line_of(path, late)}: {reason}")
+        raise refusal(path, f"line {line_of(path, list(table), late)}: {reason}")
     slot = slots.astype(np.int64)
     cell = slot * cutting.num_bs + station
     order = np.argsort(cell, kind="stable")
@@ -246,7 +208,7 @@ def cut(path: str, stamp: tuple[int, ...], cutting: Cutting) -> FileTasks:
         crowded[order[number >= cutting.num_tasks]] = True
         where = f"slot {int(slots[crowded][0])} brings base station {int(table['base_station'][crowded][0])} more than"
         reason = f"{where} --num_tasks={cutting.num_tasks} tasks; the file takes --num_tasks={most}"
-        raise refusal(path, f"line {line_of(path, crowded)}: {reason}")
+        raise refusal(path, f"line {line_of(path, list(table), crowded)}: {reason}")
     total = int(slot[-1]) + 1
     held = max(1, round(cutting.held_out * total))
     training = total - held
