@@ -178,9 +178,9 @@ def balance(user: np.ndarray, num_base_stations: int) -> dict[str, float]:
 
 
 def between_halves(requests: Requests) -> dict[str, float]:
-    """What share of the second half's requests is of users of the first, and how far models' shares move."""
+    """What share of the second half's requests is of users of the first, and how far models' shares of work move."""
     first, second = requests.halves()
-    shares = [np.bincount(half.model, minlength=requests.num_models) / len(half) for half in (first, second)]
+    shares = [np.bincount(h.model, h.work, requests.num_models) / h.work.sum() for h in (first, second)]
     return {
         "known_users_share": float(np.isin(second.user, first.user).mean()),
         "model_shift_total_variation": float(np.abs(shares[0] - shares[1]).sum() / 2),
