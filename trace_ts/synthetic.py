@@ -29,7 +29,10 @@ class SyntheticParameters:
     day_sd: float = 0.2  # of the log of a day's intensity
     hour_sd: float = 0.35  # of the log of an hour's intensity
     piece_sd: float = 0.3  # of the log of the intensity of 5 minutes
-    return_a: float = 0.66  # a user comes back after a burst with a chance drawn from Beta(a, b)
+    regular_share: float = 0.015  # of users who come often
+    regular_visits: float = 30.0  # mean of their bursts
+    regular_length: float = 1.4  # of their bursts, over that of others
+    return_a: float = 0.66  # other users come back after a burst with a chance drawn from Beta(a, b)
     return_b: float = 1.8
     return_median: float = 1.0  # mean hours' worth of intensity from a burst to the user's next
     return_sd: float = 2.6  # of its log
@@ -48,11 +51,11 @@ class SyntheticParameters:
     drift_sd: float = 0.3  # of the log of a model's popularity
     drift_days: float = 5.0  # in which it forgets itself
     stay: float = 0.72  # chance that a user's next request keeps the model
-    revisit: float = 0.36  # chance that another model is one that the user has had
+    revisit: float = 0.5  # chance that otherwise it has the model of one of the user's requests before
     images: tuple[int, ...] = (1, 2, 4, 8)
     image_weights: tuple[float, ...] = (58, 8, 19, 15)
     steps: tuple[int, ...] = (30, 40, 28, 50, 35, 25, 38, 20, 100, 60)
-    step_weights: tuple[float, ...] = (907, 51, 7, 6, 5, 4, 4, 3, 2, 1)
+    step_weights: tuple[float, ...] = (900, 60, 7, 6, 5, 4, 4, 3, 2, 1)
     same_work: float = 0.84  # chance that a user's next request has the same images and steps
 
 
@@ -76,8 +79,8 @@ def generate(num_requests: int, seed: int, parameters: SyntheticParameters | Non
 def arrivals(p: SyntheticParameters, weeks: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """User and time in s of every request of some weeks, in the order of bursts."""
     edges, passed = intensity(p, weeks, rng)
-    user, begin = visits(p, passed[-1], rng)
-    length = np.ceil(p.burst_median * np.exp(p.burst_sd * rng.standard_normal(len(user)))).astype(np.int64)
+    user, begin, longer = visits(p, passed[-1], rng)
+    length = np.ceil(p.burst_median * longer * np.exp(p.burst_sd * rng.standard_normal(len(user)))).astype(np.int64)
     gap = gaps(p, int(length.sum()), rng)
     first = np.cumsum(length) - length
     gap[first] = np.interp(begin, passed, edges)  # the time of a burst's first request
@@ -89,17 +92,27 @@ def intensity(p: SyntheticParameters, weeks: int, rng: np.random.Generator) -> t
     """Edges of pieces of hours in s, and the intensity that has passed until then, 1 in a mean hour."""
     hours = weeks * WEEK
     weight = np.outer(p.day_weights, p.hour_weights).ravel()
-    weight = np.tile(weight, weeks) * np.exp(p.hour_sd * rng.standard_normal(hours))
-    weight *= np.exp(p.day_sd * rng.standard_normal(hours // DAY)).repeat(DAY)
-    pieces = weight.repeat(PIECES) * np.exp(p.piece_sd * rng.standard_normal(hours * PIECES))
+    weight = np.tile(weight, weeks) * around(p.hour_sd, hours, rng)
+    weight *= around(p.day_sd, hours // DAY, rng).repeat(DAY)
+    pieces = weight.repeat(PIECES) * around(p.piece_sd, hours * PIECES, rng)
     passed = np.append(0.0, np.cumsum(pieces))
     return np.arange(len(passed)) * (HOUR / PIECES), passed * (hours / passed[-1])
 
 
-def visits(p: SyntheticParameters, total: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """User of each burst, and the intensity that has passed until it begins; those within the total."""
+def around(sd: float, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Factors [count] whose logs are uniform around 0 with this standard deviation."""
+    return np.exp(sd * np.sqrt(3) * rng.uniform(-1, 1, count))
+
+
+def visits(p: SyntheticParameters, total: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User of each burst, the intensity that has passed until it begins, and by what it is longer than others.
+
+    Bursts that begin after the total are left out.
+    """
     users = rng.poisson(p.users_per_hour * total)
     chance = rng.beta(p.return_a, p.return_b, users)  # of coming back
+    regular = rng.random(users) < p.regular_share
+    chance = np.where(regular, 1 - 1 / p.regular_visits, chance)
     number = np.minimum(rng.geometric(np.maximum(1 - chance, 1 / MOST_VISITS)), MOST_VISITS)
     lag = p.return_least + p.return_median * np.exp(p.return_sd * rng.standard_normal(number.sum()))
     first = np.cumsum(number) - number
@@ -107,7 +120,8 @@ def visits(p: SyntheticParameters, total: float, rng: np.random.Generator) -> tu
     run = np.cumsum(lag)
     begin = run - (run[first] - lag[first]).repeat(number)
     within = begin < total
-    return np.arange(users).repeat(number)[within], begin[within]
+    user = np.arange(users).repeat(number)[within]
+    return user, begin[within], np.where(regular, p.regular_length, 1.0)[user]
 
 
 def gaps(p: SyntheticParameters, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -135,20 +149,16 @@ def models(p: SyntheticParameters, user: np.ndarray, time: np.ndarray, rng: np.r
     """Models of requests that are in the order of users, then of time."""
     fresh = popular(p, (time // (HOUR * DAY)).astype(np.int64), rng).tolist()
     stays, revisits, which = (rng.random(len(user)).tolist() for _ in range(3))
-    chosen, had, last = [], [], -1
+    chosen, begin, last = [], 0, -1
     for k, someone in enumerate(user.tolist()):
         if someone != last:
-            last, had = someone, []
-        if had and stays[k] < p.stay:
-            model = chosen[-1]
-        elif len(had) > 1 and revisits[k] < p.revisit:
-            others = [m for m in had if m != chosen[-1]]
-            model = others[int(which[k] * len(others))]
+            begin, last = k, someone
+        if k > begin and stays[k] < p.stay:
+            chosen.append(chosen[-1])
+        elif k > begin and revisits[k] < p.revisit:
+            chosen.append(chosen[begin + int(which[k] * (k - begin))])
         else:
-            model = fresh[k]
-        if model not in had:
-            had.append(model)
-        chosen.append(model)
+            chosen.append(fresh[k])
     return np.array(chosen)
 
 
