@@ -1,7 +1,8 @@
 """Fetch the trace GenTD26 of a text-to-image service, 2 MB, from Alibaba's public repository clusterdata.
 
 Its terms: the data may be used for research or study purposes; it comes without a licence, so this project does not
-pass it on. Its paper is by Lin et al., SoCC 2025. The file is checked before it takes the place of an older one. Example:
+pass it on. Its paper is by Lin et al., SoCC 2025. The file is checked before it takes the place of an older one.
+Example:
 python scripts/download_trace.py --accept_terms True
 """
 
