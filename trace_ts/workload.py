@@ -25,6 +25,7 @@ GENTD26 = (  # the columns of that trace that are read
     "checkpoint_model_version_id",
     "exec_time_seconds",
 )
+GENTD26_FILE = Path(__file__).resolve().parents[1] / "data" / "gentd26" / "lora_request_trace.csv"
 CLOCK = "%Y-%m-%d %H:%M:%S"
 BEGIN = datetime(2024, 11, 19)  # of GenTD26; before it there are but a few trial requests
 
