@@ -18,7 +18,6 @@ from trace_ts.marginal import marginal_cost
 from trace_ts.model_trace import Design, ScorePolicy, chain_schedule
 from trace_ts.rules import CONSTANTS, mean_service
 from trace_ts.scenario import Scenario
-from trace_ts.score import ON_SERVER, ON_TASK
 from trace_ts.simulation import simulate
 from trace_ts.workload import Requests
 
@@ -119,9 +118,7 @@ def learn(
     critic_step = torch.optim.Adam([p for c in critics for p in c.parameters()], learning.critic_rate)
     actor_step = torch.optim.Adam(actor.parameters(), learning.actor_rate)
     heat_step = torch.optim.Adam([logs], 3e-3)
-    schedulers = [
-        torch.optim.lr_scheduler.CosineAnnealingLR(s, learning.rounds) for s in (critic_step, actor_step)
-    ]
+    schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(s, learning.rounds) for s in (critic_step, actor_step)]
     memory: list[dict[str, torch.Tensor]] = []
     best, history = (validate(start), start), []
     history.append((0, best[0]))
@@ -135,7 +132,11 @@ def learn(
         vector[6] = float(logs.detach()) if learning.actor else np.log(0.3)
         policy = ScorePolicy(lead.design, vector, explore=True)
         outcome = simulate(policy, requests, scenario, first_draw + int(generator.integers(8)), part, seen=seen)
-        cost = marginal_cost(outcome, requests.model[part], scenario.load_time) if learning.credit == "marginal" else outcome.delay
+        cost = (
+            marginal_cost(outcome, requests.model[part], scenario.load_time)
+            if learning.credit == "marginal"
+            else outcome.delay
+        )
         memory = [*memory[1 - learning.kept :], tensors(seen, cost / mean, outcome.server)]
         for _ in range(learning.updates):
             source = memory[generator.integers(len(memory))]
@@ -154,9 +155,7 @@ def learn(
                         value = future.gather(1, critics[0](*after).argmin(1, keepdim=True))[:, 0]
                     goal = goal + learning.discount * value
             loss = sum(
-                torch.nn.functional.smooth_l1_loss(
-                    c(*inputs).gather(1, now["server"][:, None])[:, 0], goal, beta=5.0
-                )
+                torch.nn.functional.smooth_l1_loss(c(*inputs).gather(1, now["server"][:, None])[:, 0], goal, beta=5.0)
                 for c in critics
             )
             critic_step.zero_grad()

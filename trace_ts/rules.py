@@ -29,7 +29,8 @@ class Rule:
 
     A rule whose `constants` [7] are those of `CONSTANTS` scores each server by
     alpha q + beta w / f + [miss] L (theta + phi q / S + psi r(victim)) / (1 + chi r(model)),
-    with r(x) = B share(x) / holders(x), and takes the least. Where news are old (age > 0), it draws by exp(-score / (T S)) with a temperature T > 0.
+    with r(x) = B share(x) / holders(x), and takes the least. Where news are old (age > 0), it draws
+    by exp(-score / (T S)) with a temperature T > 0.
     """
 
     name: str
