@@ -84,15 +84,20 @@ def by_user(requests: Requests) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return requests.time[order], requests.model[order], np.append(False, user[1:] == user[:-1])
 
 
+def burst_lengths(requests: Requests) -> np.ndarray:
+    """Requests of every user's bursts, in which gaps are at most `BURST_GAP`."""
+    time, _, later = by_user(requests)
+    starts = np.flatnonzero(~(later & (np.diff(time, prepend=time[0]) <= BURST_GAP)))
+    return np.diff(starts, append=time.size)
+
+
 def users(requests: Requests) -> dict[str, float]:
     """Gaps between a user's requests, and the lengths of their bursts."""
     time, _, later = by_user(requests)
-    gaps = np.diff(time, prepend=time[0])
-    starts = np.flatnonzero(~(later & (gaps <= BURST_GAP)))
-    length = np.diff(starts, append=time.size)
+    gaps, length = np.diff(time, prepend=time[0])[later], burst_lengths(requests)
     return {
         "users": float(np.unique(requests.user).size),
-        "user_gap_median_s": float(np.median(gaps[later])) if later.any() else np.nan,
+        "user_gap_median_s": float(np.median(gaps)) if gaps.size else np.nan,
         "burst_mean": float(length.mean()),
         "burst_p95": float(np.percentile(length, 95)),
         "burst_p99": float(np.percentile(length, 99)),
