@@ -1,4 +1,4 @@
-"""What a workload is like in numbers: arrivals, hours, users, work, models and their switches. Start at `describe`."""
+"""What a workload is like in numbers: arrivals, hours, users, work, models, switches. Start reading at `describe`."""
 
 from collections import OrderedDict
 
@@ -20,14 +20,14 @@ def describe(requests: Requests, num_base_stations: int = 20) -> dict[str, float
     """Every measure of a workload by its name, with the unit in it; NaN where there are too few requests for it.
 
     Switches are those of as many servers as base stations, of drawn rates, each request going to one of them with a
-    probability proportional to its rate.
+    probability proportional to its rate. Raises ValueError for less than two requests.
     """
     if len(requests) < 2:
         raise ValueError("a workload of less than two requests has no gaps to describe")
     return {
         **interarrivals(requests.time),
         **dispersion(requests.time),
-        **hourly_work(requests.time, requests.work),
+        **hourly_work(work_of_hours(requests)),
         **users(requests),
         **works(requests.work),
         **models(requests.model),
@@ -56,20 +56,25 @@ def variation(values: np.ndarray) -> float:
     return float(values.std() / values.mean()) if values.size and values.mean() > 0 else np.nan
 
 
-def counts(time: np.ndarray, window: float, weights: np.ndarray | None = None) -> np.ndarray:
-    """Requests, or their weights, in each window from that of the first request to that of the last."""
-    place = np.floor(time / window)
-    return np.bincount((place - place[0]).astype(np.int64), weights)
-
-
 def dispersion(time: np.ndarray) -> dict[str, float]:
-    """Variance over mean of the requests in windows."""
-    return {f"dispersion_{w}_s": float((c := counts(time, w)).var() / c.mean()) for w in WINDOWS}
+    """Variance over mean of the requests in windows from that of the first request to that of the last."""
+    found = {}
+    for window in WINDOWS:
+        place, count = np.unique(np.floor(time / window), return_counts=True)
+        windows = place[-1] - place[0] + 1  # most of them may be empty
+        mean = time.size / windows
+        found[f"dispersion_{window}_s"] = float(((count**2).sum() / windows - mean**2) / mean)
+    return found
 
 
-def hourly_work(time: np.ndarray, work: np.ndarray) -> dict[str, float]:
+def work_of_hours(requests: Requests) -> np.ndarray:
+    """The work of each hour from that of the first request to that of the last, in image-steps."""
+    hour = np.floor(requests.time / HOUR)
+    return np.bincount((hour - hour[0]).astype(np.int64), requests.work)
+
+
+def hourly_work(hours: np.ndarray) -> dict[str, float]:
     """The work of hours over their mean, and the share of hours without any."""
-    hours = counts(time, HOUR, work)
     return {
         "hourly_peak_over_mean": float(hours.max() / hours.mean()),
         "hourly_p95_over_mean": float(np.percentile(hours, 95) / hours.mean()),

@@ -11,12 +11,10 @@ import numpy as np
 from common.figures import Axes, Figure, colormaps, save_figure
 from common.run_folder import made
 from common.tables import write_csv
-from trace_ts.describe import RANKS, WINDOWS, burst_lengths, by_user, counts, describe
-from trace_ts.time_scale import HOUR
+from trace_ts.describe import RANKS, WINDOWS, burst_lengths, by_user, describe, work_of_hours
 from trace_ts.workload import Requests
 
 Panel = Callable[[Axes, Mapping[str, Requests], Mapping[str, dict[str, float]]], None]
-DAY = 24 * HOUR  # s
 ACROSS = 4  # panels beside each other
 
 
@@ -91,7 +89,7 @@ def draw_dispersion(axes: Axes, named: Mapping[str, Requests], measures: Mapping
 def draw_hours(axes: Axes, named: Mapping[str, Requests], measures: Mapping[str, dict[str, float]]) -> None:
     """The work of every hour over time."""
     for number, (name, requests) in enumerate(named.items()):
-        hours = counts(requests.time, HOUR, requests.work)
+        hours = work_of_hours(requests)
         axes.step(np.arange(hours.size) / 24, hours / 1000, label=name, color=colour(number), lw=0.8, alpha=0.8)
     axes.set(xlabel="time in days", ylabel="work of an hour in 1000 image-steps")
 
@@ -99,7 +97,7 @@ def draw_hours(axes: Axes, named: Mapping[str, Requests], measures: Mapping[str,
 def draw_sorted_hours(axes: Axes, named: Mapping[str, Requests], measures: Mapping[str, dict[str, float]]) -> None:
     """The share of hours that have more than a multiple of the mean work."""
     for number, (name, requests) in enumerate(named.items()):
-        hours = counts(requests.time, HOUR, requests.work)
+        hours = work_of_hours(requests)
         line(axes, number, name, *exceeding(hours / hours.mean()))
     axes.set(xlabel="work of an hour / mean", ylabel="share of hours with more", yscale="log")
 
