@@ -116,7 +116,9 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 def test_a_plain_file_may_have_any_order_names_and_columns(tmp_path):
     path = tmp_path / "requests.csv"
-    path.write_bytes(b'\xef\xbb\xbfmodel, note,work,user ,time_s\r\n"a,b",x,30,Eve,7\r\n\r\nc,y,2.5, Bob,7\r\nc,z,1,Eve,0\r\n')
+    path.write_bytes(
+        b'\xef\xbb\xbfmodel, note,work,user ,time_s\r\n"a,b",x,30,Eve,7\r\n\r\nc,y,2.5, Bob,7\r\nc,z,1,Eve,0\r\n'
+    )
     found = read_trace(path)
     assert found.time.tolist() == [0, 7, 7] and found.work.tolist() == [1, 30, 2.5]
     assert found.user.tolist() == [0, 0, 1] and found.model.tolist() == [0, 1, 0]
@@ -257,7 +259,49 @@ def test_the_generator_is_seeded_and_gives_any_number():
     assert len(generate(300, 0, rare)) == 300
 
 
-TRACE = {}  # of the trace: a measure, and by which share the mean of three seeds may differ from it
+MEASURES = {  # of the trace
+    "interarrival_mean_s": 64.2,
+    "interarrival_median_s": 14.68,
+    "interarrival_cv": 11.83,
+    "interarrival_cv_inside_hours": 1.974,
+    "dispersion_10_s": 1.435,
+    "dispersion_60_s": 3.7,
+    "dispersion_300_s": 14.07,
+    "dispersion_3600_s": 134.5,
+    "hourly_peak_over_mean": 8.556,
+    "hourly_p95_over_mean": 4.552,
+    "empty_hours_share": 0.2918,
+    "users": 4206,
+    "user_gap_median_s": 73.35,
+    "burst_mean": 3.437,
+    "burst_p95": 10,
+    "burst_p99": 23,
+    "work_p50_steps": 30,
+    "work_p75_steps": 120,
+    "work_p95_steps": 240,
+    "work_p99_steps": 320,
+    "work_max_steps": 800,
+    "work_cv2": 0.9809,
+    "models": 86,
+    "model_share_1": 0.3079,
+    "model_share_2": 0.1477,
+    "model_share_3": 0.09336,
+    "model_share_4": 0.07897,
+    "model_share_5": 0.07564,
+    "model_share_top_10": 0.8664,
+    "zipf_exponent": 1.707,
+    "model_entropy_bits": 3.692,
+    "model_entropy_given_user_bits": 1.195,
+    "same_as_users_last": 0.7169,
+    "same_as_last": 0.2481,
+    "switches_1_resident": 0.7911,
+    "switches_3_resident": 0.5483,
+    "busiest_bs_over_mean": 1.808,
+    "busiest_bs_over_mean_most": 2.044,
+    "known_users_share": 0.2308,
+    "model_shift_total_variation": 0.1585,
+}
+FAR = {"known_users_share": 0.5, "model_shift_total_variation": 0.35, "busiest_bs_over_mean": 0.25}  # else 15 %
 
 
 def test_the_generator_is_like_the_trace():
@@ -286,7 +330,11 @@ def test_workloads_are_drawn_and_tabled_beside_each_other(tmp_path):
 
 
 def test_the_trace_is_fetched_once_its_terms_are_accepted(tmp_path, capsys):
-    script, served, out = load("download_trace"), gentd26(tmp_path / "served.csv", *ROWS), tmp_path / "data" / "trace.csv"
+    script, served, out = (
+        load("download_trace"),
+        gentd26(tmp_path / "served.csv", *ROWS),
+        tmp_path / "data" / "trace.csv",
+    )
     flags = ("--url", served.as_uri(), "--out", out)
     assert "research or study" in refusal(capsys, script, *flags)
     run_here(script, "--accept_terms", "True", *flags)

@@ -26,12 +26,13 @@ def plot_workload(named: Mapping[str, Requests], folder: Path) -> dict[str, dict
     made(folder)
     measures = {name: describe(requests) for name, requests in named.items()}
     down = -(-len(PANELS) // ACROSS)
-    figure = Figure(figsize=(5 * ACROSS, 3.9 * down), layout="constrained")
+    figure = Figure(figsize=(5 * ACROSS, 3.9 * down))
+    figure.subplots_adjust(hspace=0.35, wspace=0.25, top=0.92)
     for axes, (title, panel) in zip(figure.subplots(down, ACROSS).flat, PANELS.items(), strict=True):
         panel(axes, named, measures)
         axes.set_title(title)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.98), ncols=len(labels))
     save_figure(figure, folder / "workload")
     rows = [[key, *(of[key] for of in measures.values())] for key in next(iter(measures.values()))]
     write_csv(folder / "workload.csv", ["measure", *named], rows)
@@ -140,9 +141,7 @@ def draw_work(axes: Axes, named: Mapping[str, Requests], measures: Mapping[str, 
     """The share of requests of at most so much work."""
     for number, (name, requests) in enumerate(named.items()):
         line(axes, number, name, np.sort(requests.work), np.arange(1, len(requests) + 1) / len(requests))
-    axes.set(
-        xscale="log", xlabel="work in image-steps", ylabel="share of requests with at most as much", xlim=(10, None)
-    )
+    axes.set(xscale="log", xlabel="work in image-steps", ylabel="share with at most as much", xlim=(10, None))
 
 
 def draw_models(axes: Axes, named: Mapping[str, Requests], measures: Mapping[str, dict[str, float]]) -> None:
@@ -177,8 +176,8 @@ def draw_switches(axes: Axes, named: Mapping[str, Requests], measures: Mapping[s
     keys = {
         "switches_1_resident": "switches,\n1 resident",
         "switches_3_resident": "switches,\n3 resident",
-        "busiest_bs_over_mean": "busiest BS\n/ mean",
-        "busiest_bs_over_mean_most": "busiest BS,\nmost uneven",
+        "busiest_bs_over_mean": "busiest\nBS / mean",
+        "busiest_bs_over_mean_most": "the same,\nat most",
     }
     bars(axes, measures, keys)
     axes.set_ylabel("share of requests; ratio")
