@@ -54,7 +54,8 @@ def test_compiled_scores_are_those_with_gradients(design):
 
 def test_a_chain_that_starts_from_what_it_remembers_differs_by_its_memory():
     chosen = [
-        simulate(some_policy(Design(steps=5, latent=name)), REQUESTS, Scenario(), 0).server for name in ("zeros", "user")
+        simulate(some_policy(Design(steps=5, latent=name)), REQUESTS, Scenario(), 0).server
+        for name in ("zeros", "user")
     ]
     assert (chosen[0] != chosen[1]).any()
 

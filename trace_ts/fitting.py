@@ -49,10 +49,11 @@ def fit(
     The mean is over scenarios. Each generation draws segments of the first half with a scenario and servers each; the
     best is chosen on the whole first half, with other servers. The second half is not looked at.
     """
-    half = len(requests) // 2
+    requests = requests.halves()[0]
+    half = len(requests)
     segment = min(SEGMENT, half)
     checks = [
-        Job(scenario, FIRST_DRAW + TRAINING_DRAWS + i, slice(0, half))
+        Job(scenario, FIRST_DRAW + TRAINING_DRAWS + i, slice(half))
         for scenario in scenarios
         for i in range(VALIDATION_DRAWS if len(scenarios) == 1 else 1)
     ]

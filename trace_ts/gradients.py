@@ -109,7 +109,8 @@ def learn(
     """Learned parameters [P] with the least validated cost, and every validation."""
     generator = random_generator(Stream.TRACE_SEARCH, seed)
     torch.manual_seed(int(generator.integers(2**31)))
-    half, mean = len(requests) // 2, mean_service(requests)
+    requests = requests.halves()[0]
+    half, mean = len(requests), mean_service(requests)
     actor = ScoreNet(design, start)
     flat = dataclasses.replace(design, steps=0)
     critics = [ScoreNet(flat, flat.begin(np.exp(start[: len(CONSTANTS)]), seed + i)) for i in (1, 2)]

@@ -19,8 +19,8 @@ START = (1.0, 1.0, 4.0, 1.0, 4.0, 0.3, 0.3)  # of a search
 
 
 def mean_service(requests: Requests) -> float:
-    """S, the seconds of a mean request of the first half on a server of mean speed."""
-    return requests.halves()[0].work.mean() / RATE
+    """S, the seconds of a mean request of those that training looks at, on a server of mean speed."""
+    return requests.training().work.mean() / RATE
 
 
 @dataclasses.dataclass(frozen=True)
