@@ -135,7 +135,7 @@ def test_policies_are_kept_and_damaged_files_refused(tmp_path):
 
 def test_the_command_trains_measures_and_goes_on(tmp_path, capsys):
     out = tmp_path / "run"
-    flags = "--num_requests=600 --num_servers=4 --draws=2 --generations=2 --pairs=2".split()
+    flags = ["--num_requests=600", "--num_servers=4", "--draws=2", "--generations=2", "--pairs=2"]
     run_here(main_trace, *flags, "--policies=opt_ts,affinity_fitted,score", f"--out={out}")
     assert "score" in capsys.readouterr().out
     kept = (out / "policies" / "score.safetensors").read_bytes()
