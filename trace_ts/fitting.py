@@ -35,6 +35,13 @@ def log_mean_delay(policy: TracePolicy, requests: Requests, job: Job) -> float:
     return float(np.log(delay)) if np.isfinite(delay) else 1e3
 
 
+def checks(scenarios: Sequence[Scenario]) -> list[Job]:
+    """What tells the best of several policies: the whole training requests, on servers that no search sees."""
+    draws = VALIDATION_DRAWS if len(scenarios) == 1 else 1
+    first = FIRST_DRAW + TRAINING_DRAWS
+    return [Job(scenario, first + i, slice(None)) for scenario in scenarios for i in range(draws)]
+
+
 def fit(
     policy: Callable[[np.ndarray], TracePolicy],
     start: np.ndarray,
@@ -50,19 +57,15 @@ def fit(
     best is chosen on the whole first half, with other servers. The second half is not looked at.
     """
     requests = requests.halves()[0]
-    half = len(requests)
-    segment = min(SEGMENT, half)
-    checks = [
-        Job(scenario, FIRST_DRAW + TRAINING_DRAWS + i, slice(half))
-        for scenario in scenarios
-        for i in range(VALIDATION_DRAWS if len(scenarios) == 1 else 1)
-    ]
+    count = len(requests)
+    segment = min(SEGMENT, count)
+    judged = checks(scenarios)
     with ThreadPoolExecutor(search.threads or os.cpu_count()) as pool:
 
         def costs(candidates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
             jobs = []
             for _ in range(SEGMENTS if len(scenarios) == 1 else MIXED_SEGMENTS):
-                begin = int(generator.integers(half - segment + 1))
+                begin = int(generator.integers(count - segment + 1))
                 scenario = scenarios[generator.integers(len(scenarios))]
                 draw = FIRST_DRAW + int(generator.integers(TRAINING_DRAWS))
                 jobs.append(Job(scenario, draw, slice(begin, begin + segment)))
@@ -71,6 +74,6 @@ def fit(
 
         def validate(parameters: np.ndarray) -> float:
             made = policy(parameters)
-            return float(np.mean(list(pool.map(lambda job: log_mean_delay(made, requests, job), checks))))
+            return float(np.mean(list(pool.map(lambda job: log_mean_delay(made, requests, job), judged))))
 
         return evolve(start, costs, validate, search, seed, progress)
