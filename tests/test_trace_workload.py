@@ -301,7 +301,7 @@ MEASURES = {  # of the trace
     "known_users_share": 0.2308,
     "model_shift_total_variation": 0.1585,
 }
-FAR = {"known_users_share": 0.5, "model_shift_total_variation": 0.35, "busiest_bs_over_mean": 0.25}  # else 15 %
+FAR = {"known_users_share": 0.4, "model_shift_total_variation": 0.3, "model_share_5": 0.25}  # else 15 %, of the mean
 
 
 def test_the_generator_is_like_the_trace():

@@ -21,47 +21,47 @@ PIECES = 12  # of an hour, each of an intensity of its own
 class SyntheticParameters:
     """What the requests are drawn from; shares and weights of any sum."""
 
-    users_per_hour: float = 9.4  # who come for the first time, in a mean hour
+    users_per_hour: float = 9.3  # who come for the first time, in a mean hour
     hour_weights: tuple[float, ...] = (
         *(54, 58, 58, 33, 18, 17, 12, 5, 1.5, 1, 0, 0, 0, 0, 1.5, 32, 117, 144, 31, 57, 172, 169, 185, 201),
     )  # of a day
     day_weights: tuple[float, ...] = (0.9, 0.9, 1.1, 0.6, 0.15, 0.9, 1.2)  # of a week
-    day_sd: float = 0.15  # of the log of a day's intensity
+    day_sd: float = 0.17  # of the log of a day's intensity
     hour_sd: float = 0.28  # of the log of an hour's intensity
     piece_sd: float = 0.2  # of the log of the intensity of 5 minutes
-    regular_share: float = 0.01  # of users who come often
-    regular_visits: float = 14.0  # least number of their bursts
-    regular_exponent: float = 1.0  # of the power law of that number
-    regular_median: float = 4.0  # as return_median, of those with the least number; more bursts come sooner
-    regular_sd: float = 1.8
+    regular_share: float = 0.0105  # of users who come often
+    regular_visits: float = 15.0  # least number of their bursts
+    regular_exponent: float = 0.96  # of the power law of that number
+    regular_median: float = 4.2  # as return_median, of those with the least number; more bursts come sooner
+    regular_sd: float = 1.9
     most_visits: float = 200.0  # of any user
-    regular_length: float = 1.6  # of their bursts, over that of others
+    regular_length: float = 1.7  # of their bursts, over that of others
     return_a: float = 0.66  # other users come back after a burst with a chance drawn from Beta(a, b)
-    return_b: float = 2.2
-    return_median: float = 1.0  # mean hours' worth of intensity from a burst to the user's next
-    return_sd: float = 2.2  # of its log
+    return_b: float = 2.05
+    return_median: float = 0.95  # mean hours' worth of intensity from a burst to the user's next
+    return_sd: float = 2.1  # of its log
     return_least: float = 0.25  # that is added to it
-    burst_median: float = 1.28  # of a burst's length, before it is rounded up
-    burst_sd: float = 1.13  # of its log
+    burst_median: float = 1.27  # of a burst's length, before it is rounded up
+    burst_sd: float = 1.11  # of its log
     gap_median: float = 66.0  # s between a burst's requests
     gap_sd: float = 0.75  # of its log
     gap_most: float = 300.0  # s
-    quick_share: float = 0.05  # of gaps that are short
+    quick_share: float = 0.055  # of gaps that are short
     quick_mean: float = 6.0  # s, of these
-    model_weights: tuple[float, ...] = (8150, 3910, 2471, 2090, 2002, 1131, 961, 813, 715, 687, 571)  # popular ones
+    model_weights: tuple[float, ...] = (8500, 3950, 2350, 2200, 2200, 1150, 961, 813, 715, 687, 571)  # popular ones
     num_models: int = 90
     tail_weight: float = 233.0  # of the first model after those
     tail_exponent: float = 1.6  # of Zipf's law of the models after those
-    drift_sd: float = 0.3  # of the log of a model's popularity
+    drift_sd: float = 0.36  # of the log of a model's popularity
     drift_days: float = 5.0  # in which it forgets itself
-    stay: float = 0.38  # chance that a user's second request keeps the model
-    stay_later: float = 0.85  # the same after many requests
+    stay: float = 0.32  # chance that a user's second request keeps the model
+    stay_later: float = 0.82  # the same after many requests
     settle: float = 20.0  # requests after which most of the way between both is gone
-    revisit: float = 0.55  # chance that otherwise it has the model of one of the user's requests before
+    revisit: float = 0.65  # chance that otherwise it has the model of one of the user's requests before
     images: tuple[int, ...] = (1, 2, 4, 8)
     image_weights: tuple[float, ...] = (58, 8, 19, 15)
     steps: tuple[int, ...] = (30, 40, 28, 50, 35, 25, 38, 20, 100, 60)
-    step_weights: tuple[float, ...] = (900, 60, 7, 6, 5, 4, 4, 3, 2, 1)
+    step_weights: tuple[float, ...] = (890, 65, 7, 8, 5, 4, 4, 3, 4, 1)
     same_work: float = 0.84  # chance that a user's next request has the same images and steps
 
 
@@ -158,7 +158,8 @@ def models(p: SyntheticParameters, user: np.ndarray, time: np.ndarray, rng: np.r
     """Models of requests that are in the order of users, then of time."""
     fresh = popular(p, (time // (HOUR * DAY)).astype(np.int64), rng).tolist()
     stays, revisits, which = (rng.random(len(user)).tolist() for _ in range(3))
-    chosen, begin, last = [], 0, -1
+    chosen: list[int] = []
+    begin, last = 0, -1
     for k, someone in enumerate(user.tolist()):
         if someone != last:
             begin, last = k, someone
