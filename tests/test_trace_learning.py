@@ -13,12 +13,11 @@ from trace_ts import main_trace
 from trace_ts.event_loop import new_seen
 from trace_ts.evolution import Search, evolve
 from trace_ts.fitting import fit
-from trace_ts.gradients import ScoreNet
-from trace_ts.marginal import marginal_cost
 from trace_ts.model_trace import LATENTS, Design, ScorePolicy, chain_schedule
 from trace_ts.policy_file import load_policy, save_policy
 from trace_ts.rules import RULES
 from trace_ts.scenario import Scenario
+from trace_ts.score_net import ScoreNet
 from trace_ts.simulation import simulate
 from trace_ts.synthetic import generate
 from trace_ts.training import changed
@@ -98,27 +97,6 @@ def test_fitting_does_not_look_at_the_second_half():
     ]
     np.testing.assert_array_equal(found[0].parameters, found[1].parameters)
     assert found[0].cost == found[1].cost
-
-
-def test_what_a_decision_cost_is_what_the_others_gain_without_the_task():
-    requests, load = REQUESTS.part(slice(300)), 6.0
-    outcome = simulate(RULE, requests, Scenario(num_servers=4, load=1.2, load_time=load), 0)
-    cost = marginal_cost(outcome, requests.model, load)
-
-    def total(without):
-        free, held, delays = np.zeros(4), np.full(4, -1), 0.0
-        for k in range(len(requests)):
-            if k != without:
-                b = outcome.server[k]
-                start = max(free[b], outcome.time[k])
-                free[b] = start + load * (held[b] != requests.model[k]) + outcome.service[k]
-                held[b] = requests.model[k]
-                delays += free[b] - outcome.time[k]
-        return delays
-
-    whole = total(None)
-    np.testing.assert_allclose(whole, outcome.delay.sum(), rtol=1e-9)
-    np.testing.assert_allclose(cost, [whole - total(k) for k in range(len(requests))], rtol=1e-6, atol=1e-6)
 
 
 def test_policies_are_kept_and_damaged_files_refused(tmp_path):
