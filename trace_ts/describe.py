@@ -1,4 +1,4 @@
-"""What a workload is like in numbers: arrivals, hours, users, work, models and their switches. Start at `describe`."""
+"""What a workload is like in numbers: arrivals, hours, users, work, models, switches. Start reading at `describe`."""
 
 from collections import OrderedDict
 
@@ -20,14 +20,14 @@ def describe(requests: Requests, num_base_stations: int = 20) -> dict[str, float
     """Every measure of a workload by its name, with the unit in it; NaN where there are too few requests for it.
 
     Switches are those of as many servers as base stations, of drawn rates, each request going to one of them with a
-    probability proportional to its rate.
+    probability proportional to its rate. Raises ValueError for less than two requests.
     """
     if len(requests) < 2:
         raise ValueError("a workload of less than two requests has no gaps to describe")
     return {
         **interarrivals(requests.time),
         **dispersion(requests.time),
-        **hourly_work(requests.time, requests.work),
+        **hourly_work(work_of_hours(requests)),
         **users(requests),
         **works(requests.work),
         **models(requests.model),
@@ -56,20 +56,25 @@ def variation(values: np.ndarray) -> float:
     return float(values.std() / values.mean()) if values.size and values.mean() > 0 else np.nan
 
 
-def counts(time: np.ndarray, window: float, weights: np.ndarray | None = None) -> np.ndarray:
-    """Requests, or their weights, in each window from that of the first request to that of the last."""
-    place = np.floor(time / window)
-    return np.bincount((place - place[0]).astype(np.int64), weights)
-
-
 def dispersion(time: np.ndarray) -> dict[str, float]:
-    """Variance over mean of the requests in windows."""
-    return {f"dispersion_{w}_s": float((c := counts(time, w)).var() / c.mean()) for w in WINDOWS}
+    """Variance over mean of the requests in windows from that of the first request to that of the last."""
+    found = {}
+    for window in WINDOWS:
+        place, count = np.unique(np.floor(time / window), return_counts=True)
+        windows = place[-1] - place[0] + 1  # most of them may be empty
+        mean = time.size / windows
+        found[f"dispersion_{window}_s"] = float(((count**2).sum() / windows - mean**2) / mean)
+    return found
 
 
-def hourly_work(time: np.ndarray, work: np.ndarray) -> dict[str, float]:
+def work_of_hours(requests: Requests) -> np.ndarray:
+    """The work of each hour from that of the first request to that of the last, in image-steps."""
+    hour = np.floor(requests.time / HOUR)
+    return np.bincount((hour - hour[0]).astype(np.int64), requests.work)
+
+
+def hourly_work(hours: np.ndarray) -> dict[str, float]:
     """The work of hours over their mean, and the share of hours without any."""
-    hours = counts(time, HOUR, work)
     return {
         "hourly_peak_over_mean": float(hours.max() / hours.mean()),
         "hourly_p95_over_mean": float(np.percentile(hours, 95) / hours.mean()),
@@ -84,15 +89,20 @@ def by_user(requests: Requests) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return requests.time[order], requests.model[order], np.append(False, user[1:] == user[:-1])
 
 
+def burst_lengths(requests: Requests) -> np.ndarray:
+    """Requests of every user's bursts, in which gaps are at most `BURST_GAP`."""
+    time, _, later = by_user(requests)
+    starts = np.flatnonzero(~(later & (np.diff(time, prepend=time[0]) <= BURST_GAP)))
+    return np.diff(starts, append=time.size)
+
+
 def users(requests: Requests) -> dict[str, float]:
     """Gaps between a user's requests, and the lengths of their bursts."""
     time, _, later = by_user(requests)
-    gaps = np.diff(time, prepend=time[0])
-    starts = np.flatnonzero(~(later & (gaps <= BURST_GAP)))
-    length = np.diff(starts, append=time.size)
+    gaps, length = np.diff(time, prepend=time[0])[later], burst_lengths(requests)
     return {
         "users": float(np.unique(requests.user).size),
-        "user_gap_median_s": float(np.median(gaps[later])) if later.any() else np.nan,
+        "user_gap_median_s": float(np.median(gaps)) if gaps.size else np.nan,
         "burst_mean": float(length.mean()),
         "burst_p95": float(np.percentile(length, 95)),
         "burst_p99": float(np.percentile(length, 99)),

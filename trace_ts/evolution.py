@@ -21,6 +21,7 @@ class Search:
     sigma: float = 0.1  # standard deviation of candidates
     rate: float = 0.1  # of Adam's first step; it falls to 0 along a cosine
     check_every: int = 10  # generations between two validations
+    threads: int = 0  # candidates that are measured at a time; 0: as many as there are cores
 
 
 @dataclasses.dataclass(frozen=True)

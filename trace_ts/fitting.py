@@ -16,7 +16,8 @@ from trace_ts.simulation import TracePolicy, simulate
 from trace_ts.workload import Requests
 
 TRAINING_DRAWS, VALIDATION_DRAWS, FIRST_DRAW = 8, 3, 10_000  # apart from the draws of evaluations
-SEGMENT, SEGMENTS = 7000, 2
+SEGMENT = 7000
+SEGMENTS, MIXED_SEGMENTS = 2, 6  # of a generation; for several scenarios
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +56,11 @@ def fit(
         for scenario in scenarios
         for i in range(VALIDATION_DRAWS if len(scenarios) == 1 else 1)
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(search.threads or os.cpu_count()) as pool:
 
         def costs(candidates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
             jobs = []
-            for _ in range(SEGMENTS):
+            for _ in range(SEGMENTS if len(scenarios) == 1 else MIXED_SEGMENTS):
                 begin = int(generator.integers(half - segment + 1))
                 scenario = scenarios[generator.integers(len(scenarios))]
                 draw = FIRST_DRAW + int(generator.integers(TRAINING_DRAWS))

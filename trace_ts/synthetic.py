@@ -5,6 +5,7 @@ defaults are fitted to GenTD26. Start reading at `generate`.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -14,32 +15,35 @@ from trace_ts.workload import Requests, requests_of
 
 DAY, WEEK = 24, 168  # h
 PIECES = 12  # of an hour, each of an intensity of its own
-MOST_VISITS = 1000  # of a user
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticParameters:
     """What the requests are drawn from; shares and weights of any sum."""
 
-    users_per_hour: float = 9.0  # who come for the first time, in a mean hour
+    users_per_hour: float = 9.4  # who come for the first time, in a mean hour
     hour_weights: tuple[float, ...] = (
         *(54, 58, 58, 33, 18, 17, 12, 5, 1.5, 1, 0, 0, 0, 0, 1.5, 32, 117, 144, 31, 57, 172, 169, 185, 201),
     )  # of a day
     day_weights: tuple[float, ...] = (0.9, 0.9, 1.1, 0.6, 0.15, 0.9, 1.2)  # of a week
-    day_sd: float = 0.2  # of the log of a day's intensity
-    hour_sd: float = 0.35  # of the log of an hour's intensity
-    piece_sd: float = 0.3  # of the log of the intensity of 5 minutes
-    regular_share: float = 0.015  # of users who come often
-    regular_visits: float = 30.0  # mean of their bursts
-    regular_length: float = 1.4  # of their bursts, over that of others
+    day_sd: float = 0.15  # of the log of a day's intensity
+    hour_sd: float = 0.28  # of the log of an hour's intensity
+    piece_sd: float = 0.2  # of the log of the intensity of 5 minutes
+    regular_share: float = 0.01  # of users who come often
+    regular_visits: float = 14.0  # least number of their bursts
+    regular_exponent: float = 1.0  # of the power law of that number
+    regular_median: float = 4.0  # as return_median, of those with the least number; more bursts come sooner
+    regular_sd: float = 1.8
+    most_visits: float = 200.0  # of any user
+    regular_length: float = 1.6  # of their bursts, over that of others
     return_a: float = 0.66  # other users come back after a burst with a chance drawn from Beta(a, b)
-    return_b: float = 1.8
+    return_b: float = 2.2
     return_median: float = 1.0  # mean hours' worth of intensity from a burst to the user's next
-    return_sd: float = 2.6  # of its log
-    return_least: float = 0.1  # that is added to it
-    burst_median: float = 1.455  # of a burst's length, before it is rounded up
-    burst_sd: float = 1.17  # of its log
-    gap_median: float = 61.0  # s between a burst's requests
+    return_sd: float = 2.2  # of its log
+    return_least: float = 0.25  # that is added to it
+    burst_median: float = 1.28  # of a burst's length, before it is rounded up
+    burst_sd: float = 1.13  # of its log
+    gap_median: float = 66.0  # s between a burst's requests
     gap_sd: float = 0.75  # of its log
     gap_most: float = 300.0  # s
     quick_share: float = 0.05  # of gaps that are short
@@ -50,8 +54,10 @@ class SyntheticParameters:
     tail_exponent: float = 1.6  # of Zipf's law of the models after those
     drift_sd: float = 0.3  # of the log of a model's popularity
     drift_days: float = 5.0  # in which it forgets itself
-    stay: float = 0.72  # chance that a user's next request keeps the model
-    revisit: float = 0.5  # chance that otherwise it has the model of one of the user's requests before
+    stay: float = 0.38  # chance that a user's second request keeps the model
+    stay_later: float = 0.85  # the same after many requests
+    settle: float = 20.0  # requests after which most of the way between both is gone
+    revisit: float = 0.55  # chance that otherwise it has the model of one of the user's requests before
     images: tuple[int, ...] = (1, 2, 4, 8)
     image_weights: tuple[float, ...] = (58, 8, 19, 15)
     steps: tuple[int, ...] = (30, 40, 28, 50, 35, 25, 38, 20, 100, 60)
@@ -112,9 +118,12 @@ def visits(p: SyntheticParameters, total: float, rng: np.random.Generator) -> tu
     users = rng.poisson(p.users_per_hour * total)
     chance = rng.beta(p.return_a, p.return_b, users)  # of coming back
     regular = rng.random(users) < p.regular_share
-    chance = np.where(regular, 1 - 1 / p.regular_visits, chance)
-    number = np.minimum(rng.geometric(np.maximum(1 - chance, 1 / MOST_VISITS)), MOST_VISITS)
-    lag = p.return_least + p.return_median * np.exp(p.return_sd * rng.standard_normal(number.sum()))
+    often = p.regular_visits * (1 - rng.random(users)) ** (-1 / p.regular_exponent)
+    number = np.where(regular, often, rng.geometric(np.maximum(1 - chance, 1 / p.most_visits)))
+    number = np.minimum(number, p.most_visits).astype(np.int64)
+    median = np.where(regular, p.regular_median * p.regular_visits / number, p.return_median).repeat(number)
+    sd = np.where(regular, p.regular_sd, p.return_sd).repeat(number)
+    lag = p.return_least + median * np.exp(sd * rng.standard_normal(len(sd)))
     first = np.cumsum(number) - number
     lag[first] = rng.uniform(0, total, users)
     run = np.cumsum(lag)
@@ -153,7 +162,7 @@ def models(p: SyntheticParameters, user: np.ndarray, time: np.ndarray, rng: np.r
     for k, someone in enumerate(user.tolist()):
         if someone != last:
             begin, last = k, someone
-        if k > begin and stays[k] < p.stay:
+        if k > begin and stays[k] < p.stay_later - (p.stay_later - p.stay) * math.exp((begin + 1 - k) / p.settle):
             chosen.append(chosen[-1])
         elif k > begin and revisits[k] < p.revisit:
             chosen.append(chosen[begin + int(which[k] * (k - begin))])
