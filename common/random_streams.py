@@ -31,6 +31,7 @@ class Stream(enum.IntEnum):
     TRACE_CHOICES = 34  # what rules draw
     TRACE_SEARCH = 35  # candidates, segments and draws of an evolution strategy
     TRACE_SYNTHETIC = 36  # requests of the synthetic generator
+    TRACE_EPISODES = 37  # which requests and which draw an episode has
 
 
 def random_generator(stream: Stream, *numbers: int) -> np.random.Generator:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,12 @@ def environment_parameters(scenario: str | EnvironmentParameters = "paper", **ch
     return resolve(EnvironmentParameters, stored | changes)
 
 
-def without_unknown(options: Mapping[str, Any] | None) -> dict[str, Any]:
+def without_unknown(options: Mapping[str, Any] | None, known: Sequence[str] = OPTIONS) -> dict[str, Any]:
     """Options of a reset by another library: what is not known here is left out, with a warning."""
     options = dict(options or {})
-    if unknown := sorted(map(str, options.keys() - set(OPTIONS))):
-        warnings.warn(f"options not used: {', '.join(unknown)}; known are {', '.join(OPTIONS)}", stacklevel=3)
-    return {name: value for name, value in options.items() if name in OPTIONS}
+    if unknown := sorted(map(str, options.keys() - set(known))):
+        warnings.warn(f"options not used: {', '.join(unknown)}; known are {', '.join(known)}", stacklevel=3)
+    return {name: value for name, value in options.items() if name in known}
 
 
 def whole_number(name: str, value: Any) -> int:

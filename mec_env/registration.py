@@ -1,7 +1,7 @@
 """Importing this module registers the named scenarios with Gymnasium, as its users expect of an environment's package.
 
 DEdgeAI/<Kind>-<scenario>-v0 with the kinds Central, CentralSlot and Station, as in
-gymnasium.make("mec_env.registration:DEdgeAI/Central-light-v0").
+gymnasium.make("mec_env.registration:DEdgeAI/Central-light-v0"). DEdgeAI/Trace-v0 is the trace's world.
 """
 
 import gymnasium
@@ -16,8 +16,10 @@ KINDS = {
 
 
 def register() -> list[str]:
-    """Register every kind in every named scenario, once. Returns the names."""
-    names = []
+    """Register every kind in every named scenario and the trace's world, once. Returns the names."""
+    names = ["DEdgeAI/Trace-v0"]
+    if names[0] not in gymnasium.registry:
+        gymnasium.register(names[0], entry_point="mec_env.trace_gymnasium:TraceEnv")
     for scenario in SCENARIOS:
         for kind, (place, given) in KINDS.items():
             names.append(f"DEdgeAI/{kind}-{scenario}-v0")

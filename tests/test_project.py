@@ -18,7 +18,7 @@ BELOW = {
     "coop_lad_ts": {"common", "lad_ts"},
     "baselines": {"common", "lad_ts", "coop_lad_ts"},
     "experiments": {"common", "lad_ts", "coop_lad_ts", "baselines"},
-    "mec_env": {"common", "lad_ts", "coop_lad_ts", "baselines"},
+    "mec_env": {"common", "lad_ts", "coop_lad_ts", "baselines", "trace_ts"},
     "resd3_medium": {"common"},
     "pocket": {"common", "resd3_medium"},
     "meg": {"common", "resd3_medium"},

@@ -45,7 +45,7 @@ class Cluster(NamedTuple):
     what each is expected to take, seconds [B] the sum of that over those that wait, count [B] the tasks that wait or
     run, of_model [B, N] the same by model. resident [B, M] are the models in memory, the most recently used first;
     planned [B, M] those after all that waits, first come first served. holders [N] counts the servers that hold a model
-    or will.
+    or will. past [2]: a time in s, and the sum of the seconds from it to the ends of the tasks that are done.
     """
 
     rate: np.ndarray
@@ -66,6 +66,7 @@ class Cluster(NamedTuple):
     resident: np.ndarray
     planned: np.ndarray
     holders: np.ndarray
+    past: np.ndarray
 
 
 def new_cluster(
@@ -93,6 +94,7 @@ def new_cluster(
         resident=slots[0],
         planned=slots[1],
         holders=np.zeros(models, dtype=np.int64),
+        past=np.zeros(2),
     )
 
 
@@ -210,6 +212,7 @@ def advance(c: Cluster, tasks: Tasks, now: float) -> None:
         while c.end[b] <= now:
             k, at = c.current[b], c.end[b]
             tasks.finish[k] = at
+            c.past[1] += at - c.past[0]
             c.count[b] -= 1
             c.of_model[b, tasks.model[k]] -= 1
             c.current[b], c.end[b] = NONE, np.inf

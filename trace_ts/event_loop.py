@@ -37,6 +37,24 @@ def new_seen(tasks: int, servers: int) -> Seen:
 
 
 @compiled()
+def prefer(
+    p: Policy,
+    n: Network,
+    c: Cluster,
+    v: View,
+    m: Memory,
+    tasks: Tasks,
+    k: int,
+    now: float,
+    uniform: float,
+    cost: np.ndarray,
+) -> int:
+    """The server that a policy chooses for task k."""
+    look(v, c, tasks.base_station[k], tasks.model[k], now)
+    return choose(p, n, c, v, m, tasks, k, (uniform + GOLDEN * tasks.attempts[k]) % 1.0, cost)
+
+
+@compiled()
 def decide(
     p: Policy,
     n: Network,
@@ -51,8 +69,7 @@ def decide(
     seen: Seen,
 ) -> None:
     """Choose a server for task k and send it there."""
-    look(v, c, tasks.base_station[k], tasks.model[k], now)
-    chosen = choose(p, n, c, v, m, tasks, k, (uniform + GOLDEN * tasks.attempts[k]) % 1.0, cost)
+    chosen = prefer(p, n, c, v, m, tasks, k, now, uniform, cost)
     if len(seen.on_task) > 0:
         for i in range(len(n.on_task)):
             seen.on_task[k, i] = n.on_task[i]
@@ -75,12 +92,12 @@ def news(v: View, c: Cluster, tasks: Tasks, now: float) -> None:
 
 
 @compiled()
-def idle(c: Cluster) -> bool:
-    """Whether no server has anything to do."""
+def in_system(c: Cluster) -> int:
+    """How many tasks wait or run."""
     tasks = 0
     for b in range(len(c.rate)):
         tasks += c.count[b]
-    return tasks == 0
+    return tasks
 
 
 @compiled()
@@ -108,7 +125,7 @@ def run(
     for k in range(len(tasks.time) + 1):
         last = k == len(tasks.time)
         now = np.inf if last else tasks.time[k]
-        while event < len(outage_time) and outage_time[event] <= now and not (last and idle(c)):
+        while event < len(outage_time) and outage_time[event] <= now and not (last and in_system(c) == 0):
             at, b = outage_time[event], outage_server[event]
             news(v, c, tasks, at)
             advance(c, tasks, at)
