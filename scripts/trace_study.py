@@ -27,7 +27,7 @@ class TraceStudyConfig(Parameters):
 
     requests: str | None = parameter(None, "file of requests; default: the synthetic generator", path=True)
     num_requests: int = parameter(26_467, "requests of the synthetic generator", low=1000, high=10_000_000)
-    generations: int = parameter(120, "generations of each search", low=1, high=100_000)
+    generations: int = parameter(100, "generations of each search", low=1, high=100_000)
     seeds: int = parameter(3, "training seeds of each network, from 0 on", low=1, high=100)
     draws: int = parameter(5, "draws of servers to measure on", low=2, high=1000)
     jobs: int = parameter(2, "trainings at the same time, best the number of cores", low=1, high=1000)

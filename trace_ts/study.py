@@ -84,13 +84,12 @@ class Training:
 
 def trainings(seeds: int) -> tuple[list[Training], list[Training]]:
     """What is fitted first, and the networks, which begin at fitted rules."""
-    every = [*CELLS, EVERY]
-    rules = [Training(cell, name, 0) for cell in every for name in ("priced", "affinity", "weighted")]
-    rules = [one for one in rules if RULES[one.policy].free_constants(scenario_of(one.cell))]
-    numbers = range(seeds)
-    networks = [Training(EVERY, "score", seed) for seed in numbers]
-    networks += [Training(cell, "score", seed) for seed in numbers for cell in CELLS]
-    networks += [Training(cell, name, seed) for seed in numbers for name in ABLATED for cell in (STALE, MAIN)]
+    rules = [Training(cell, "priced", 0) for cell in (*CELLS, EVERY)]
+    rules += [Training(cell, name, 0) for cell in (MAIN, STALE) for name in ("affinity", "weighted")]
+    networks = []
+    for seed in range(seeds):
+        networks += [Training(cell, "score", seed) for cell in (EVERY, *CELLS)]
+        networks += [Training(cell, name, seed) for cell in (STALE, MAIN) for name in ABLATED]
     return rules, networks
 
 
