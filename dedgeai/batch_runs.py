@@ -4,6 +4,7 @@ Start reading at `run_counts`.
 """
 
 import asyncio
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dedgeai.system import EdgeSystem
 from dedgeai.tasks import Task
 from edge_sim.dispatcher import Dispatcher
 from edge_sim.schedulers import make_scheduler
-from edge_sim.task_stream import TaskStream
+from edge_sim.task_stream import Demand, TaskStream
 
 
 def ended(store: Store, numbers: range, folder: Path) -> set[int]:
@@ -41,13 +42,20 @@ async def run_counts(options: RunOptions, model: Model, system: EdgeSystem) -> N
         if first and not options.config.learn:  # every run starts alike, as in a simulation
             dispatcher = Dispatcher(make_scheduler(options.scheduler, profile))
         system.start_anew(dispatcher, profile)
-        size = (model.width, model.height)
-        tasks = [
-            Task(first + k, demand.prompts[first + k], int(steps), demand.seed + first + k, *size, int(base_station))
-            for k, (steps, base_station) in enumerate(zip(stream.steps, stream.base_station, strict=True))
-        ]
+        tasks = tasks_of(demand, model, first, stream)
         runs[len(tasks)] = await run_batch(system, tasks, stream)
     report_runs(options, model.name, system, runs, alone)
+
+
+def tasks_of(demand: Demand, default: Model, first: int, stream: TaskStream) -> list[Task]:
+    """The tasks of a run's stream, of which `first` is the number of the first one."""
+    asked = zip(stream.steps.tolist(), stream.base_station.tolist(), strict=True)
+    name, model = default.id if default.catalogue else "", default
+    tasks = []
+    for number, (steps, station) in enumerate(asked, first):
+        task = Task(number, demand.prompts[number], steps, demand.seed + number, model.width, model.height, station)
+        tasks.append(dataclasses.replace(task, model=name))
+    return tasks
 
 
 async def one_task(system: EdgeSystem, prompt: str, steps: tuple[int, int], model: Model) -> float:

@@ -28,7 +28,7 @@ PUBLISHED = (
 )
 TASK_HEADER = (
     *("task", "prompt", "steps", "base_station", "round", "decided_server", "server", "attempts", "moves", "state"),
-    *("submitted_s", "sent_s", "finished_s", "delay_s", "predicted_delay_s", "image", "error"),
+    *("submitted_s", "sent_s", "finished_s", "delay_s", "predicted_delay_s", "image", "error", "model"),
 )
 
 
@@ -92,7 +92,7 @@ def write_tasks(folder: Path, records: Sequence[Record], predicted: np.ndarray) 
         [
             *(r.task.number, r.task.prompt, r.task.steps, r.task.base_station, r.round, r.decided, r.server),
             *(r.attempts, r.moves, r.state, cell(r.submitted), cell(r.sent), cell(r.finished), cell(r.delay)),
-            *(cell(expected), r.image, r.error),
+            *(cell(expected), r.image, r.error, r.task.model),
         ]
         for r, expected in zip(records, predicted, strict=True)
     ]
