@@ -49,12 +49,15 @@ async def run_counts(options: RunOptions, model: Model, system: EdgeSystem) -> N
 
 def tasks_of(demand: Demand, default: Model, first: int, stream: TaskStream) -> list[Task]:
     """The tasks of a run's stream, of which `first` is the number of the first one."""
-    asked = zip(stream.steps.tolist(), stream.base_station.tolist(), strict=True)
-    name, model = default.id if default.catalogue else "", default
-    tasks = []
-    for number, (steps, station) in enumerate(asked, first):
-        task = Task(number, demand.prompts[number], steps, demand.seed + number, model.width, model.height, station)
-        tasks.append(dataclasses.replace(task, model=name))
+    models, tasks = default.catalogue or (default,), []
+    chosen = np.zeros(len(stream), dtype=np.int64) if stream.model is None else stream.model
+    asked = zip(stream.steps.tolist(), stream.base_station.tolist(), chosen.tolist(), strict=True)
+    for number, (steps, station, which) in enumerate(asked, first):
+        model = models[which]
+        size, named = (model.width, model.height), model.id if default.catalogue else ""
+        scale = size[0] * size[1] / (default.width * default.height)
+        task = Task(number, demand.prompts[number], steps, demand.seed + number, *size, station, scale=scale)
+        tasks.append(dataclasses.replace(task, model=named))
     return tasks
 
 
@@ -134,6 +137,9 @@ def report_runs(
         "dispatch of a task p99 ms": 1e3 * float(np.percentile(took, 99)) if took.size else 0.0,
         **errors,
     }
+    if options.config.entries:
+        loads, seconds = (sum(getattr(s, name) for s in system.cluster.servers) for name in ("loads", "load_seconds"))
+        facts |= {"loads of models": loads, "seconds of a load, mean": seconds / max(loads, 1)}
     for count, run in runs.items():
         if run.seconds is not None and waiting:
             steps = np.array([record.task.steps for record in run.records])

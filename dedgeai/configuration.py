@@ -47,6 +47,12 @@ class TaskParameters(Parameters):
     load: float | None = parameter(
         None, "offered load of Poisson arrivals; default: all tasks arrive at once", above=0, high=100
     )
+    arrivals: str | None = parameter(
+        None,
+        "CSV file of requests to replay: time_s, user, work in image-steps, model; default: tasks are drawn",
+        more="The first --num_tasks of them; their times are scaled to --load, and else as they are.",
+        path=True,
+    )
     prompts: str | None = parameter(None, "file with a prompt on each line; default captions of the dataset", path=True)
 
     @functools.cached_property
@@ -201,6 +207,8 @@ class DedgeParameters(
             raise ParameterError("learn", True, f"must come with a scheduler that learns, one of {learning}")
         if self.simulate and self.serve:
             raise ParameterError("serve", True, "must not be combined with --simulate")
+        if self.serve and self.arrivals is not None:
+            raise ParameterError("arrivals", self.arrivals, "must not be combined with --serve")
         if self.simulate and (self.learn or self.resume):
             name = "learn" if self.learn else "resume"
             raise ParameterError(name, getattr(self, name), "must not be combined with --simulate")

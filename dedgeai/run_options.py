@@ -16,6 +16,7 @@ from dedgeai.catalogue import Entry
 from dedgeai.configuration import DedgeParameters
 from dedgeai.edge_server import OpenCompute, SimulatedCompute
 from dedgeai.resident import Resident
+from edge_sim.replay import read_replay
 from edge_sim.schedulers import SchedulerOptions, check_scheduler, method_of
 from edge_sim.server_profile import Profile, equal_servers
 from edge_sim.task_stream import Demand, sizes_of
@@ -108,7 +109,10 @@ def run_options(config: DedgeParameters) -> RunOptions:
     prompts = read_prompts(config.prompts, pocket, sum(config.counts), config.seed)
     if not config.serve:
         scheduler = dataclasses.replace(scheduler, input_mbit=float(sizes_of(prompts).max()))
-    demand = Demand(config.counts, prompts, config.step_range, config.load, config.num_servers, config.seed)
+    replay = None
+    if config.arrivals is not None:
+        replay = read_replay(config.arrivals, max(config.counts), config.max_steps, max(1, len(config.entries)))
+    demand = Demand(config.counts, prompts, config.step_range, config.load, config.num_servers, config.seed, replay)
     waits = config.simulate or config.compute == "simulated"
     return RunOptions(config, demand, scheduler, pocket, waiting_profile(config) if waits else None)
 
