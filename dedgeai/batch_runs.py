@@ -117,7 +117,8 @@ def report_runs(
     """Tables, CSV files and plots of the runs, by number of tasks; `alone` are the seconds of a single task."""
     folder, waiting = system.folder, options.waiting is not None
     records = [record for run in runs.values() for record in run.records]
-    predicted = np.concatenate([predict(run.records, system.profile) for run in runs.values()])
+    models = (system.cluster.load_time, options.config.resident_models)
+    predicted = np.concatenate([predict(run.records, system.profile, *models) for run in runs.values()])
     write_tasks(folder, records, predicted)
     plot_queues(folder, system.queues)
     errors = sim_to_real(folder, records, predicted)

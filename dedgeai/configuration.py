@@ -13,7 +13,7 @@ import numpy as np
 from common.device import DEVICE_CHOICES
 from common.parameters import ParameterError, Parameters, numbers, parameter
 from common.run_folder import RESULTS
-from dedgeai.catalogue import Entry, read_catalogue
+from edge_sim.catalogue import Entry, read_catalogue
 from edge_sim.parameters import SchedulerParameters
 from edge_sim.schedulers import method_of, scheduler_names
 from resd3_medium.dtypes import DTYPES

@@ -131,18 +131,17 @@ class EdgeServer:
 
     async def run(self, tasks: list[Task]) -> Made:
         """Work on a batch, after those that came before. Raises BatchError that says in one line what failed."""
-        batch, at_once, loading = Batch(tasks), self.turn.locked(), 0.0
+        batch, at_once = Batch(tasks), self.turn.locked()
         images: list[bytes | None] = [None] * len(tasks)
         batch.cancel(self.cancelled)
         self.batches.append(batch)
         try:
             async with self.turn:
-                began = time.monotonic()
-                if not batch.over.is_set():
+                began, ran = time.monotonic(), not batch.over.is_set()
+                if ran:
                     images = await self.compute.run(batch, at_once)
-                    loading = self.compute.loading
         except EarlyEndError:
-            loading = self.compute.loading
+            pass
         except Exception as problem:  # whatever happens to a batch, the server goes on
             resident = list(getattr(self.compute, "resident", ()))
             raise BatchError(first_line(problem), getattr(self.compute, "loading", 0.0), resident) from None
@@ -150,7 +149,7 @@ class EdgeServer:
             self.batches.remove(batch)
             self.cancelled -= {task.number for task in tasks}
         kept = [image if task.number in batch.left else None for task, image in zip(tasks, images, strict=True)]
-        seconds = (time.monotonic() - began) / len(tasks)
+        seconds, loading = (time.monotonic() - began) / len(tasks), self.compute.loading if ran else 0.0
         return Made(kept, seconds, loading, list(self.compute.resident))
 
     async def cancel(self, numbers: list[int]) -> None:

@@ -9,15 +9,15 @@ import asyncio
 import dataclasses
 import itertools
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from dedgeai.configuration import ServerParameters
-from dedgeai.resident import use
 from dedgeai.tasks import Made, Task
+from edge_sim.catalogue import use
 from edge_sim.server_profile import DENSITY
 
 PREFETCH_SECONDS = 0.1  # s before the end of a batch at which the next one is sent ahead
@@ -91,7 +91,7 @@ class Queues:
         self.paused = False
         # s of a load of each model of the catalogue: their mean so far, else what the catalogue says; and their number
         self.load_time = {entry.name: entry.seconds for entry in config.entries}
-        self.loads = dict.fromkeys(self.load_time, 0)
+        self.loads: Counter[str] = Counter()
         self.calibrate(np.ones(config.num_servers), 0.0)
 
     def calibrate(self, rates: np.ndarray, overhead: float) -> None:
@@ -150,7 +150,8 @@ class Queues:
         if made.loading:
             model = call.tasks[0].model
             self.loads[model] += 1
-            self.load_time[model] += (made.loading - self.load_time[model]) / self.loads[model]
+            before = self.load_time.get(model, 0.0)
+            self.load_time[model] = before + (made.loading - before) / self.loads[model]
             server.loads, server.load_seconds = server.loads + 1, server.load_seconds + made.loading
         if any(made.images):
             measured = (made.seconds * len(call.tasks) - made.loading) / call.work if call.work else 0.0
@@ -164,7 +165,7 @@ class Queues:
 
     def lose(self, server: Server) -> None:
         """Hand back the tasks of a server that died."""
-        server.up = False
+        server.up, server.resident = False, []
         running, *ahead = [call.tasks for call in server.calls] or [[]]
         queued = [*itertools.chain(*ahead), *server.waiting.values()]
         server.calls, server.waiting, server.work, server.loading = [], OrderedDict(), 0.0, 0.0
@@ -286,9 +287,9 @@ class Queues:
                 return ahead, seconds
             ahead += len(call.tasks)
         if server.placed is None or len(server.waiting) < SHORT or time.monotonic() > server.placed + PLACES_SECONDS:
-            loads = (s / server.seconds_per_step for s in self.load_times(server, server.waiting.values()))
-            tasks = zip(server.waiting.values(), loads, strict=True)
-            works = itertools.accumulate(task.work + self.overhead + load for task, load in tasks)
+            loads = zip(server.waiting.values(), self.load_times(server, server.waiting.values()), strict=True)
+            rate = server.seconds_per_step
+            works = itertools.accumulate(task.work + self.overhead + load / rate for task, load in loads)
             server.places = dict(zip(server.waiting, enumerate(works), strict=True))
             server.placed = time.monotonic()
         if number not in server.places:  # it came last

@@ -8,19 +8,7 @@ import gc
 import time
 
 from dedgeai.edge_server import Batch, Compute, OpenCompute, first_line
-
-
-def use(resident: list[str], name: str, most: int) -> bool:
-    """Bring the models that are held, the last used one last, up to the use of one. Returns whether it must be loaded.
-
-    Where it must, the least recently used ones go first, so that there are never more than `most`.
-    """
-    if loads := name not in resident:
-        del resident[: max(0, len(resident) - most + 1)]
-    else:
-        resident.remove(name)
-    resident.append(name)
-    return loads
+from edge_sim.catalogue import use
 
 
 class Resident(Compute):
@@ -33,6 +21,8 @@ class Resident(Compute):
     def __init__(self, opened: dict[str, OpenCompute], waits: dict[str, float], most: int, server: int) -> None:
         self.opened, self.waits, self.most, self.server = opened, waits, most, server
         self.default = next(iter(opened))
+        if not waits:
+            gc.freeze()  # what is there already need not be looked at whenever a model goes
         self.resident = [self.default]
         self.computes = {self.default: opened[self.default](server)}
         self.waiting = self.computes[self.default] if waits else None  # the same for all models
@@ -62,7 +52,7 @@ class Resident(Compute):
             return self.waiting
 
         def open_model() -> Compute:
-            gc.collect()  # there is room, then, before more is loaded
+            gc.collect()  # its parts know each other; there is room, then, before more is loaded
             return self.opened[name](self.server)
 
         return await asyncio.to_thread(open_model)

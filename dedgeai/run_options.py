@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from common.parameters import ParameterError
-from dedgeai.catalogue import Entry
 from dedgeai.configuration import DedgeParameters
 from dedgeai.edge_server import OpenCompute, SimulatedCompute
 from dedgeai.resident import Resident
+from edge_sim.catalogue import Entry
 from edge_sim.replay import read_replay
 from edge_sim.schedulers import SchedulerOptions, check_scheduler, method_of
 from edge_sim.server_profile import Profile, equal_servers
@@ -183,8 +183,8 @@ def model_of(options: RunOptions, entry: Entry | None) -> Model:
         words = POCKET_WORDS if pocket else "Whatever you describe."
     largest = max(config.max_side or (64 if pocket else 1024), width, height)
     known = "simulated" if p is not None else "pocket" if pocket else "sd3-medium"
-    given_id = entry.name if entry else config.model_name
-    return Model(compute, name, given_id or known, width, height, largest, cfg_scale, negative, examples, words)
+    known = entry.name if entry else config.model_name or known
+    return Model(compute, name, known, width, height, largest, cfg_scale, negative, examples, words)
 
 
 def computes_on(config: DedgeParameters) -> str:

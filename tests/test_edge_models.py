@@ -24,13 +24,13 @@ from safetensors.torch import save_file
 
 from common.parameters import ParameterError
 from dedgeai import main_dedgeai
-from dedgeai.catalogue import LOAD_RATE, read_catalogue
 from dedgeai.configuration import DedgeParameters
 from dedgeai.edge_server import GREY_PIXEL, BatchError, EdgeServer, SimulatedCompute
 from dedgeai.queues import Call, Queues
 from dedgeai.resident import Resident
 from dedgeai.run_options import choose_model, run_options
 from dedgeai.tasks import Task
+from edge_sim.catalogue import LOAD_RATE, read_catalogue
 from edge_sim.replay import read_replay
 from edge_sim.server_profile import equal_servers
 from resd3_medium.finding import find_weights

@@ -1,6 +1,6 @@
-"""The catalogue: the models that edge servers may hold, read from a JSON file.
+"""The catalogue: the models that edge servers may hold, read from a JSON file, and which of them a server holds when.
 
-Start reading at `read_catalogue`.
+Start reading at `read_catalogue`, and at `use`.
 """
 
 import dataclasses
@@ -70,3 +70,16 @@ def mistake(row: dict[str, Any]) -> str:
         if value is not None and not number:
             return f"its {field} must be a number from 0 to {LARGEST:.0f}, in {unit}"
     return ""
+
+
+def use(resident: list[str], name: str, most: int) -> bool:
+    """Bring the models that are held, the last used one last, up to the use of one. Returns whether it must be loaded.
+
+    Where it must, the least recently used ones go first, so that there are never more than `most`.
+    """
+    if loads := name not in resident:
+        del resident[: max(0, len(resident) - most + 1)]
+    else:
+        resident.remove(name)
+    resident.append(name)
+    return loads
