@@ -229,9 +229,10 @@ class Queues:
         Where both are equally fast, it is the second half of what is left, by time.
         """
         left, taken, tasks = self.seconds(busy), 0.0, []
-        for task in reversed(busy.waiting.values()):
+        loads = self.load_times(idle, reversed(busy.waiting.values()))
+        for task, load in zip(reversed(busy.waiting.values()), loads, strict=True):
             work = task.work + self.overhead
-            taken += work * idle.seconds_per_step
+            taken += work * idle.seconds_per_step + load
             if taken > left:
                 break
             left -= work * busy.seconds_per_step

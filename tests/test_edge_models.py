@@ -198,6 +198,22 @@ class Idle(Queues):
         pass
 
 
+@pytest.mark.parametrize(("model", "moved"), [("a", [3, 2]), ("b", [])])
+def test_a_server_without_work_takes_over_what_it_ends_sooner_its_loads_included(model, moved, tmp_path):
+    path = written(tmp_path / "catalogue.json", [{"name": "a"}, {"name": "b", "load_time": 50}])
+
+    async def story() -> None:
+        queues = Idle(make(DedgeParameters, num_servers=2, catalogue=path), Recorder())
+        busy, idle = queues.servers
+        busy.up, busy.resident, idle.resident = True, [model], ["a"]
+        queues.send({0: [task(k, model, 10) for k in range(4)]})
+        idle.up = True
+        queues.settle()
+        assert sorted(idle.waiting | {t.number: t for call in idle.calls for t in call.tasks}) == sorted(moved)
+
+    asyncio.run(story())
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=12), st.integers(1, 3), st.integers(0, 11))
 def test_a_backlog_counts_every_load_that_is_to_come(tmp_path_factory, names, most, gone):
