@@ -4,8 +4,10 @@ Live and simulated runs take these from here, so that the same parameters mean t
 Start reading at `run_options`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
 from pathlib import Path
 
 import numpy as np
@@ -146,8 +148,10 @@ def choose_model(options: RunOptions) -> Model:
         return model_of(options, None)
     models = []
     for entry in config.entries:
+        quiet = contextlib.redirect_stdout(io.StringIO()) if models else contextlib.nullcontext()
         try:
-            models.append(dataclasses.replace(model_of(options, entry), size=entry.size))
+            with quiet:  # what folders say of themselves is told once
+                models.append(dataclasses.replace(model_of(options, entry), size=entry.size))
         except ParameterError as error:
             raise ParameterError("catalogue", config.catalogue, f"model {entry.name}: {error}") from None
     opened = {model.id: model.compute for model in models}
