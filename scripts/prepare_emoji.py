@@ -14,14 +14,14 @@ import hashlib
 import io
 import json
 import tarfile
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from common.command_line import command_line
+from common.fetching import fetched
 from common.parameters import ParameterError, Parameters, parameter
 from common.progress import Progress
-from common.run_folder import describe, made, replace_file
+from common.run_folder import made, replace_file
 from pocket.emoji import ARCHIVE, matched, save_emoji
 
 REGISTRY = "https://registry.npmjs.org"
@@ -63,18 +63,7 @@ def fetch(kind: str, registry: str, folder: Path) -> bytes:
     kept = folder / path.rpartition("/")[2]
     if kept.is_file() and checksum(content := kept.read_bytes()) == expected:
         return content
-    try:
-        with urllib.request.urlopen(f"{registry.rstrip('/')}/{path}", timeout=60) as answer:
-            size, parts = int(answer.headers.get("Content-Length") or 0), []
-            with Progress(total=size or None, unit="B", unit_scale=True, desc=kept.name) as bar:
-                while part := answer.read(2**18):
-                    parts.append(part)
-                    bar.update(len(part))
-    except (OSError, ValueError) as error:
-        raise ParameterError(
-            "registry", registry, f"must be a registry that gives {path} ({describe(error)})"
-        ) from None
-    content = b"".join(parts)
+    content = fetched(f"{registry.rstrip('/')}/{path}", kept.name, "registry", registry)
     if checksum(content) != expected:
         raise ParameterError("registry", registry, f"{kept.name} must have the SHA-512 {expected[:12]}.., but has not")
     replace_file(kept, lambda temporary: temporary.write_bytes(content))

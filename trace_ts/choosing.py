@@ -106,6 +106,7 @@ def choose(
     if kind == NETWORK:
         score(n, c, v, m, tasks, k, uniform, cost)
     best, chosen, g, fastest = np.inf, 0, tasks.base_station[k], 0.0
+    shares = 0.0  # of the servers that take part
     for b in range(servers):
         fastest = max(fastest, c.rate[b])
     for b in range(servers):
@@ -114,6 +115,7 @@ def choose(
             continue
         if kind == ROUND_ROBIN:
             m.credit[g, b] += p.share[b]
+            shares += p.share[b]
             cost[b] = -m.credit[g, b]
         elif kind == FEWEST_TASKS:
             cost[b] = v.queue[b] - 0.5 * c.rate[b] / fastest
@@ -126,8 +128,7 @@ def choose(
         if cost[b] < best:
             best, chosen = cost[b], b
     if kind == ROUND_ROBIN:
-        for b in range(servers):
-            m.credit[g, chosen] -= p.share[b]
+        m.credit[g, chosen] -= shares
     elif p.constants[6] > 0:
         for b in range(servers):
             cost[b] = np.exp((best - cost[b]) / (p.constants[6] * p.mean_service[0]))

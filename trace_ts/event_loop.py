@@ -65,6 +65,16 @@ def decide(
 
 
 @compiled()
+def news(v: View, c: Cluster, tasks: Tasks, now: float) -> None:
+    """Tell all agents how the servers were at the last multiple of `age`, unless they know."""
+    age = v.age[0]
+    if age > 0 and np.floor(now / age) > v.round[0]:
+        at = np.floor(now / age) * age
+        advance(c, tasks, at)
+        snapshot(v, c, at, int(np.floor(now / age)))
+
+
+@compiled()
 def idle(c: Cluster) -> bool:
     """Whether no server has anything to do."""
     tasks = 0
@@ -94,27 +104,23 @@ def run(
     uniform [K] are the numbers from [0, 1) by which rules draw. At outage_time [E] in s, ascending, server
     outage_server [E] goes down or, where outage_up [E], comes back. What a server loses is sent anew at once.
     """
-    event, age = 0, v.age[0]
+    event = 0
     for k in range(len(tasks.time) + 1):
         last = k == len(tasks.time)
         now = np.inf if last else tasks.time[k]
         while event < len(outage_time) and outage_time[event] <= now and not (last and idle(c)):
             at, b = outage_time[event], outage_server[event]
+            news(v, c, tasks, at)
             advance(c, tasks, at)
             if outage_up[event]:
                 recover(c, tasks, b, at)
             else:
-                if age > 0 and np.floor(at / age) > v.round[0]:
-                    snapshot(v, c, np.floor(at / age) * age, int(np.floor(at / age)))
                 for i in range(fail(c, b, lost)):
                     decide(p, n, c, v, m, tasks, lost[i], at, uniform[lost[i]], cost, seen)
             event += 1
         if last:
             break
-        if age > 0 and np.floor(now / age) > v.round[0]:
-            at = np.floor(now / age) * age
-            advance(c, tasks, at)
-            snapshot(v, c, at, int(np.floor(now / age)))
+        news(v, c, tasks, now)
         advance(c, tasks, now)
         decide(p, n, c, v, m, tasks, k, now, uniform[k], cost, seen)
         remember(m, tasks, k)

@@ -19,8 +19,9 @@ class Search:
     generations: int = 150
     pairs: int = 16
     sigma: float = 0.1  # standard deviation of candidates
-    rate: float = 0.05  # of Adam's first step; it falls to 0 along a cosine
+    rate: float = 0.1  # of Adam's first step; it falls to 0 along a cosine
     check_every: int = 10  # generations between two validations
+    threads: int = 0  # candidates that are measured at a time; 0: as many as there are cores
 
 
 @dataclasses.dataclass(frozen=True)

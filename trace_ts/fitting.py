@@ -16,7 +16,8 @@ from trace_ts.simulation import TracePolicy, simulate
 from trace_ts.workload import Requests
 
 TRAINING_DRAWS, VALIDATION_DRAWS, FIRST_DRAW = 8, 3, 10_000  # apart from the draws of evaluations
-SEGMENT, SEGMENTS = 7000, 2
+SEGMENT = 7000
+SEGMENTS, MIXED_SEGMENTS = 2, 6  # of a generation; for several scenarios
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,13 @@ def log_mean_delay(policy: TracePolicy, requests: Requests, job: Job) -> float:
     return float(np.log(delay)) if np.isfinite(delay) else 1e3
 
 
+def checks(scenarios: Sequence[Scenario]) -> list[Job]:
+    """What tells the best of several policies: the whole training requests, on servers that no search sees."""
+    draws = VALIDATION_DRAWS if len(scenarios) == 1 else 1
+    first = FIRST_DRAW + TRAINING_DRAWS
+    return [Job(scenario, first + i, slice(None)) for scenario in scenarios for i in range(draws)]
+
+
 def fit(
     policy: Callable[[np.ndarray], TracePolicy],
     start: np.ndarray,
@@ -48,19 +56,16 @@ def fit(
     The mean is over scenarios. Each generation draws segments of the first half with a scenario and servers each; the
     best is chosen on the whole first half, with other servers. The second half is not looked at.
     """
-    half = len(requests) // 2
-    segment = min(SEGMENT, half)
-    checks = [
-        Job(scenario, FIRST_DRAW + TRAINING_DRAWS + i, slice(0, half))
-        for scenario in scenarios
-        for i in range(VALIDATION_DRAWS if len(scenarios) == 1 else 1)
-    ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    requests = requests.halves()[0]
+    count = len(requests)
+    segment = min(SEGMENT, count)
+    judged = checks(scenarios)
+    with ThreadPoolExecutor(search.threads or os.cpu_count()) as pool:
 
         def costs(candidates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
             jobs = []
-            for _ in range(SEGMENTS):
-                begin = int(generator.integers(half - segment + 1))
+            for _ in range(SEGMENTS if len(scenarios) == 1 else MIXED_SEGMENTS):
+                begin = int(generator.integers(count - segment + 1))
                 scenario = scenarios[generator.integers(len(scenarios))]
                 draw = FIRST_DRAW + int(generator.integers(TRAINING_DRAWS))
                 jobs.append(Job(scenario, draw, slice(begin, begin + segment)))
@@ -69,6 +74,6 @@ def fit(
 
         def validate(parameters: np.ndarray) -> float:
             made = policy(parameters)
-            return float(np.mean(list(pool.map(lambda job: log_mean_delay(made, requests, job), checks))))
+            return float(np.mean(list(pool.map(lambda job: log_mean_delay(made, requests, job), judged))))
 
         return evolve(start, costs, validate, search, seed, progress)

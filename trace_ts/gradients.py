@@ -18,7 +18,6 @@ from trace_ts.marginal import marginal_cost
 from trace_ts.model_trace import Design, ScorePolicy, chain_schedule
 from trace_ts.rules import CONSTANTS, mean_service
 from trace_ts.scenario import Scenario
-from trace_ts.score import ON_SERVER, ON_TASK
 from trace_ts.simulation import simulate
 from trace_ts.workload import Requests
 
@@ -110,7 +109,8 @@ def learn(
     """Learned parameters [P] with the least validated cost, and every validation."""
     generator = random_generator(Stream.TRACE_SEARCH, seed)
     torch.manual_seed(int(generator.integers(2**31)))
-    half, mean = len(requests) // 2, mean_service(requests)
+    requests = requests.halves()[0]
+    half, mean = len(requests), mean_service(requests)
     actor = ScoreNet(design, start)
     flat = dataclasses.replace(design, steps=0)
     critics = [ScoreNet(flat, flat.begin(np.exp(start[: len(CONSTANTS)]), seed + i)) for i in (1, 2)]
@@ -119,9 +119,7 @@ def learn(
     critic_step = torch.optim.Adam([p for c in critics for p in c.parameters()], learning.critic_rate)
     actor_step = torch.optim.Adam(actor.parameters(), learning.actor_rate)
     heat_step = torch.optim.Adam([logs], 3e-3)
-    schedulers = [
-        torch.optim.lr_scheduler.CosineAnnealingLR(s, learning.rounds) for s in (critic_step, actor_step)
-    ]
+    schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(s, learning.rounds) for s in (critic_step, actor_step)]
     memory: list[dict[str, torch.Tensor]] = []
     best, history = (validate(start), start), []
     history.append((0, best[0]))
@@ -135,7 +133,11 @@ def learn(
         vector[6] = float(logs.detach()) if learning.actor else np.log(0.3)
         policy = ScorePolicy(lead.design, vector, explore=True)
         outcome = simulate(policy, requests, scenario, first_draw + int(generator.integers(8)), part, seen=seen)
-        cost = marginal_cost(outcome, requests.model[part], scenario.load_time) if learning.credit == "marginal" else outcome.delay
+        cost = (
+            marginal_cost(outcome, requests.model[part], scenario.load_time)
+            if learning.credit == "marginal"
+            else outcome.delay
+        )
         memory = [*memory[1 - learning.kept :], tensors(seen, cost / mean, outcome.server)]
         for _ in range(learning.updates):
             source = memory[generator.integers(len(memory))]
@@ -154,9 +156,7 @@ def learn(
                         value = future.gather(1, critics[0](*after).argmin(1, keepdim=True))[:, 0]
                     goal = goal + learning.discount * value
             loss = sum(
-                torch.nn.functional.smooth_l1_loss(
-                    c(*inputs).gather(1, now["server"][:, None])[:, 0], goal, beta=5.0
-                )
+                torch.nn.functional.smooth_l1_loss(c(*inputs).gather(1, now["server"][:, None])[:, 0], goal, beta=5.0)
                 for c in critics
             )
             critic_step.zero_grad()

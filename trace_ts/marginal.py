@@ -30,14 +30,11 @@ def add_waiting_behind(
             later = order[j]
             if server[later] != server[k]:
                 break
-            if j == i + 1 and load > 0:  # it may need a load only with task k, or only without it
-                extra = (load if model[later] != model[k] else 0.0) - (load if model[later] != before else 0.0)
-                free = start[later] - time[later]
-                cost[k] += min(gain, free) + extra
-                gain = min(gain, free) + extra
-            else:
-                gain = min(gain, start[later] - time[later])
-                cost[k] += gain
+            waited, idle = start[later] - time[later], start[later] - finish[order[j - 1]]
+            gain = min(gain, waited) if gain > 0 else min(gain + idle, 0.0)
+            if j == i + 1:  # it may need a load only with task k, or only without it
+                gain += (load if model[later] != model[k] else 0.0) - (load if model[later] != before else 0.0)
+            cost[k] += gain
             if gain == 0:
                 break
 

@@ -19,8 +19,8 @@ START = (1.0, 1.0, 4.0, 1.0, 4.0, 0.3, 0.3)  # of a search
 
 
 def mean_service(requests: Requests) -> float:
-    """S, the seconds of a mean request of the first half on a server of mean speed."""
-    return requests.halves()[0].work.mean() / RATE
+    """S, the seconds of a mean request of those that training looks at, on a server of mean speed."""
+    return requests.training().work.mean() / RATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Rule:
 
     A rule whose `constants` [7] are those of `CONSTANTS` scores each server by
     alpha q + beta w / f + [miss] L (theta + phi q / S + psi r(victim)) / (1 + chi r(model)),
-    with r(x) = B share(x) / holders(x), and takes the least. Where news are old (age > 0), it draws by exp(-score / (T S)) with a temperature T > 0.
+    with r(x) = B share(x) / holders(x), and takes the least. Where news are old (age > 0), it draws
+    by exp(-score / (T S)) with a temperature T > 0.
     """
 
     name: str

@@ -8,19 +8,19 @@ import functools
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from common.random_streams import Stream, random_generator
 from trace_ts.choosing import Policy
-from trace_ts.cluster import Tasks, new_cluster
+from trace_ts.cluster import Cluster, Tasks, new_cluster
 from trace_ts.event_loop import Seen, new_seen, run
-from trace_ts.memory import new_memory
+from trace_ts.memory import Memory, new_memory
 from trace_ts.scenario import Scenario, draw_noise, draw_outages, draw_rates
 from trace_ts.score import Network
 from trace_ts.time_scale import base_stations, unit_time
-from trace_ts.view import new_view
+from trace_ts.view import View, new_view
 from trace_ts.workload import Requests
 
 
@@ -59,6 +59,59 @@ def times_of(requests: Requests, scale: str) -> np.ndarray:
     return unit_time(requests.time, requests.work, scale)
 
 
+class State(NamedTuple):
+    """A simulation as it stands: the first arguments of event_loop.py's `run` and `go_on`."""
+
+    policy: Policy
+    network: Network
+    cluster: Cluster
+    view: View
+    memory: Memory
+    tasks: Tasks
+    uniform: np.ndarray
+
+
+def begin(
+    policy: TracePolicy,
+    requests: Requests,
+    scenario: Scenario,
+    draw: int,
+    part: slice = slice(None),
+    rate: np.ndarray | None = None,
+) -> State:
+    """A part of the requests before its first task: idle servers without models."""
+    rate = draw_rates(scenario.num_servers, draw) if rate is None else rate
+    time, chosen = times_of(requests, scenario.time_scale)[part] / (scenario.load * rate.sum()), requests.part(part)
+    count, servers, models = len(time), len(rate), requests.num_models
+    tasks = Tasks(
+        time=time - time[0],
+        work=chosen.work,
+        model=chosen.model,
+        user=chosen.user,
+        base_station=base_stations(chosen.user, scenario.num_base_stations, draw),
+        noise=draw_noise(count, scenario.noise, draw) if scenario.noise else np.ones(count),
+        server=np.empty(count, dtype=np.int64),
+        start=np.empty(count),
+        finish=np.empty(count),
+        loads=np.empty(count, dtype=np.bool_),
+        attempts=np.zeros(count, dtype=np.int64),
+    )
+    load_seconds, ageing = np.full(models, scenario.load_time), scenario.ageing or np.inf
+    cluster = new_cluster(rate, load_seconds, scenario.resident_models, count, scenario.discipline, ageing)
+    view = new_view(servers, models, scenario.num_base_stations, scenario.age, scenario.own_sends)
+    memory = new_memory(servers, models, requests.num_users, scenario.num_base_stations)
+    chance = random_generator(Stream.TRACE_CHOICES, draw)
+    memory.credit[:] = rate * chance.random(memory.credit.shape)  # base stations begin at different servers
+    return State(*policy.arrays(scenario, rate, requests), cluster, view, memory, tasks, chance.random(count))
+
+
+def outcome(state: State) -> Outcome:
+    """What became of the tasks of a simulation at its end."""
+    tasks, rate = state.tasks, state.cluster.rate
+    service = tasks.work / rate[tasks.server] * tasks.noise
+    return Outcome(tasks.time, tasks.start, tasks.finish, tasks.server, tasks.loads, service, tasks.attempts, rate)
+
+
 def simulate(
     policy: TracePolicy,
     requests: Requests,
@@ -73,45 +126,12 @@ def simulate(
     The draw gives rates, base stations, noise, outages and what rules draw; `rate` [B] in image-steps/s takes the place
     of the drawn rates. `seen` is filled with what a network saw of each task.
     """
-    rate = draw_rates(scenario.num_servers, draw) if rate is None else rate
-    time, chosen = times_of(requests, scenario.time_scale)[part] / (scenario.load * rate.sum()), requests.part(part)
-    time -= time[0]
-    count = len(time)
-    tasks = Tasks(
-        time=time,
-        work=chosen.work,
-        model=chosen.model,
-        user=chosen.user,
-        base_station=base_stations(chosen.user, scenario.num_base_stations, draw),
-        noise=draw_noise(count, scenario.noise, draw) if scenario.noise else np.ones(count),
-        server=np.empty(count, dtype=np.int64),
-        start=np.empty(count),
-        finish=np.empty(count),
-        loads=np.empty(count, dtype=np.bool_),
-        attempts=np.zeros(count, dtype=np.int64),
-    )
-    models, servers = requests.num_models, len(rate)
-    load_seconds = np.full(models, scenario.load_time)
-    ageing = scenario.ageing or np.inf
-    cluster = new_cluster(rate, load_seconds, scenario.resident_models, count, scenario.discipline, ageing)
-    view = new_view(servers, models, scenario.num_base_stations, scenario.age, scenario.own_sends)
-    memory = new_memory(servers, models, requests.num_users, scenario.num_base_stations)
-    chance = random_generator(Stream.TRACE_CHOICES, draw)
-    memory.credit[:] = rate * chance.random(memory.credit.shape)  # base stations begin at different servers
-    run(
-        *policy.arrays(scenario, rate, requests),
-        cluster,
-        view,
-        memory,
-        tasks,
-        chance.random(count),
-        *draw_outages(scenario, time[-1] * 1.5, draw),
-        np.empty(count, dtype=np.int64),
-        np.empty(servers),
-        seen or new_seen(0, servers),
-    )
-    service = tasks.work / rate[tasks.server] * tasks.noise
-    return Outcome(time, tasks.start, tasks.finish, tasks.server, tasks.loads, service, tasks.attempts, rate)
+    state = begin(policy, requests, scenario, draw, part, rate)
+    count, servers = len(state.tasks.time), len(state.cluster.rate)
+    outages = draw_outages(scenario, state.tasks.time[-1] * 1.5, draw)
+    room = np.empty(count, dtype=np.int64), np.empty(servers)
+    run(*state, *outages, *room, seen or new_seen(0, servers))
+    return outcome(state)
 
 
 def simulate_all(

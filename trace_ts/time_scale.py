@@ -17,7 +17,7 @@ def flat(time: np.ndarray, work: np.ndarray, load: float, total_rate: float) -> 
 
 
 def compress(time: np.ndarray, work: np.ndarray, load: float, total_rate: float) -> np.ndarray:
-    """Times [K] in s, all scaled by one factor, so that the work per time over total_rate is the load; as `flat`.
+    """Times [K] in s from 0, scaled by one factor, so that work per time over total_rate is the load; as `flat`.
 
     Raises ParameterError for requests of a single time.
     """
@@ -31,7 +31,7 @@ def unit_time(time: np.ndarray, work: np.ndarray, scale: str) -> np.ndarray:
     if scale == "compress":
         if not (span := time[-1] - time[0]):
             raise ParameterError("time_scale", scale, "must have requests of two times at least, to be scaled by them")
-        return time * (work.sum() / span)
+        return (time - time[0]) * (work.sum() / span)
     hours, place = np.unique(np.floor(time / HOUR), return_inverse=True)
     of_hour = np.bincount(place, work)
     before = np.cumsum(of_hour) - of_hour

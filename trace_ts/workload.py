@@ -25,6 +25,7 @@ GENTD26 = (  # the columns of that trace that are read
     "checkpoint_model_version_id",
     "exec_time_seconds",
 )
+GENTD26_FILE = Path(__file__).resolve().parents[1] / "data" / "gentd26" / "lora_request_trace.csv"
 CLOCK = "%Y-%m-%d %H:%M:%S"
 BEGIN = datetime(2024, 11, 19)  # of GenTD26; before it there are but a few trial requests
 
@@ -34,7 +35,8 @@ class Requests:
     """K requests by time: time [K] in s, user [K] and model [K] from 0, work [K] in image-steps.
 
     The numbers of users and models are those of the whole trace, also in a part of it. Requests are equal only to
-    themselves, so that what is computed from them can be kept.
+    themselves, so that what is computed from them can be kept. What is fitted or trained looks at the first
+    `num_training` of them, by default at half.
     """
 
     time: np.ndarray
@@ -43,6 +45,7 @@ class Requests:
     model: np.ndarray
     num_users: int
     num_models: int
+    num_training: int | None = None
 
     def __len__(self) -> int:
         return len(self.time)
@@ -50,12 +53,17 @@ class Requests:
     def part(self, chosen: slice | np.ndarray) -> "Requests":
         """The requests of a slice, a mask [K] or indices in ascending order; users and models keep their numbers."""
         arrays = {name: getattr(self, name)[chosen] for name in ("time", "user", "work", "model")}
-        return dataclasses.replace(self, **arrays)
+        return dataclasses.replace(self, **arrays, num_training=None)
 
     def halves(self) -> tuple["Requests", "Requests"]:
         """The first half of the requests, which trains, and the second, which tests."""
         middle = len(self) // 2
-        return self.part(slice(middle)), self.part(slice(middle, None))
+        first, second = self.part(slice(middle)), self.part(slice(middle, None))
+        return dataclasses.replace(first, num_training=middle), second
+
+    def training(self) -> "Requests":
+        """What fitting and training may look at."""
+        return self.part(slice(len(self) // 2 if self.num_training is None else self.num_training))
 
 
 def requests_of(

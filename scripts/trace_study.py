@@ -1,0 +1,63 @@
+"""Schedulers on a real service's requests: every table and figure of docs/trace.md.
+
+Fits and trains on the first half of the requests, measures on the second. A second call goes on where the first ended.
+Writes policies/, cells.csv, blocks.csv, tables as Markdown and the figures cells and ablations, as PNG and PDF.
+Example: python scripts/trace_study.py --requests data/gentd26/lora_request_trace.csv --jobs 2
+"""
+
+import common.quiet_start  # noqa: F401
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from common.command_line import command_line
+from common.parameters import ParameterError, Parameters, parameter
+from common.run_folder import RESULTS, claimed, read_json, write_config
+from trace_ts.evolution import Search
+from trace_ts.study import measure, train_all
+from trace_ts.study_report import draw_ablations, draw_cells, write_report
+from trace_ts.synthetic import generate
+from trace_ts.workload import read_trace
+
+
+@dataclasses.dataclass(kw_only=True)
+class TraceStudyConfig(Parameters):
+    """Every parameter of trace_study.py."""
+
+    requests: str | None = parameter(None, "file of requests; default: the synthetic generator", path=True)
+    num_requests: int = parameter(26_467, "requests of the synthetic generator", low=1000, high=10_000_000)
+    generations: int = parameter(120, "generations of each search", low=1, high=100_000)
+    seeds: int = parameter(3, "training seeds of each network, from 0 on", low=1, high=100)
+    draws: int = parameter(5, "draws of servers to measure on", low=2, high=1000)
+    jobs: int = parameter(2, "trainings at the same time, best the number of cores", low=1, high=1000)
+    only_measure: bool = parameter(False, "train nothing more, measure what there is")
+    out: str = parameter(str(RESULTS / "trace_study"), "folder of the study", path=True)
+
+
+def keep_parameters(config: TraceStudyConfig, out: Path) -> None:
+    """Write config.json. Raises ParameterError when the folder holds a study of other requests or searches."""
+    kept = dataclasses.asdict(config)
+    if (out / "config.json").is_file():
+        before = read_json(out / "config.json").get("parameters", {})
+        for name in ("requests", "num_requests", "generations"):
+            if kept[name] != before.get(name):
+                raise ParameterError(name, kept[name], f"must be {before.get(name)}, as in the study in {out}")
+    write_config(out, "trace_study", kept)
+
+
+def main(config: TraceStudyConfig, given: dict[str, Any]) -> None:
+    requests = read_trace(Path(config.requests)) if config.requests else generate(config.num_requests, 0)
+    with claimed(Path(config.out)) as out:
+        keep_parameters(config, out)
+        if not config.only_measure:
+            train_all(requests, config.seeds, Search(generations=config.generations), config.jobs, out)
+        rows = measure(requests, config.seeds, config.draws, out)
+        write_report(out, rows)
+        draw_cells(out / "cells", rows)
+        draw_ablations(out / "ablations", rows)
+        print(f"tables and figures in {out}")
+
+
+if __name__ == "__main__":
+    command_line(TraceStudyConfig, main, __doc__)

@@ -1,0 +1,145 @@
+"""Fitting and learned policies on a trace: what they start from, what they look at, and the command line."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from helpers import run_here
+
+from common.parameters import ParameterError
+from lad_ts.diffusion_lad import posterior_schedule
+from trace_ts import main_trace
+from trace_ts.event_loop import new_seen
+from trace_ts.evolution import Search, evolve
+from trace_ts.fitting import fit
+from trace_ts.gradients import ScoreNet
+from trace_ts.marginal import marginal_cost
+from trace_ts.model_trace import LATENTS, Design, ScorePolicy, chain_schedule
+from trace_ts.policy_file import load_policy, save_policy
+from trace_ts.rules import RULES
+from trace_ts.scenario import Scenario
+from trace_ts.simulation import simulate
+from trace_ts.synthetic import generate
+from trace_ts.training import changed
+
+REQUESTS = generate(1200, 0)
+RULE = RULES["priced"]
+
+
+def some_policy(design, seed=0):
+    """A policy whose weights are far from those of a rule."""
+    start = design.begin(np.array(RULE.constants), seed)
+    return ScorePolicy(design, start + 0.3 * np.random.default_rng(seed).standard_normal(start.size))
+
+
+@pytest.mark.parametrize("changes", [{}, {"load_time": 0.0}, {"discipline": "resident_first"}, {"resident_models": 3}])
+def test_an_untrained_network_is_the_rule_that_it_begins_at(changes):
+    scenario = changed(Scenario(), **changes)
+    policy = ScorePolicy(Design(), Design().begin(np.array(RULE.constants), 0))
+    rule, network = (simulate(one, REQUESTS, scenario, 1) for one in (RULE, policy))
+    assert (rule.server == network.server).mean() > 0.99  # single precision decides a few near ties
+
+
+@pytest.mark.parametrize("design", [Design(), Design(price=False), *(Design(steps=5, latent=name) for name in LATENTS)])
+def test_compiled_scores_are_those_with_gradients(design):
+    policy, seen = some_policy(design), new_seen(len(REQUESTS), 20)
+    outcome = simulate(policy, REQUESTS, Scenario(), 0, seen=seen)
+    inputs = (torch.from_numpy(array).float() for array in seen)
+    with torch.no_grad():
+        scores = ScoreNet(design, policy.parameters)(*inputs)
+    assert (scores.argmin(1).numpy() == outcome.server).mean() > 0.995
+    assert len(set(outcome.server.tolist())) > 5  # so that this says something
+
+
+def test_a_chain_that_starts_from_what_it_remembers_differs_by_its_memory():
+    chosen = [
+        simulate(some_policy(Design(steps=5, latent=name)), REQUESTS, Scenario(), 0).server
+        for name in ("zeros", "user")
+    ]
+    assert (chosen[0] != chosen[1]).any()
+
+
+@pytest.mark.parametrize("steps", [1, 5, 8])
+def test_the_chain_has_the_published_schedule(steps):
+    schedule = posterior_schedule("vp", steps)
+    expected = np.stack([schedule.mean_hat, schedule.mean_latent], 1)[::-1]
+    np.testing.assert_allclose(chain_schedule(steps), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_policy_does_not_care_for_the_order_of_the_servers():
+    rate, order = np.random.default_rng(0).uniform(5, 30, 12), np.random.default_rng(1).permutation(12)
+    policy, scenario = some_policy(Design(hidden=8)), Scenario(num_servers=12)
+    one = simulate(policy, REQUESTS, scenario, 0, rate=rate)
+    other = simulate(policy, REQUESTS, scenario, 0, rate=rate[order])
+    assert (order[other.server] == one.server).mean() > 0.99
+
+
+def test_the_search_finds_the_least_and_is_the_same_again():
+    goal = np.array([1.0, -2.0, 0.5])
+
+    def costs(candidates, generator):
+        return ((candidates - goal) ** 2).sum(1) + generator.normal() * 0  # the draw is the search's own
+
+    found = [evolve(np.zeros(3), costs, lambda x: float(((x - goal) ** 2).sum()), Search(200), 0) for _ in range(2)]
+    np.testing.assert_allclose(found[0].parameters, goal, atol=0.1)
+    np.testing.assert_array_equal(found[0].parameters, found[1].parameters)
+    assert found[0].cost == min(cost for _, cost in found[0].history)
+
+
+def test_fitting_does_not_look_at_the_second_half():
+    half, scenario, search = len(REQUESTS) // 2, Scenario(num_servers=5), Search(2, 2)
+    free = RULE.free_constants(scenario)
+    late = np.where(np.arange(len(REQUESTS)) < half, REQUESTS.model, 0)
+    longer = np.where(np.arange(len(REQUESTS)) < half, REQUESTS.work, 5 * REQUESTS.work)
+    found = [
+        fit(lambda x: RULE.with_constants(scenario, x), np.zeros(len(free)), requests, [scenario], search, 0)
+        for requests in (REQUESTS, dataclasses.replace(REQUESTS, model=late, work=longer))
+    ]
+    np.testing.assert_array_equal(found[0].parameters, found[1].parameters)
+    assert found[0].cost == found[1].cost
+
+
+def test_what_a_decision_cost_is_what_the_others_gain_without_the_task():
+    requests, load = REQUESTS.part(slice(300)), 6.0
+    outcome = simulate(RULE, requests, Scenario(num_servers=4, load=1.2, load_time=load), 0)
+    cost = marginal_cost(outcome, requests.model, load)
+
+    def total(without):
+        free, held, delays = np.zeros(4), np.full(4, -1), 0.0
+        for k in range(len(requests)):
+            if k != without:
+                b = outcome.server[k]
+                start = max(free[b], outcome.time[k])
+                free[b] = start + load * (held[b] != requests.model[k]) + outcome.service[k]
+                held[b] = requests.model[k]
+                delays += free[b] - outcome.time[k]
+        return delays
+
+    whole = total(None)
+    np.testing.assert_allclose(whole, outcome.delay.sum(), rtol=1e-9)
+    np.testing.assert_allclose(cost, [whole - total(k) for k in range(len(requests))], rtol=1e-6, atol=1e-6)
+
+
+def test_policies_are_kept_and_damaged_files_refused(tmp_path):
+    policy, path = some_policy(Design(hidden=4, steps=3, latent="model")), tmp_path / "a.safetensors"
+    save_policy(path, policy, {"name": "lad_ts"})
+    again = load_policy(path)
+    assert again.design == policy.design
+    np.testing.assert_array_equal(again.parameters, policy.parameters)
+    for content in (b"", path.read_bytes()[:-8], b"\0" * 100, path.read_bytes().replace(b"model", b"moddl")):
+        (tmp_path / "b.safetensors").write_bytes(content)
+        with pytest.raises(ParameterError, match="must be a policy"):
+            load_policy(tmp_path / "b.safetensors")
+
+
+def test_the_command_trains_measures_and_goes_on(tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = ["--num_requests=600", "--num_servers=4", "--draws=2", "--generations=2", "--pairs=2"]
+    run_here(main_trace, *flags, "--policies=opt_ts,affinity_fitted,score", f"--out={out}")
+    assert "score" in capsys.readouterr().out
+    kept = (out / "policies" / "score.safetensors").read_bytes()
+    table = (out / "table.csv").read_text()
+    assert (out / "delays.png").stat().st_size > 10_000
+    run_here(main_trace, f"--resume={out}")
+    assert (out / "policies" / "score.safetensors").read_bytes() == kept and (out / "table.csv").read_text() == table

@@ -1,0 +1,143 @@
+"""Schedulers on a real text-to-image service's requests: delays of rules and of learned policies.
+
+Fits and trains on the first half of the requests, measures on the second, over several draws of servers. Writes
+results/trace_ts/<run>/ with config.json, table.csv, draws.csv, delays.png and delays.pdf, and the policies that were
+trained. Without --requests, the requests come from the synthetic generator. Examples:
+python trace_ts/main_trace.py --policies opt_ts,opt_ts_loading,affinity,priced
+python trace_ts/main_trace.py --requests data/gentd26/lora_request_trace.csv --policies priced_fitted,score
+"""
+
+import common.quiet_start  # noqa: F401
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+from common.command_line import command_line
+from common.parameters import ParameterError, parameter
+from common.progress import Progress
+from common.run_folder import RESULTS, peak_memory, resumed, run_place, write_config
+from common.statistics_seeds import with_interval
+from trace_ts.evolution import Search
+from trace_ts.metrics import measures
+from trace_ts.plot_delays import plot_delays, write_tables
+from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
+from trace_ts.rules import Rule
+from trace_ts.scenario import Scenario
+from trace_ts.simulation import Outcome, simulate_all
+from trace_ts.synthetic import generate
+from trace_ts.training import grid, policy_names, ready_policy
+from trace_ts.workload import Requests, read_trace
+
+FREE = ("resume", "policies", "draws")  # what may be given anew for a stored run
+
+
+@dataclasses.dataclass(kw_only=True)
+class TraceConfig(Scenario):
+    """Every parameter of main_trace.py."""
+
+    GROUP: ClassVar[str] = "run"
+
+    requests: str | None = parameter(
+        None,
+        "file of requests: GenTD26's, or a CSV with time_s,user,work,model; default: the synthetic generator",
+        path=True,
+    )
+    num_requests: int = parameter(26_467, "requests of the synthetic generator", low=100, high=10_000_000)
+    policies: str = parameter(
+        "capacity_proportional,jsq,opt_ts,opt_ts_loading,affinity,priced",
+        "what decides, by name",
+        more=f"Of {', '.join(policy_names())}. A name with _fitted has its constants fitted; learned policies are "
+        "trained.",
+    )
+    checkpoint: str | None = parameter(None, "a trained policy's file, to be measured, too", path=True)
+    every_cell: bool = parameter(
+        False, "fit and train for all of the study's loads, loading times, ages and models at once"
+    )
+    generations: int = parameter(150, "generations of each search", low=1, high=100_000)
+    pairs: int = parameter(16, "pairs of candidates in a generation", low=1, high=1000)
+    draws: int = parameter(5, "draws of servers to measure on", low=1, high=10_000)
+    seed: int = parameter(0, "seed of requests, searches and weights", low=0)
+    resume: str | None = parameter(None, "go on in this folder; trained policies are kept", path=True)
+    out: str | None = parameter(None, "folder of the run; default results/trace_ts/<run>", path=True)
+
+    def check(self) -> None:
+        super().check()
+        for name in self.policies.split(","):
+            if name not in policy_names():
+                raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")
+
+    def scenario(self) -> Scenario:
+        """The scenario alone."""
+        return Scenario(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Scenario)})
+
+
+def load_requests(config: TraceConfig) -> Requests:
+    """The requests of a file or of the generator. Raises ParameterError."""
+    if config.requests is None:
+        return generate(config.num_requests, config.seed)
+    return read_trace(Path(config.requests), config.seed)
+
+
+def main(config: TraceConfig, given: dict[str, Any]) -> None:
+    """Fit, train, measure, write. Raises ParameterError before anything starts."""
+    if config.resume:
+        config = resumed(config, given, FREE)
+    requests = load_requests(config)
+    checkpoint = load_policy(Path(config.checkpoint)) if config.checkpoint else None
+    default = RESULTS / "trace_ts" / f"{'trace' if config.requests else 'synthetic'}_load{config.load:g}"
+    with run_place(config.resume, config.out, default) as folder:
+        write_config(folder, "trace_ts", dataclasses.asdict(config))
+        scenario, test = config.scenario(), slice(len(requests) // 2, None)
+        outcomes: dict[str, list[Outcome]] = {}
+        made = {name: trained(config, name, requests, folder) for name in config.policies.split(",")}
+        if checkpoint is not None:
+            made["checkpoint"] = checkpoint
+        for name, policy in made.items():
+            outcomes[name] = simulate_all(policy, requests, scenario, range(config.draws), test)
+        found = {name: [measures(one, requests.part(test)) for one in of] for name, of in outcomes.items()}
+        write_tables(folder, found)
+        plot_delays(folder / "delays", outcomes, found)
+        say(found)
+        print(f"results in {folder}; peak memory {peak_memory()}")
+
+
+def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) -> Any:
+    """A policy by its name; one that has to be fitted or trained is kept in the folder, or found there."""
+    place = folder / "policies"
+    if (place / f"{name}.json").exists():
+        return read_rule(place / f"{name}.json")
+    if (place / f"{name}.safetensors").exists():
+        return load_policy(place / f"{name}.safetensors", "resume")
+    scenarios = grid(config.scenario()) if config.every_cell else [config.scenario()]
+    search = Search(generations=config.generations, pairs=config.pairs)
+    bars: dict[str, Progress] = {}
+
+    def tell(part: str, generation: int, cost: float) -> None:
+        if part not in bars:
+            bars[part] = Progress(total=config.generations, unit="generation", desc=f"{name}: {part}")
+        bars[part].update(generation - bars[part].n)
+        if generation == config.generations:
+            bars[part].close()
+
+    policy = ready_policy(name, requests, scenarios, search, config.seed, tell)
+    if bars:
+        place.mkdir(exist_ok=True)
+        if isinstance(policy, Rule):
+            write_rule(place / f"{name}.json", policy)
+        else:
+            save_policy(place / f"{name}.safetensors", policy, {"name": name})
+    return policy
+
+
+def say(found: dict[str, list[dict[str, float]]]) -> None:
+    """Print the main figures of every policy, with 95 % intervals over draws."""
+    shown = ("mean_s", "p50_s", "p95_s", "p99_s", "slowdown", "slo_5", "switches")
+    print(f"{'policy':24}" + "".join(f"{name:>18}" for name in shown))
+    for name, rows in found.items():
+        cells = [with_interval([row[key] for row in rows], None if key.endswith("_s") else 2) for key in shown]
+        print(f"{name:24}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+if __name__ == "__main__":
+    command_line(TraceConfig, main, __doc__)

@@ -1,0 +1,177 @@
+"""The study: its cells, what is trained for them, and how all is measured.
+
+Start reading at `CELLS`, `train_all` and `measure`.
+"""
+
+import dataclasses
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.progress import Progress
+from common.tables import write_csv
+from trace_ts.evolution import Search
+from trace_ts.metrics import by_block, measures
+from trace_ts.model_trace import ScorePolicy
+from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
+from trace_ts.rules import RULES, Rule
+from trace_ts.scenario import Scenario
+from trace_ts.simulation import Outcome, simulate
+from trace_ts.training import LEARNED, changed, fit_rule, grid, train_network
+from trace_ts.workload import Requests
+
+BLOCKS = 10  # of the test half, for figures by time
+EVERY = "every cell"  # what one policy is trained for, for all
+CELLS: dict[str, dict[str, Any]] = {
+    **{f"L 12, load {load:g}": {"load": load} for load in (0.6, 0.8, 0.95)},
+    "L 12, load 0.8, resident first": {"discipline": "resident_first"},
+    "L 12, load 0.95, resident first": {"load": 0.95, "discipline": "resident_first"},
+    "L 12, load 0.8, age 10": {"age": 10.0},
+    "L 12, load 0.8, age 60": {"age": 60.0},
+    "L 12, load 0.8, M 3": {"resident_models": 3},
+    "L 5, load 0.8": {"load_time": 5.0},
+    **{f"L 0, load {load:g}": {"load": load, "load_time": 0.0} for load in (0.6, 0.8, 0.95)},
+    "L 0, load 0.8, age 10": {"load_time": 0.0, "age": 10.0},
+    "L 0, load 0.8, compress": {"load_time": 0.0, "time_scale": "compress"},
+}
+UNTRAINED: dict[str, dict[str, Any]] = {  # cells that policies of others are measured in
+    "L 12, load 0.8, noise 0.35": {"noise": 0.35},
+    "L 12, load 0.8, outages": {"up_time": 2000.0, "down_time": 100.0},
+    "L 12, load 0.7": {"load": 0.7},
+    "L 12, load 0.9": {"load": 0.9},
+    "L 8, load 0.8": {"load_time": 8.0},
+    "L 20, load 0.8": {"load_time": 20.0},
+    "L 12, load 0.8, age 3": {"age": 3.0},
+}
+MAIN, STALE = "L 12, load 0.8", "L 12, load 0.8, age 10"
+LIKE_MAIN = ("L 12, load 0.8, noise 0.35", "L 12, load 0.8, outages")  # where its specialists are measured, too
+ABLATED = ("lad_ts", "lad_ts_model", "lad_ts_station", "lad_ts_zeros", "d2sac_ts", "score_unpriced")
+
+
+def scenario_of(cell: str) -> Scenario:
+    """A cell's scenario."""
+    return changed(Scenario(), **(CELLS | UNTRAINED).get(cell, {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A policy that is fitted or trained for a cell, with a seed."""
+
+    cell: str
+    policy: str
+    seed: int
+
+    @property
+    def rule(self) -> bool:
+        """Whether it is a rule with fitted constants."""
+        return self.policy in RULES
+
+    def path(self, out: Path) -> Path:
+        """Its file."""
+        name = f"{self.cell}, {self.policy}, {self.seed}".replace(" ", "_").replace(",", "")
+        return out / "policies" / f"{name}.{'json' if self.rule else 'safetensors'}"
+
+    def load(self, out: Path) -> Rule | ScorePolicy:
+        """What was trained. Raises ParameterError."""
+        return read_rule(self.path(out), "out") if self.rule else load_policy(self.path(out), "out")
+
+
+def trainings(seeds: int) -> tuple[list[Training], list[Training]]:
+    """What is fitted first, and the networks, which begin at fitted rules."""
+    every = [*CELLS, EVERY]
+    rules = [Training(cell, name, 0) for cell in every for name in ("priced", "affinity", "weighted")]
+    rules = [one for one in rules if RULES[one.policy].free_constants(scenario_of(one.cell))]
+    numbers = range(seeds)
+    networks = [Training(EVERY, "score", seed) for seed in numbers]
+    networks += [Training(cell, "score", seed) for seed in numbers for cell in CELLS]
+    networks += [Training(cell, name, seed) for seed in numbers for name in ABLATED for cell in (STALE, MAIN)]
+    return rules, networks
+
+
+_requests: list[Requests] = []  # of a process that trains
+
+
+def _begin(requests: Requests) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    _requests[:] = [requests]
+
+
+def train(training: Training, out: Path, search: Search) -> None:
+    """Train one policy and keep it; one that is there is not trained again."""
+    if training.path(out).exists():
+        return
+    requests = _requests[0]
+    scenarios = grid(Scenario()) if training.cell == EVERY else [scenario_of(training.cell)]
+    quiet = lambda *told: None  # noqa: E731
+    if training.rule:
+        rule = fit_rule(RULES[training.policy], requests, scenarios, search, training.seed, quiet)
+        write_rule(training.path(out), rule)
+        return
+    begin = Training(training.cell, "priced", 0).load(out)
+    assert isinstance(begin, Rule)
+    design = LEARNED[training.policy][1]
+    policy = train_network(training.policy, design, requests, scenarios, search, training.seed, quiet, begin)
+    save_policy(training.path(out), policy, {"cell": training.cell, "policy": training.policy})
+
+
+def train_all(requests: Requests, seeds: int, search: Search, jobs: int, out: Path) -> None:
+    """Train everything that is not there yet, `jobs` at a time, each with one thread."""
+    (out / "policies").mkdir(exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    single = dataclasses.replace(search, threads=1)
+    for part, name in zip(trainings(seeds), ("fitting", "training"), strict=True):
+        left = [one for one in part if not one.path(out).exists()]
+        with ProcessPoolExecutor(jobs, context, _begin, (requests,)) as pool:
+            try:
+                running = [pool.submit(train, one, out, single) for one in left]
+                for done in Progress(as_completed(running), total=len(left), unit="policy", desc=name):
+                    done.result()
+            except BaseException:
+                for process in list(pool._processes.values()):
+                    process.terminate()
+                raise
+
+
+def contestants(cell: str, seeds: int, out: Path) -> Iterator[tuple[str, int, Rule | ScorePolicy]]:
+    """What is measured in a cell: name, training seed (0 where there is none) and policy."""
+    for name, rule in RULES.items():
+        yield name, 0, rule
+    own = MAIN if cell in LIKE_MAIN else cell
+    rules, networks = trainings(seeds)
+    for one in [*rules, *networks]:
+        if one.cell in (own, EVERY) and one.path(out).exists():
+            label = f"{one.policy}_fitted" if one.rule else one.policy
+            yield f"{label}, one for all" if one.cell == EVERY else label, one.seed, one.load(out)
+
+
+def measure(requests: Requests, seeds: int, draws: int, out: Path) -> list[dict[str, Any]]:
+    """Every figure of every policy in every cell, a row for each draw of servers; writes cells.csv and blocks.csv."""
+    test = slice(len(requests) // 2, None)
+    asked, rows, blocks = requests.part(test), [], []
+    for cell in Progress([*CELLS, *UNTRAINED], unit="cell", desc="measuring"):
+        scenario = scenario_of(cell)
+        for name, seed, policy in contestants(cell, seeds, out):
+            for draw in range(draws):
+                begun = time.perf_counter()
+                outcome: Outcome = simulate(policy, requests, scenario, draw, test)
+                seconds = (time.perf_counter() - begun) / len(asked)
+                what = {"cell": cell, "policy": name, "seed": seed, "draw": draw}
+                rows.append(what | measures(outcome, asked) | {"us_a_task": 1e6 * seconds})
+                values = by_block(outcome, BLOCKS)
+                blocks += [(*what.values(), number, value) for number, value in enumerate(values.tolist())]
+    write_csv(out / "cells.csv", list(rows[0]), [list(row.values()) for row in rows])
+    write_csv(out / "blocks.csv", ("cell", "policy", "seed", "draw", "block", "mean_s"), blocks)
+    return rows
+
+
+def means(rows: list[dict[str, Any]], cell: str, policy: str, quantity: str) -> np.ndarray:
+    """A quantity [seeds, draws] of a policy in a cell."""
+    found = [row for row in rows if row["cell"] == cell and row["policy"] == policy]
+    seeds = sorted({row["seed"] for row in found})
+    return np.array([[row[quantity] for row in found if row["seed"] == seed] for seed in seeds])

@@ -1,0 +1,104 @@
+"""From a name to a policy that is ready: rules as they are or fitted, networks trained, all on the first half.
+
+Start reading at `ready_policy`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from common.parameters import ParameterError
+from trace_ts.evolution import Search
+from trace_ts.fitting import fit
+from trace_ts.model_trace import Design, ScorePolicy
+from trace_ts.rules import RULES, Rule
+from trace_ts.scenario import Scenario
+from trace_ts.workload import Requests
+
+LEARNED = {
+    "score": ("a network's score, from the fitted priced rule on", Design()),
+    "lad_ts": ("LAD-TS: a chain of five such scores from the user's last one", Design(steps=5, latent="user")),
+    "lad_ts_model": ("the same from the model's last one", Design(steps=5, latent="model")),
+    "lad_ts_station": ("the same from the base station's last one", Design(steps=5, latent="base_station")),
+    "lad_ts_zeros": ("the same without a latent action: from zeros", Design(steps=5, latent="zeros")),
+    "d2sac_ts": ("the same from noise", Design(steps=5, latent="noise")),
+    "score_unpriced": ("a network's score without the price of a load", Design(price=False)),
+}
+Progress = Callable[[str, int, float], None]
+
+
+def policy_names() -> list[str]:
+    """Every name that `ready_policy` takes: rules, those with fitted constants, learned policies."""
+    return [*RULES, *(f"{name}_fitted" for name, rule in RULES.items() if rule.free), *LEARNED]
+
+
+def fit_rule(
+    rule: Rule, requests: Requests, scenarios: Sequence[Scenario], search: Search, seed: int, progress: Progress
+) -> Rule:
+    """The rule with its free constants fitted to the scenarios."""
+    base = scenarios[0]
+    for scenario in scenarios:
+        if len(rule.free_constants(scenario)) > len(rule.free_constants(base)):
+            base = scenario
+    numbers = rule.free_constants(base)
+    if not numbers:
+        return rule
+    start = np.log(np.array(rule.constants)[numbers])
+    tell = lambda generation, cost: progress(rule.name, generation, cost)  # noqa: E731
+    found = fit(lambda x: rule.with_constants(base, x), start, requests, scenarios, search, seed, tell)
+    return rule.with_constants(base, found.parameters)
+
+
+def train_network(
+    name: str,
+    design: Design,
+    requests: Requests,
+    scenarios: Sequence[Scenario],
+    search: Search,
+    seed: int,
+    progress: Progress,
+    begin: Rule | None = None,
+) -> ScorePolicy:
+    """A network trained by the evolution strategy, from the priced rule on: `begin`, or one fitted so, too."""
+    begin = begin or fit_rule(RULES["priced"], requests, scenarios, search, seed, progress)
+    start = design.begin(np.array(begin.constants), seed)
+    tell = lambda generation, cost: progress(name, generation, cost)  # noqa: E731
+    found = fit(lambda x: ScorePolicy(design, x), start, requests, scenarios, search, seed, tell)
+    return ScorePolicy(design, found.parameters)
+
+
+def ready_policy(
+    name: str, requests: Requests, scenarios: Sequence[Scenario], search: Search, seed: int, progress: Progress
+) -> Rule | ScorePolicy:
+    """A policy by its name, fitted or trained for these scenarios where it has something to learn.
+
+    Raises ParameterError for a name that there is not.
+    """
+    if name in RULES:
+        return RULES[name]
+    if name.endswith("_fitted") and name.removesuffix("_fitted") in RULES:
+        return fit_rule(RULES[name.removesuffix("_fitted")], requests, scenarios, search, seed, progress)
+    if name in LEARNED:
+        return train_network(name, LEARNED[name][1], requests, scenarios, search, seed, progress)
+    raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")
+
+
+def changed(scenario: Scenario, **values: float | str) -> Scenario:
+    """The scenario with other values. Raises ParameterError for those that are not allowed."""
+    return dataclasses.replace(scenario, **values).checked()
+
+
+def grid(scenario: Scenario) -> list[Scenario]:
+    """The cells that one policy is trained for at once: loads, loading times, resident models and old news."""
+    cells = (
+        *({"load": load, "load_time": 12.0} for load in (0.6, 0.8, 0.95)),
+        *({"load": load, "load_time": 0.0} for load in (0.6, 0.8, 0.95)),
+        {"load": 0.8, "load_time": 5.0},
+        {"load": 0.8, "load_time": 12.0, "resident_models": 3},
+        {"load": 0.8, "load_time": 0.0, "age": 10.0},
+        {"load": 0.6, "load_time": 12.0, "age": 10.0},
+        {"load": 0.8, "load_time": 12.0, "age": 10.0},
+        {"load": 0.8, "load_time": 12.0, "age": 60.0},
+    )
+    return [changed(scenario, **cell) for cell in cells]
