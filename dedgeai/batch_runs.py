@@ -4,7 +4,6 @@ Start reading at `run_counts`.
 """
 
 import asyncio
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -54,10 +53,10 @@ def tasks_of(demand: Demand, default: Model, first: int, stream: TaskStream) -> 
     asked = zip(stream.steps.tolist(), stream.base_station.tolist(), chosen.tolist(), strict=True)
     for number, (steps, station, which) in enumerate(asked, first):
         model = models[which]
-        size, named = (model.width, model.height), model.id if default.catalogue else ""
-        scale = size[0] * size[1] / (default.width * default.height)
-        task = Task(number, demand.prompts[number], steps, demand.seed + number, *size, station, scale=scale)
-        tasks.append(dataclasses.replace(task, model=named))
+        more = {"scale": model.width * model.height / (default.width * default.height)}
+        more |= {"model": model.id} if default.catalogue else {}
+        asks = demand.prompts[number], steps, demand.seed + number, model.width, model.height, station
+        tasks.append(Task(number, *asks, **more))
     return tasks
 
 

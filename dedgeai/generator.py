@@ -12,6 +12,7 @@ from common.parameters import resolve
 from dedgeai.edge_server import Batch, Compute, EarlyEndError
 from dedgeai.tasks import Task
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model
+from resd3_medium.lora import parse_lora
 from resd3_medium.opening import check_size, open_pipeline
 from resd3_medium.pipeline import Settings
 from resd3_medium.png import png_bytes
@@ -38,6 +39,8 @@ class Generator(Compute):
         self.more |= {"t5": "on" if self.pipeline.t5_rows else "off"}
         self.more |= {"dtype": str(self.pipeline.dtype).removeprefix("torch.")}
         self.more |= {"model": model} if model else {}
+        if loras := [parse_lora(text) for text in config.lora]:
+            self.more["lora"] = [{"file": path.name, "strength": strength} for path, strength in loras]
 
     async def run(self, batch: Batch, at_once: bool) -> list[bytes]:
         """PNG files of a batch. Raises EarlyEndError after the step in which all of it was cancelled."""

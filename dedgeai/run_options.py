@@ -51,7 +51,7 @@ class Model:
     catalogue: "tuple[Model, ...]" = ()  # of the default model: all models of the catalogue, this one first
     size: float | None = None  # in MB, as the catalogue says
 
-    @property
+    @functools.cached_property
     def choice(self) -> "dict[str, Model]":
         """The models that a task may name, by their ids; this one, the default, first."""
         return {model.id: model for model in self.catalogue or (self,)}

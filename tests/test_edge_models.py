@@ -260,7 +260,8 @@ def test_a_picture_is_the_same_after_its_model_was_gone_and_a_lora_that_fails_sp
         await server.hello()
         first, odd, two, again = [await made(model) for model in ("one", "odd", "two", "one")]
         with Image.open(io.BytesIO(odd)) as image:
-            assert json.loads(image.text["dedgeai"])["model"] == "odd"
+            said = json.loads(image.text["dedgeai"])
+            assert said["model"] == "odd" and said["lora"] == [{"file": "odd.safetensors", "strength": 1.0}]
         assert again == first and (pixels(two) == pixels(first)).all() and (pixels(odd) != pixels(first)).any()
         file.unlink()
         with pytest.raises(BatchError, match=r"^model odd cannot be loaded: --lora="):
