@@ -22,7 +22,7 @@ from dedgeai.system import EdgeSystem
 from dedgeai.tasks import Task
 from edge_sim.dispatcher import Dispatcher
 from edge_sim.schedulers import make_scheduler
-from edge_sim.task_stream import TaskStream
+from edge_sim.task_stream import Demand, TaskStream
 
 
 def ended(store: Store, numbers: range, folder: Path) -> set[int]:
@@ -41,13 +41,23 @@ async def run_counts(options: RunOptions, model: Model, system: EdgeSystem) -> N
         if first and not options.config.learn:  # every run starts alike, as in a simulation
             dispatcher = Dispatcher(make_scheduler(options.scheduler, profile))
         system.start_anew(dispatcher, profile)
-        size = (model.width, model.height)
-        tasks = [
-            Task(first + k, demand.prompts[first + k], int(steps), demand.seed + first + k, *size, int(base_station))
-            for k, (steps, base_station) in enumerate(zip(stream.steps, stream.base_station, strict=True))
-        ]
+        tasks = tasks_of(demand, model, first, stream)
         runs[len(tasks)] = await run_batch(system, tasks, stream)
     report_runs(options, model.name, system, runs, alone)
+
+
+def tasks_of(demand: Demand, default: Model, first: int, stream: TaskStream) -> list[Task]:
+    """The tasks of a run's stream, of which `first` is the number of the first one."""
+    models, tasks = default.catalogue or (default,), []
+    chosen = np.zeros(len(stream), dtype=np.int64) if stream.model is None else stream.model
+    asked = zip(stream.steps.tolist(), stream.base_station.tolist(), chosen.tolist(), strict=True)
+    for number, (steps, station, which) in enumerate(asked, first):
+        model = models[which]
+        more = {"scale": model.width * model.height / (default.width * default.height)}
+        more |= {"model": model.id} if default.catalogue else {}
+        asks = demand.prompts[number], steps, demand.seed + number, model.width, model.height, station
+        tasks.append(Task(number, *asks, **more))
+    return tasks
 
 
 async def one_task(system: EdgeSystem, prompt: str, steps: tuple[int, int], model: Model) -> float:
@@ -106,7 +116,8 @@ def report_runs(
     """Tables, CSV files and plots of the runs, by number of tasks; `alone` are the seconds of a single task."""
     folder, waiting = system.folder, options.waiting is not None
     records = [record for run in runs.values() for record in run.records]
-    predicted = np.concatenate([predict(run.records, system.profile) for run in runs.values()])
+    models = (system.cluster.load_time, options.config.resident_models)
+    predicted = np.concatenate([predict(run.records, system.profile, *models) for run in runs.values()])
     write_tasks(folder, records, predicted)
     plot_queues(folder, system.queues)
     errors = sim_to_real(folder, records, predicted)
@@ -126,6 +137,9 @@ def report_runs(
         "dispatch of a task p99 ms": 1e3 * float(np.percentile(took, 99)) if took.size else 0.0,
         **errors,
     }
+    if options.config.entries:
+        loads, seconds = (sum(getattr(s, name) for s in system.cluster.servers) for name in ("loads", "load_seconds"))
+        facts |= {"loads of models": loads, "seconds of a load, mean": seconds / max(loads, 1)}
     for count, run in runs.items():
         if run.seconds is not None and waiting:
             steps = np.array([record.task.steps for record in run.records])

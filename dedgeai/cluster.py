@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from common.parameters import ParameterError
 from common.run_folder import describe
 from dedgeai.configuration import ServerParameters
-from dedgeai.edge_server import EdgeServer, OpenCompute
+from dedgeai.edge_server import BatchError, EdgeServer, OpenCompute
 from dedgeai.queues import Call, Queues, Server
 from dedgeai.ray_start import RESOURCE
 from dedgeai.tasks import Made
@@ -65,13 +65,14 @@ class Cluster(Queues):
     async def greet(self, server: Server) -> RayError | TimeoutError | None:
         """Wait for the server's answer, and take note of who it is now. Returns what kept it from answering."""
         try:
-            incarnation, process, machine = await asyncio.wait_for(server.handle.hello.remote(), START_SECONDS)
+            hello = await asyncio.wait_for(server.handle.hello.remote(), START_SECONDS)
         except (RayError, TimeoutError) as error:
             return error
+        incarnation, server.process, server.machine, server.resident = hello
         if incarnation != server.incarnation:
             server.starts += 1
             server.seconds_per_step = float(self.rates[server.number])
-        server.incarnation, server.process, server.machine = incarnation, process, machine
+        server.incarnation = incarnation
         return None
 
     async def follow(self, server: Server) -> None:
@@ -134,7 +135,8 @@ class Cluster(Queues):
         try:
             made, error = await server.handle.run.remote(call.tasks), ""
         except RayTaskError as problem:  # the server goes on
-            made, error = Made([None] * len(call.tasks), 0.0), str(problem.cause)
+            more = problem.cause.args[1:] if isinstance(problem.cause, BatchError) else ()
+            made, error = Made([None] * len(call.tasks), 0.0, *more), str(problem.cause)
         except RayError:
             if call in server.calls:
                 server.life.cancel()  # `follow` hands its tasks back

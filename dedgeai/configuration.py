@@ -13,6 +13,7 @@ import numpy as np
 from common.device import DEVICE_CHOICES
 from common.parameters import ParameterError, Parameters, numbers, parameter
 from common.run_folder import RESULTS
+from edge_sim.catalogue import Entry, read_catalogue
 from edge_sim.parameters import SchedulerParameters
 from edge_sim.schedulers import method_of, scheduler_names
 from resd3_medium.dtypes import DTYPES
@@ -45,6 +46,12 @@ class TaskParameters(Parameters):
     steps: str = parameter("10-19", "denoising steps, or a range that each task draws its number from", unit="steps")
     load: float | None = parameter(
         None, "offered load of Poisson arrivals; default: all tasks arrive at once", above=0, high=100
+    )
+    arrivals: str | None = parameter(
+        None,
+        "CSV file of requests to replay: time_s, user, work in image-steps, model; default: tasks are drawn",
+        more="The first --num_tasks of them; their times are scaled to --load, and else as they are.",
+        path=True,
     )
     prompts: str | None = parameter(None, "file with a prompt on each line; default captions of the dataset", path=True)
 
@@ -92,6 +99,13 @@ class ServerParameters(Parameters):
     threads: int = parameter(1, "CPU threads of every edge server", low=1, high=1024)
     gpus_per_server: float = parameter(0.0, "fraction of a GPU that an edge server takes up", low=0, high=64)
     address: str | None = parameter(None, "Ray cluster to join, as in auto or 10.0.0.1:6379; default: a local one")
+    catalogue: str | None = parameter(
+        None,
+        "JSON file of the models that servers may hold; default: one model, that of --models",
+        more="A list of models, each with a name, and if need be folder, lora, size in MB and load_time in s.",
+        path=True,
+    )
+    resident_models: int = parameter(1, "models of the catalogue that a server holds at a time", low=1, high=1000)
     job_timeout: float = parameter(
         600.0, "time without a result after which a busy server is started again", unit="s", above=0
     )
@@ -103,6 +117,11 @@ class ServerParameters(Parameters):
         if self.speeds is None:
             return np.ones(self.num_servers)
         return np.array(numbers("speeds", self.speeds, "num_servers", self.num_servers))
+
+    @functools.cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """The models of the catalogue, the default one first; none without a catalogue. Raises ParameterError."""
+        return () if self.catalogue is None else read_catalogue(self.catalogue)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -182,17 +201,24 @@ class DedgeParameters(
     def check(self) -> None:
         """Raises ParameterError for texts that hold no numbers, and for parameters that contradict each other."""
         super().check()
-        steps, _, _, _ = self.step_range, self.counts, self.relative_speeds, self.kept
+        steps, _, _, _, entries = self.step_range, self.counts, self.relative_speeds, self.kept, self.entries
         if self.learn and not method_of(self.scheduler).learns:
             learning = ", ".join(scheduler_names(learning=True))
             raise ParameterError("learn", True, f"must come with a scheduler that learns, one of {learning}")
         if self.simulate and self.serve:
             raise ParameterError("serve", True, "must not be combined with --simulate")
+        if self.serve and self.arrivals is not None:
+            raise ParameterError("arrivals", self.arrivals, "must not be combined with --serve")
         if self.simulate and (self.learn or self.resume):
             name = "learn" if self.learn else "resume"
             raise ParameterError(name, getattr(self, name), "must not be combined with --simulate")
         if self.speeds is not None and self.compute == "real" and not self.simulate:
             raise ParameterError("speeds", self.speeds, "must come with --compute simulated")
+        if entries and (self.simulate or self.model_name):
+            other = "simulate" if self.simulate else "model_name"
+            raise ParameterError("catalogue", self.catalogue, f"must not be combined with --{other}")
+        if self.resident_models > 1 and not entries:
+            raise ParameterError("resident_models", self.resident_models, "must come with a --catalogue")
         if self.base_seconds > 1e6 * self.step_seconds:
             raise ParameterError(
                 "base_seconds", self.base_seconds, "must be at most the time of a million steps of --step_seconds"

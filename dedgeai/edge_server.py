@@ -34,8 +34,18 @@ class Batch:
             self.over.set()
 
 
+class BatchError(RuntimeError):
+    """What failed of a batch, in one line; `args` then has `loading` and `resident` as `Made` has them."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Compute(Protocol):
     """What makes the images of an edge server."""
+
+    resident: Sequence[str] = ()  # the models of a catalogue that it holds, the last used one last
+    loading: float = 0.0  # s that the model of the last batch took to load
 
     async def run(self, batch: Batch, at_once: bool) -> list[bytes]:
         """PNG files of a batch. `at_once`: it waited for another to end. Raises EarlyEndError when it is over."""
@@ -48,7 +58,7 @@ OpenCompute = Callable[[int], Compute]  # by a server's number; raises Parameter
 Floats = Sequence[float]
 
 
-class SimulatedCompute:
+class SimulatedCompute(Compute):
     """Waits instead of computing, in equal steps: for seconds_base + steps * seconds_per_step, varied by `spread`.
 
     These hold a number for each server. The image is one grey pixel.
@@ -81,6 +91,11 @@ class SimulatedCompute:
         return self.steps if passed >= self.seconds else int(self.steps * passed / self.seconds)
 
 
+def first_line(problem: Exception) -> str:
+    """What an error says, in one line that is not long."""
+    return (str(problem).splitlines() or [""])[0][:200] or type(problem).__name__
+
+
 GREY_PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c636800000082008177cd72b60000000049454e44ae426082"
@@ -98,8 +113,9 @@ class EdgeServer:
         self.cancelled: set[int] = set()  # also of tasks that are still on their way
         self.turn = asyncio.Lock()
 
-    async def hello(self) -> tuple[str, int, str]:
-        """Drop what was sent before, and be ready to work. Returns incarnation, process and name of the machine.
+    async def hello(self) -> tuple[str, int, str, list[str]]:
+        """Drop what was sent before, and be ready to work. Returns incarnation, process, name of the machine, and the
+        models that are held.
 
         The first call opens the generator, whose mistakes reach the caller as they are; raises ParameterError.
         """
@@ -107,33 +123,34 @@ class EdgeServer:
             self.compute = self.opened(self.number)
         for batch in self.batches:
             batch.cancel(batch.left)
-        return self.incarnation, os.getpid(), os.uname().nodename
+        return self.incarnation, os.getpid(), os.uname().nodename, list(self.compute.resident)
 
     async def live(self) -> None:
         """Never return, so that the caller learns of this server's end at once."""
         await asyncio.Event().wait()
 
     async def run(self, tasks: list[Task]) -> Made:
-        """Work on a batch, after those that came before. Raises RuntimeError that says in one line what failed."""
+        """Work on a batch, after those that came before. Raises BatchError that says in one line what failed."""
         batch, at_once = Batch(tasks), self.turn.locked()
         images: list[bytes | None] = [None] * len(tasks)
         batch.cancel(self.cancelled)
         self.batches.append(batch)
         try:
             async with self.turn:
-                began = time.monotonic()
-                if not batch.over.is_set():
+                began, ran = time.monotonic(), not batch.over.is_set()
+                if ran:
                     images = await self.compute.run(batch, at_once)
         except EarlyEndError:
             pass
         except Exception as problem:  # whatever happens to a batch, the server goes on
-            words = (str(problem).splitlines() or [""])[0][:200] or type(problem).__name__
-            raise RuntimeError(words) from None
+            resident = list(getattr(self.compute, "resident", ()))
+            raise BatchError(first_line(problem), getattr(self.compute, "loading", 0.0), resident) from None
         finally:
             self.batches.remove(batch)
             self.cancelled -= {task.number for task in tasks}
         kept = [image if task.number in batch.left else None for task, image in zip(tasks, images, strict=True)]
-        return Made(kept, (time.monotonic() - began) / len(tasks))
+        seconds, loading = (time.monotonic() - began) / len(tasks), self.compute.loading if ran else 0.0
+        return Made(kept, seconds, loading, list(self.compute.resident))
 
     async def cancel(self, numbers: list[int]) -> None:
         """Cancel tasks: a batch ends at its next step when all of it is cancelled, else their images are dropped."""

@@ -78,7 +78,7 @@ def request_forms(config: DedgeParameters, model: Model) -> tuple[type[BaseModel
     steps_taken, seed_given = integer(ge=1, le=config.max_steps), integer(ge=0, le=LARGEST)
     scale = Annotated[StrictFloat, Field(ge=0, le=30, allow_inf_nan=False)]
     side = integer(ge=16, le=model.largest, multiple_of=16)
-    station = integer(ge=0, le=config.num_servers - 1)
+    station, choice = integer(ge=0, le=config.num_servers - 1), Literal[tuple(model.choice)]
 
     class Wishes(BaseModel):
         """What is wanted. Unknown fields are refused."""
@@ -101,6 +101,7 @@ def request_forms(config: DedgeParameters, model: Model) -> tuple[type[BaseModel
         height: side | None = Field(None, description="in pixels; default the model's")
         images: integer(ge=1, le=config.max_images) = Field(1, description="how many")  # type: ignore[valid-type]
         base_station: station | None = Field(None, description="where they arrive; default each in turn")
+        model: choice | None = Field(None, description="which makes them; default the first")
 
     return Wishes, Submission
 
@@ -136,6 +137,7 @@ class Status(Form):
     width: int
     height: int
     cfg_scale: float
+    model: str
     base_station: int
     user: str
     request: int = Field(description="number of the first task of its request")
@@ -176,6 +178,9 @@ class ServerStatus(Form):
     seconds_per_step: float = Field(description="as it last reported")
     profile_seconds_per_step: float
     restarts: int
+    models: list[str] = Field(description="those of the catalogue that it holds, the last used one last")
+    loads: int = Field(description="of models, so far")
+    loading_s: Seconds = Field(description="seconds that these took together")
 
 
 class ClusterStatus(Form):
@@ -203,6 +208,9 @@ class ModelStatus(Form):
     limits: dict[str, int] = Field(description="max_prompt, max_steps, max_images, max_side in pixels, max_queued")
     examples: list[str] = Field(description="prompts that it can draw")
     words: str = Field(description="what it can draw")
+    models: dict[str, float | None] = Field(
+        description="that tasks may name, with their sizes in MB; the default first"
+    )
 
 
 class Health(Form):

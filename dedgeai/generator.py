@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from common.parameters import resolve
-from dedgeai.edge_server import Batch, EarlyEndError
+from dedgeai.edge_server import Batch, Compute, EarlyEndError
 from dedgeai.tasks import Task
 from resd3_medium.infer_parameters import IMAGE_PARAMETERS, InferConfig, with_model
+from resd3_medium.lora import parse_lora
 from resd3_medium.opening import check_size, open_pipeline
 from resd3_medium.pipeline import Settings
 from resd3_medium.png import png_bytes
@@ -23,20 +24,23 @@ def inference_config(**given: Any) -> InferConfig:
     return with_model(resolve(InferConfig, given))
 
 
-class Generator:
+class Generator(Compute):
     """One pipeline, loaded once. Tasks are computed in a thread, so that the server goes on answering.
 
-    `config` are parameters of refine_sd3_infer.py, `threads` the CPU's. Raises ParameterError when files or sizes do
-    not fit.
+    `config` are parameters of refine_sd3_infer.py, `threads` the CPU's, `model` its name in a catalogue. Raises
+    ParameterError when files or sizes do not fit.
     """
 
-    def __init__(self, config: InferConfig, threads: int, server: int) -> None:
+    def __init__(self, config: InferConfig, threads: int, server: int, model: str = "") -> None:
         torch.set_num_threads(threads)
         self.config, self.pipeline = config, open_pipeline(config)
         self.done = 0  # denoising steps of the batch
         self.more = {name: getattr(self.config, name) for name in IMAGE_PARAMETERS}
         self.more |= {"t5": "on" if self.pipeline.t5_rows else "off"}
         self.more |= {"dtype": str(self.pipeline.dtype).removeprefix("torch.")}
+        self.more |= {"model": model} if model else {}
+        if loras := [parse_lora(text) for text in config.lora]:
+            self.more["lora"] = [{"file": path.name, "strength": strength} for path, strength in loras]
 
     async def run(self, batch: Batch, at_once: bool) -> list[bytes]:
         """PNG files of a batch. Raises EarlyEndError after the step in which all of it was cancelled."""

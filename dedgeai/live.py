@@ -100,6 +100,9 @@ class Live:
         """
         config, began = self.options.config, time.perf_counter()
         print(f"starting {config.num_servers} edge servers: {self.model.name}", flush=True)
+        if models := self.model.catalogue:
+            told = (f"{m.id} ({m.size:g} MB)" if m.size is not None else m.id for m in models)
+            print(f"each holds at most {config.resident_models} of {len(models)} models: {', '.join(told)}", flush=True)
         try:
             await asyncio.to_thread(self.link.connect)  # so that signals are answered here meanwhile
             set_handler(signal.SIGTERM, self.signalled)  # Ray has set its own

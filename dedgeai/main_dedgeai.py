@@ -41,6 +41,8 @@ def main(config: DedgeConfig, given: dict[str, Any]) -> None:
         config.check()
     torch.set_num_threads(1)
     options = run_options(config)
+    if options.demand.replay is not None:
+        print(*options.demand.replay.told([entry.name for entry in config.entries]), sep="\n")
     if config.simulate:
         assert options.waiting is not None
         simulated = (options.demand, options.scheduler, options.waiting, config.backlog == "profile")

@@ -81,15 +81,19 @@ class Metrics:
             "dedgeai_server_backlog_seconds", "Time until it has done what it has", labels=["edge_server"]
         )
         restarts = CounterMetricFamily("dedgeai_server_restarts", "Restarts of an edge server", labels=["edge_server"])
+        loads = CounterMetricFamily("dedgeai_model_loads", "Loads of models by an edge server", labels=["edge_server"])
+        took = CounterMetricFamily("dedgeai_model_load_seconds", "Time that these took", labels=["edge_server"])
         seconds = self.system.cluster.backlog_seconds()
         for server in self.system.cluster.servers:
             name = [str(server.number)]
             up.add_metric(name, float(server.up))
             backlog.add_metric(name, float(seconds[server.number]))
             restarts.add_metric(name, max(0, server.starts - 1))
+            loads.add_metric(name, server.loads)
+            took.add_metric(name, server.load_seconds)
         trouble = GaugeMetricFamily("dedgeai_store_trouble", "Whether nothing can be written to disk at present")
         trouble.add_metric([], float(bool(self.system.trouble)))
-        yield from (tasks, up, backlog, restarts, trouble)
+        yield from (tasks, up, backlog, restarts, loads, took, trouble)
 
     def text(self) -> bytes:
         """All figures, in Prometheus's form."""

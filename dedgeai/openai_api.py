@@ -64,7 +64,7 @@ class OpenAIProblem(Form):
 
 
 class UnknownModel(HTTPException):
-    """Another model than ours was asked for."""
+    """Another model than there is was asked for."""
 
     code = "model_not_found"
 
@@ -145,24 +145,24 @@ def generation_form(service: Service, wishes: type[BaseModel]) -> type[BaseModel
 
 def add_openai(app: FastAPI, service: Service, wishes: type[BaseModel], links: Links, answers: Iterable[int]) -> None:
     """The paths below /v1. `answers` are the statuses of refusals that any path may have."""
-    generation, name, began = generation_form(service, wishes), service.model.id, int(time.time())
-    ours = OpenAIModel(id=name, created=began)
+    generation, began = generation_form(service, wishes), int(time.time())
+    ours = {name: OpenAIModel(id=name, created=began) for name in service.model.choice}
     shared: dict[str, Any] = {"tags": ["OpenAI"], "responses": {status: PROBLEM for status in (*answers, *STATUSES)}}
 
     def check_model(wanted: str | None) -> None:
-        if wanted not in (None, name):
-            raise UnknownModel(404, f"there is no such model; there is {name}")
+        if wanted is not None and wanted not in ours:
+            raise UnknownModel(404, f"there is no such model; there is {', '.join(ours)}")
 
     @app.get("/v1/models", response_model=OpenAIModels, **shared)
     async def models() -> Response:
-        """The models, of which there is one."""
-        return OpenAIModels(data=[ours]).answer()
+        """The models, the default one first."""
+        return OpenAIModels(data=[*ours.values()]).answer()
 
     @app.get("/v1/models/{model:path}", response_model=OpenAIModel, **shared)
     async def model(model: str) -> Response:
         """A model."""
         check_model(model)
-        return ours.answer()
+        return ours[model].answer()
 
     @app.post("/v1/images/generations", response_model=OpenAIImages, **shared)
     async def generate(order: generation, request: Request, key: Key = None) -> Response:  # type: ignore[valid-type]

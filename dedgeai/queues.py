@@ -9,13 +9,15 @@ import asyncio
 import dataclasses
 import itertools
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from dedgeai.configuration import ServerParameters
 from dedgeai.tasks import Made, Task
+from edge_sim.catalogue import use
 from edge_sim.server_profile import DENSITY
 
 PREFETCH_SECONDS = 0.1  # s before the end of a batch at which the next one is sent ahead
@@ -30,6 +32,7 @@ class Call:
 
     tasks: list[Task]
     work: float  # in steps
+    loading: float = 0.0  # s for which its model is expected to load
     began: float | None = None  # when the server could begin with it; None: it was sent ahead
     step: int = 0  # denoising steps that it is known to have done, and since when
     stepped: float = 0.0
@@ -51,6 +54,9 @@ class Server:
         self.asked: Any = None
         self.incarnation, self.process, self.machine = "", 0, ""
         self.starts = 0
+        self.resident: list[str] = []  # models of the catalogue that it holds, as it last said
+        self.loads, self.load_seconds = 0, 0.0  # of models that it has loaded, and the time that took
+        self.loading: float | None = 0.0  # s of loads in its queue; None: they must be counted anew
         self.places: dict[int, tuple[int, float]] = {}  # tasks before each waiting one; steps up to its end
         self.placed: float | None = None  # when that was; None: it must be done anew
 
@@ -59,7 +65,7 @@ class Server:
 
     def remove(self, number: int) -> Task:
         """Take a waiting task out."""
-        task = self.waiting.pop(number)
+        task, self.loading = self.waiting.pop(number), None
         self.work = self.work - task.work if self.waiting else 0.0
         return task
 
@@ -83,6 +89,9 @@ class Queues:
         self.servers = [Server(number) for number in range(config.num_servers)]
         self.where: dict[int, Server] = {}  # the server of each task, by its number
         self.paused = False
+        # s of a load of each model of the catalogue: their mean so far, else what the catalogue says; and their number
+        self.load_time = {entry.name: entry.seconds for entry in config.entries}
+        self.loads: Counter[str] = Counter()
         self.calibrate(np.ones(config.num_servers), 0.0)
 
     def calibrate(self, rates: np.ndarray, overhead: float) -> None:
@@ -109,6 +118,7 @@ class Queues:
 
     def put(self, server: Server, tasks: list[Task]) -> None:
         """Put tasks at the end of a server's queue."""
+        server.loading = None
         for task in tasks:
             server.waiting[task.number] = task
             server.work += task.work
@@ -136,8 +146,15 @@ class Queues:
         if call not in server.calls:
             return
         server.calls.remove(call)
+        server.resident, server.loading = made.resident, None
+        if made.loading:
+            model = call.tasks[0].model
+            self.loads[model] += 1
+            before = self.load_time.get(model, 0.0)
+            self.load_time[model] = before + (made.loading - before) / self.loads[model]
+            server.loads, server.load_seconds = server.loads + 1, server.load_seconds + made.loading
         if any(made.images):
-            measured = made.seconds * len(call.tasks) / call.work if call.work else 0.0
+            measured = (made.seconds * len(call.tasks) - made.loading) / call.work if call.work else 0.0
             server.seconds_per_step += SMOOTHING * (measured - server.seconds_per_step)
         if server.calls:
             self.lead(server, server.calls[0])
@@ -148,10 +165,10 @@ class Queues:
 
     def lose(self, server: Server) -> None:
         """Hand back the tasks of a server that died."""
-        server.up = False
+        server.up, server.resident = False, []
         running, *ahead = [call.tasks for call in server.calls] or [[]]
         queued = [*itertools.chain(*ahead), *server.waiting.values()]
-        server.calls, server.waiting, server.work = [], OrderedDict(), 0.0
+        server.calls, server.waiting, server.work, server.loading = [], OrderedDict(), 0.0, 0.0
         running, queued = ([task for task in tasks if task.number in self.where] for tasks in (running, queued))
         for task in (*running, *queued):
             del self.where[task.number]
@@ -189,7 +206,7 @@ class Queues:
         """Begin a batch if the server has none, and another if that one is about to end."""
         while server.waiting and (not server.calls or self.about_to_end(server)):
             tasks = server.next_batch(self.config.batch_size)
-            call = Call(tasks, sum(task.work + self.overhead for task in tasks))
+            call = Call(tasks, sum(task.work + self.overhead for task in tasks), *self.load_times(server, tasks[:1]))
             server.calls.append(call)
             if len(server.calls) == 1:
                 self.lead(server, call)
@@ -212,9 +229,10 @@ class Queues:
         Where both are equally fast, it is the second half of what is left, by time.
         """
         left, taken, tasks = self.seconds(busy), 0.0, []
-        for task in reversed(busy.waiting.values()):
+        loads = self.load_times(idle, reversed(busy.waiting.values()))
+        for task, load in zip(reversed(busy.waiting.values()), loads, strict=True):
             work = task.work + self.overhead
-            taken += work * idle.seconds_per_step
+            taken += work * idle.seconds_per_step + load
             if taken > left:
                 break
             left -= work * busy.seconds_per_step
@@ -231,11 +249,23 @@ class Queues:
     def left(self, server: Server, call: Call) -> float:
         """Seconds until a batch is done, once the one before it is; the longer it is overdue, the more."""
         passed = 0.0 if call.began is None else time.monotonic() - call.stepped
-        return abs(call.work * (1 - call.step / call.tasks[0].steps) * server.seconds_per_step - passed)
+        loading = 0.0 if call.step else call.loading
+        return abs(loading + call.work * (1 - call.step / call.tasks[0].steps) * server.seconds_per_step - passed)
+
+    def load_times(self, server: Server, tasks: Iterable[Task]) -> Iterator[float]:
+        """Seconds that each of the tasks which follow a server's batches will wait for its model to be loaded."""
+        resident, most = [*server.resident], self.config.resident_models
+        for call in server.calls if self.load_time else ():
+            use(resident, call.tasks[0].model, most)
+        for task in tasks:
+            loads = bool(self.load_time) and use(resident, task.model, most)
+            yield self.load_time.get(task.model, 0.0) if loads else 0.0
 
     def seconds(self, server: Server) -> float:
         """Seconds until a server has done all that it has, at the speed of its last batches."""
-        waiting = (server.work + self.overhead * len(server.waiting)) * server.seconds_per_step
+        if server.loading is None:
+            server.loading = sum(self.load_times(server, server.waiting.values())) if self.load_time else 0.0
+        waiting = (server.work + self.overhead * len(server.waiting)) * server.seconds_per_step + server.loading
         return waiting + sum(self.left(server, call) for call in server.calls)
 
     def backlog_seconds(self) -> np.ndarray:
@@ -258,7 +288,9 @@ class Queues:
                 return ahead, seconds
             ahead += len(call.tasks)
         if server.placed is None or len(server.waiting) < SHORT or time.monotonic() > server.placed + PLACES_SECONDS:
-            works = itertools.accumulate(task.work + self.overhead for task in server.waiting.values())
+            loads = zip(server.waiting.values(), self.load_times(server, server.waiting.values()), strict=True)
+            rate = server.seconds_per_step
+            works = itertools.accumulate(task.work + self.overhead + load / rate for task, load in loads)
             server.places = dict(zip(server.waiting, enumerate(works), strict=True))
             server.placed = time.monotonic()
         if number not in server.places:  # it came last

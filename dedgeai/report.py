@@ -12,6 +12,7 @@ import numpy as np
 from common.figures import plt, save_figure
 from common.tables import write_csv
 from dedgeai.records import DONE, Record
+from edge_sim.catalogue import use
 from edge_sim.server_profile import Profile
 from edge_sim.simulation import first_in_first_out
 
@@ -28,7 +29,7 @@ PUBLISHED = (
 )
 TASK_HEADER = (
     *("task", "prompt", "steps", "base_station", "round", "decided_server", "server", "attempts", "moves", "state"),
-    *("submitted_s", "sent_s", "finished_s", "delay_s", "predicted_delay_s", "image", "error"),
+    *("submitted_s", "sent_s", "finished_s", "delay_s", "predicted_delay_s", "image", "error", "model"),
 )
 
 
@@ -61,22 +62,28 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     print("total generation delay in s; the platforms' rows assume one request at a time")
 
 
-def predict(records: Sequence[Record], profile: Profile) -> np.ndarray:
+def predict(
+    records: Sequence[Record], profile: Profile, load_time: dict[str, float] | None = None, most: int = 1
+) -> np.ndarray:
     """What the simulator says of tasks' delays [K] in s: NaN for those that failed or were done by an earlier process.
 
     It has the same tasks, the servers on which the tasks ended up and the times at which they were sent there, and
     mean service times of the profile. A task lost with a server is counted on the server that did it at last.
+    `load_time` are those of the models of a catalogue in s, the default one first; a server holds `most` of them.
     """
     delay = np.full(len(records), np.nan)
     usable = [k for k, record in enumerate(records) if not record.recalled and record.state == DONE]
     usable.sort(key=lambda k: (records[k].sent, records[k].task.number))
-    free = np.zeros(profile.servers)
+    free, resident = np.zeros(profile.servers), [[*(load_time or {})][:1] for _ in range(profile.servers)]
     groups: dict[float, list[int]] = {}
     for k in usable:
         groups.setdefault(records[k].sent, []).append(k)
     for sent, group in groups.items():
         server = np.array([records[k].server for k in group])
         seconds = profile.seconds(server, np.array([records[k].task.steps for k in group]))
+        for i, k in enumerate(group if load_time else ()):
+            model = records[k].task.model
+            seconds[i] += load_time.get(model, 0.0) * use(resident[server[i]], model, most)
         _, finish = first_in_first_out(server, sent, seconds, free)
         delay[group] = finish - [records[k].submitted for k in group]
     return delay
@@ -92,7 +99,7 @@ def write_tasks(folder: Path, records: Sequence[Record], predicted: np.ndarray) 
         [
             *(r.task.number, r.task.prompt, r.task.steps, r.task.base_station, r.round, r.decided, r.server),
             *(r.attempts, r.moves, r.state, cell(r.submitted), cell(r.sent), cell(r.finished), cell(r.delay)),
-            *(cell(expected), r.image, r.error),
+            *(cell(expected), r.image, r.error, r.task.model),
         ]
         for r, expected in zip(records, predicted, strict=True)
     ]

@@ -4,20 +4,27 @@ Live and simulated runs take these from here, so that the same parameters mean t
 Start reading at `run_options`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from common.parameters import ParameterError
 from dedgeai.configuration import DedgeParameters
 from dedgeai.edge_server import OpenCompute, SimulatedCompute
+from dedgeai.resident import Resident
+from edge_sim.catalogue import Entry
+from edge_sim.replay import read_replay
 from edge_sim.schedulers import SchedulerOptions, check_scheduler, method_of
 from edge_sim.server_profile import Profile, equal_servers
 from edge_sim.task_stream import Demand, sizes_of
 from resd3_medium.finding import models_folder
 from resd3_medium.folders import POCKET
+from resd3_medium.lora import parse_lora
 from resd3_medium.tasks import DATASET, choose_prompts
 
 POCKET_WORDS = (
@@ -41,6 +48,13 @@ class Model:
     negative_prompt: str
     examples: tuple[str, ...]  # prompts that it can draw
     words: str  # what it can draw
+    catalogue: "tuple[Model, ...]" = ()  # of the default model: all models of the catalogue, this one first
+    size: float | None = None  # in MB, as the catalogue says
+
+    @functools.cached_property
+    def choice(self) -> "dict[str, Model]":
+        """The models that a task may name, by their ids; this one, the default, first."""
+        return {model.id: model for model in self.catalogue or (self,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +106,15 @@ def run_options(config: DedgeParameters) -> RunOptions:
         seed=config.seed,
     )
     check_scheduler(scheduler, config.num_servers)
-    pocket = models_folder(config.models).resolve() == POCKET
+    folder = config.entries[0].folder if config.entries else None
+    pocket = models_folder(folder or config.models).resolve() == POCKET
     prompts = read_prompts(config.prompts, pocket, sum(config.counts), config.seed)
     if not config.serve:
         scheduler = dataclasses.replace(scheduler, input_mbit=float(sizes_of(prompts).max()))
-    demand = Demand(config.counts, prompts, config.step_range, config.load, config.num_servers, config.seed)
+    replay = None
+    if config.arrivals is not None:
+        replay = read_replay(config.arrivals, max(config.counts), config.max_steps, max(1, len(config.entries)))
+    demand = Demand(config.counts, prompts, config.step_range, config.load, config.num_servers, config.seed, replay)
     waits = config.simulate or config.compute == "simulated"
     return RunOptions(config, demand, scheduler, pocket, waiting_profile(config) if waits else None)
 
@@ -123,9 +141,32 @@ def read_prompts(file: str | None, pocket: bool, count: int, seed: int) -> list[
 
 
 def choose_model(options: RunOptions) -> Model:
-    """What makes the images. Raises ParameterError when it cannot be loaded, before anything is started."""
+    """What makes the images, the default model of several. Raises ParameterError when one cannot be loaded, before
+    anything is started."""
+    config = options.config
+    if not config.entries:
+        return model_of(options, None)
+    models = []
+    for entry in config.entries:
+        quiet = contextlib.redirect_stdout(io.StringIO()) if models else contextlib.nullcontext()
+        try:
+            with quiet:  # what folders say of themselves is told once
+                models.append(dataclasses.replace(model_of(options, entry), size=entry.size))
+        except ParameterError as error:
+            raise ParameterError("catalogue", config.catalogue, f"model {entry.name}: {error}") from None
+    opened = {model.id: model.compute for model in models}
+    waits = {entry.name: entry.seconds for entry in config.entries} if options.waiting else {}
+    compute = functools.partial(Resident, opened, waits, config.resident_models)
+    largest = max(model.largest for model in models)
+    return dataclasses.replace(models[0], compute=compute, largest=largest, catalogue=tuple(models))
+
+
+def model_of(options: RunOptions, entry: Entry | None) -> Model:
+    """A model of the catalogue, or without an entry the one of --models. Raises ParameterError for missing files."""
     config, p = options.config, options.waiting
-    examples = tuple(read_prompts(str(DATASET / "pocket_examples.txt") if options.pocket else None, False, 12, 0))
+    folder = (entry and entry.folder) or config.models
+    pocket = models_folder(folder).resolve() == POCKET
+    examples = tuple(read_prompts(str(DATASET / "pocket_examples.txt") if pocket else None, False, 12, 0))
     if p is not None:
         name, words = "simulated compute", "Nothing: its servers wait instead of computing. Each image is a grey pixel."
         compute: OpenCompute = functools.partial(
@@ -135,16 +176,19 @@ def choose_model(options: RunOptions) -> Model:
     else:
         from dedgeai.generator import Generator, inference_config
 
-        infer = inference_config(**{name: getattr(config, name) for name in INFERENCE})
+        given = {name: getattr(config, name) for name in INFERENCE} | {"models": folder}
+        infer = inference_config(**given, lora=[entry.lora] if entry and entry.lora else [])
+        for lora in infer.lora:
+            parse_lora(lora)
         width, height, cfg_scale, negative = infer.width, infer.height, infer.cfg_scale, infer.negative_prompt
-        kind = "pocket model" if options.pocket else "SD3 Medium"
-        name, compute = f"{kind}, {width} x {height}", functools.partial(Generator, infer, config.threads)
-        words = POCKET_WORDS if options.pocket else "Whatever you describe."
-    largest = max(config.max_side or (64 if options.pocket else 1024), width, height)
-    known = "simulated" if p is not None else "pocket" if options.pocket else "sd3-medium"
-    return Model(
-        compute, name, config.model_name or known, width, height, largest, cfg_scale, negative, examples, words
-    )
+        kind, named = "pocket model" if pocket else "SD3 Medium", entry.name if entry else ""
+        name = f"{kind}, {width} x {height}"
+        compute = functools.partial(Generator, infer, config.threads, model=named)
+        words = POCKET_WORDS if pocket else "Whatever you describe."
+    largest = max(config.max_side or (64 if pocket else 1024), width, height)
+    known = "simulated" if p is not None else "pocket" if pocket else "sd3-medium"
+    known = entry.name if entry else config.model_name or known
+    return Model(compute, name, known, width, height, largest, cfg_scale, negative, examples, words)
 
 
 def computes_on(config: DedgeParameters) -> str:

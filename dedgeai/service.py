@@ -66,7 +66,8 @@ class Service:
 
     async def submit(self, order: Any, key: str = "", digest: str = "") -> list[Record]:
         """New tasks for a request."""
-        config, model, first, left = self.config, self.model, self.number, self.system.left
+        config, first, left = self.config, self.number, self.system.left
+        model = self.model.choice[order.model or self.model.id]
         if trouble := self.system.trouble:
             raise unavailable(trouble, any(word in trouble for word in ("space", "full", "quota")))
         if left + order.images > config.max_queued:
@@ -86,7 +87,8 @@ class Service:
             cfg_scale=order.cfg_scale,
             request=first if order.images > 1 else None,
             user=order.user or "",
-            scale=width * height / (model.width * model.height),
+            scale=width * height / (self.model.width * self.model.height),
+            model=model.id if self.model.catalogue else "",
         )
         self.number += order.images
         tasks = [
@@ -98,13 +100,15 @@ class Service:
 
     def status(self, record: Record, form: type[Status] = Status, **more: Any) -> Status:
         """What is known of a task, in a form that may have `more` fields."""
-        task, model, number = record.task, self.model, record.task.number
+        task, number, named = record.task, record.task.number, record.task.model or self.model.id
+        model = self.model.choice.get(named, self.model)
         ahead, seconds = self.system.place(record)
         same = ("prompt", "steps", "seed", "width", "height", "base_station", "user")
         return form(
             **more,
             **{name: getattr(task, name) for name in same},
             task=number,
+            model=named,
             state=record.state,
             negative_prompt=model.negative_prompt if task.negative_prompt is None else task.negative_prompt,
             step=task.steps if record.state == DONE else record.step,
@@ -150,6 +154,9 @@ class Service:
                 seconds_per_step=round(float(server.seconds_per_step), 6),
                 profile_seconds_per_step=round(rates[number], 6),
                 restarts=max(server.starts - 1, 0),
+                models=server.resident,
+                loads=server.loads,
+                loading_s=server.load_seconds,
             )
             for number, server in enumerate(cluster.servers)
         ]
@@ -168,7 +175,8 @@ class Service:
         most = ("max_prompt", "max_steps", "max_images", "max_queued")
         limits = {name: getattr(self.config, name) for name in most} | {"max_side": self.model.largest}
         known = {name: getattr(self.model, name) for name in ModelStatus.model_fields if hasattr(self.model, name)}
-        return ModelStatus(default_steps=self.default_steps, limits=limits, **known)
+        models = {name: model.size for name, model in self.model.choice.items()}
+        return ModelStatus(default_steps=self.default_steps, limits=limits, models=models, **known)
 
     async def image_of(self, record: Record) -> bytes:
         """The PNG of a task. Raises HTTPException where there is none."""

@@ -103,11 +103,16 @@ class EdgeSystem:
     def recall(self) -> int:
         """Take up what an earlier process left, as if it had just come; returns how many tasks. Delays go on."""
         records, servers = self.store.unfinished(), len(self.cluster.servers)
+        models = [entry.name for entry in self.config.entries] or [""]
         for record in records:
+            station, model = record.task.base_station % servers, record.task.model or models[0]
             record.submitted = self.now() - max(0.0, time.time() - record.accepted_at)
-            record.task = dataclasses.replace(record.task, base_station=record.task.base_station % servers)
+            record.task = dataclasses.replace(record.task, base_station=station, model=model)
         self.records |= {record.task.number: record for record in records}
-        self.take(None, records)
+        for record in records:
+            if record.task.model not in models:
+                self.conclude(record, FAILED, f"its model {record.task.model} is no longer in the catalogue")
+        self.take(None, [record for record in records if record.finished is None])
         return len(records)
 
     def take(self, slot: float | None, records: list[Record], store: bool = True) -> None:

@@ -27,6 +27,7 @@ class Task:
     request: int | None = None
     user: str = ""
     scale: float = 1.0
+    model: str = ""  # of the catalogue; empty: the default
 
     @property
     def work(self) -> float:
@@ -36,12 +37,18 @@ class Task:
     @property
     def kind(self) -> tuple[object, ...]:
         """What tasks that are denoised together have alike."""
-        return self.steps, self.width, self.height, self.cfg_scale
+        return self.steps, self.width, self.height, self.cfg_scale, self.model
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What a batch became: a PNG file's bytes for each task, None where it was cancelled; and the seconds of each."""
+    """What a batch became: a PNG file's bytes for each task, None where it was cancelled; and the seconds of each.
+
+    `loading` are the seconds, part of all tasks' together, that their model took to load; `resident` are the models
+    that the server then holds, the last used one last.
+    """
 
     images: list[bytes | None]
     seconds: float
+    loading: float = 0.0
+    resident: list[str] = dataclasses.field(default_factory=list)

@@ -6,6 +6,7 @@ at `Demand`.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -20,12 +21,16 @@ def input_mbit(prompt: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class TaskStream:
-    """K tasks in order: time [K] in s, base station [K], denoising steps [K] and d, size [K] in Mbit."""
+    """K tasks in order: time [K] in s, base station [K], denoising steps [K] and d, size [K] in Mbit.
+
+    `model` [K] are numbers of the models of a catalogue, of tasks that are replayed; those of None are drawn.
+    """
 
     time: np.ndarray
     base_station: np.ndarray
     steps: np.ndarray
     size: np.ndarray
+    model: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.time.size
@@ -33,8 +38,12 @@ class TaskStream:
     def slots(self, slot_seconds: float) -> Iterator[tuple[float, np.ndarray]]:
         """Time and tasks (indices) of every slot that has some: those that arrived since the slot before.
 
-        Tasks that arrive at time 0 are scheduled at time 0.
+        Tasks that arrive at time 0 are scheduled at time 0, and those that are replayed at the time of their arrival.
         """
+        if self.model is not None:
+            for part in np.split(np.arange(len(self)), np.flatnonzero(np.diff(self.time)) + 1):
+                yield float(self.time[part[0]]), part
+            return
         number = np.ceil(self.time / slot_seconds - 1e-9).astype(np.int64)
         first = np.flatnonzero(np.diff(number, prepend=-1))
         for part in np.split(np.arange(len(self)), first[1:]):
@@ -64,12 +73,19 @@ def sizes_of(prompts: Sequence[str]) -> np.ndarray:
     return np.array([input_mbit(prompt) for prompt in prompts])
 
 
+class Arrivals(Protocol):
+    """Tasks that are not drawn; see `Replay`."""
+
+    def stream(self, count: int, servers: int, sizes: np.ndarray, load: float | None, profile: Profile) -> TaskStream:
+        """The first `count` tasks, of the sizes [K] in Mbit, at so many base stations."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Demand:
     """What the tasks of a run, or of several runs one after another, ask for.
 
     `counts` are the runs' numbers of tasks, `prompts` has one for each task of all runs, `steps` are the fewest and the
-    most denoising steps. Without a `load` all tasks of a run arrive at once.
+    most denoising steps. Without a `load` all tasks of a run arrive at once. What is to be replayed comes as it does.
     """
 
     counts: list[int]
@@ -78,6 +94,7 @@ class Demand:
     load: float | None
     servers: int  # base stations, each with an edge server
     seed: int
+    replay: Arrivals | None = None
 
     def runs(self, profile: Profile) -> Iterator[tuple[int, TaskStream]]:
         """The number of the first task, and the tasks, of each run on servers of this profile."""
@@ -85,7 +102,10 @@ class Demand:
         first = 0
         for count in self.counts:
             sizes = sizes_of(self.prompts[first : first + count])
-            yield first, draw_stream(count, self.servers, self.steps, sizes, rate, self.seed)
+            if self.replay is not None:
+                yield first, self.replay.stream(count, self.servers, sizes, self.load, profile)
+            else:
+                yield first, draw_stream(count, self.servers, self.steps, sizes, rate, self.seed)
             first += count
 
 

@@ -290,6 +290,25 @@ def test_a_live_run_decides_as_the_simulator_does(shared_ray, no_plots, tmp_path
     assert measured.mean() == pytest.approx(expected.mean(), rel=0.15)
 
 
+def test_requests_are_replayed_with_their_models_and_servers_load_them(shared_ray, no_plots, tmp_path, capsys):
+    rows = [f"{k / 7},user {k % 5},{5 + k % 9},{'qqqqppr'[k % 7]}" for k in range(40)]
+    (tmp_path / "requests.csv").write_text("\n".join(["time_s,user,work,model", *rows]) + "\n")
+    models = [{"name": "a", "load_time": 0.05}, {"name": "b", "size": 50}, {"name": "c", "size": 50}]
+    (tmp_path / "catalogue.json").write_text(json.dumps(models))
+    flags = ["--catalogue", tmp_path / "catalogue.json", "--arrivals", tmp_path / "requests.csv", "--load", 0.8]
+    flags += ["--compute", "simulated", "--num_servers", 2, "--num_tasks", 40, "--scheduler", "water_filling"]
+    run_here(main_dedgeai, *flags, "--out", tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "a 1 (60 %), b 1 (27.5 %), c 1 (12.5 %)" in told and "at most 1 of 3 models: a, b (50 MB), c (50 MB)" in told
+    tasks = read_csv(tmp_path / "run/tasks.csv")
+    assert [row["model"] for row in tasks] == ["aaaabbc"[k % 7] for k in range(40)]
+    assert [int(row["steps"]) for row in tasks] == [5 + k % 9 for k in range(40)]
+    assert len({(k % 5, row["base_station"]) for k, row in enumerate(tasks)}) == 5
+    facts = {row["quantity"]: float(row["value"]) for row in read_csv(tmp_path / "run/summary.csv")}
+    assert facts["failed"] == 0 and 4 <= facts["loads of models"] <= 40
+    assert 0.05 <= facts["seconds of a load, mean"] < 0.08 and abs(facts["error_of_mean_percent"]) < 15
+
+
 def test_the_pocket_model_serves_from_the_command_line(shared_ray, no_plots, tmp_path, capsys):
     flags = ["--num_tasks", 6, "--num_servers", 2, "--scheduler", "lad_ts", "--policy_episodes", 1]
     flags += ["--profile_repeats", 1, "--steps", "2-4", "--batch_size", 2, "--policies", tmp_path / "policies"]

@@ -179,6 +179,29 @@ def test_an_order_carries_every_setting_and_makes_a_card_for_each_image(service,
     assert sizes[0] == [64, 64] and all(side % 16 == 0 and 64 <= side <= 128 for size in sizes for side in size)
 
 
+def test_one_of_several_models_is_chosen_by_keyboard_and_the_servers_say_what_they_hold(service, show):
+    page = show(service)
+    becomes(page.locator("#model-field"), hidden=True)  # there is one
+    service.model["models"] = {"pocket": 28, "odd": None, "red": 30}
+    page.reload()
+    chosen = page.get_by_label("Model", exact=True)
+    becomes(chosen, visible=True)
+    page.get_by_label("Prompt", exact=True).fill("a fox")
+    chosen.focus()
+    chosen.press("ArrowDown")
+    page.get_by_label("Number of images").press("Enter")
+    becomes(page.locator("#images > li"), count=1)
+    assert [task["model"] for task in service.tasks.values()] == ["odd"]
+    card(page, 0).locator("summary").click()
+    says(card(page, 0).locator("dt", has_text="Model").locator("+ dd"), "odd")
+    page.locator("#cluster summary").click()
+    service.tell("cluster", cluster_of(1, models=["red", "odd"], loads=1234))
+    says(page.locator("#servers tr"), "0up412 s42 ms0red, odd, 1,234")
+    becomes(page.get_by_role("columnheader", name="Models, loads"), visible=True)
+    service.tell("cluster", cluster_of(1, models=[], loads=0))
+    becomes(page.locator("#models-head"), hidden=True)
+
+
 def test_an_order_that_comes_before_the_limits_waits_for_them(service, show):
     page, held, scripts = show(service), [], []
     page.route("**/api/model", lambda route: held.append(route))

@@ -72,7 +72,7 @@ async def until(true: Callable[[], Any], seconds: float = 5.0) -> None:
 def test_every_field_outlives_a_start(tmp_path: Path) -> None:
     """Each stored field of a task and its record, texts of any kind, and the numbering, also after removals."""
     odd = "naïve \x00 \r\n\t \U0001f34e \u202e '); DROP TABLE tasks; -- %s"
-    task = Task(7, odd, 3, 2**63 - 1, 64, 128, 2, odd, 7.1, 6, odd, 1.7)
+    task = Task(7, odd, 3, 2**63 - 1, 64, 128, 2, odd, 7.1, 6, odd, 1.7, odd)
     whole = Record(task, 1e9, 2.5, DONE, 1, 2, 3, 4.5, 5.5, 6.1, 1e9 + 0.1, 2, 1, odd, "7.png")
     assert all(value not in (None, f.default) for f in dataclasses.fields(task) for value in [getattr(task, f.name)])
 

@@ -131,7 +131,7 @@ function render({ status, item, parts, due, url, missing }) {
   parts.list.replaceChildren(...settingsOf(status).flatMap(([name, value]) => [term("dt", name), term("dd", value)]));
 }
 
-const ORDERED = ["prompt", "negative_prompt", "steps", "seed", "width", "height", "cfg_scale"];
+const ORDERED = ["prompt", "negative_prompt", "steps", "seed", "width", "height", "cfg_scale", "model"];
 
 export const actions = {
   open: (card) => view(card),

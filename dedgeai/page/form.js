@@ -18,6 +18,10 @@ export async function loadModel() {
   $("images-wanted").max = limits.max_images;
   $("steps").max = limits.max_steps;
   $("seed").max = LARGEST_SEED;
+  const names = Object.keys(model.models ?? {}), chosen = $("model").value;
+  $("model").replaceChildren(...names.map((name) => new Option(name)));
+  if (names.includes(chosen)) $("model").value = chosen;
+  $("model-field").hidden = names.length < 2;
   const size = $("size").value;
   $("size").replaceChildren();
   sizes(model).forEach(addSize);
@@ -50,10 +54,10 @@ function fill(values) {
   $("prompt").focus();
 }
 
-export function again({ prompt, negative_prompt, steps, seed, width, height, cfg_scale }) {
+export function again({ prompt, negative_prompt, steps, seed, width, height, cfg_scale, model }) {
   addSize([width, height]);
   $("settings").open = true;
-  fill({ prompt, negative_prompt, steps, seed, size: `${width}x${height}`, cfg_scale, images: 1 });
+  fill({ prompt, negative_prompt, steps, seed, size: `${width}x${height}`, cfg_scale, model, images: 1 });
   $("make-title").scrollIntoView();
 }
 
@@ -109,13 +113,13 @@ export async function submit(event) {
     if ($("settings").contains(wrong)) $("settings").open = true;
     return wrong.focus();
   }
-  const { prompt, negative_prompt, steps, seed, size, cfg_scale, images } = $("form").elements;
+  const { prompt, negative_prompt, steps, seed, size, cfg_scale, images, model } = $("form").elements;
   const [width, height] = size.value.split("x").map(Number);
   const optional = { seed: seed.value, cfg_scale: cfg_scale.value };
   for (const name in optional) optional[name] = optional[name] === "" ? undefined : Number(optional[name]);
   await order({
     prompt: prompt.value.trim(), negative_prompt: negative_prompt.value.trim(), steps: Number(steps.value),
-    width, height, images: Number(images.value), ...optional,
+    width, height, images: Number(images.value), model: model.value || undefined, ...optional,
   });
 }
 

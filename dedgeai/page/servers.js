@@ -13,6 +13,7 @@ export function showCluster(cluster) {
   $("trouble").hidden = !cluster.trouble;
   put($("trouble"), cluster.trouble ?? "");
   if (!$("cluster").open) return;
+  $("models-head").hidden = !servers.some((server) => server.models?.length);
   const longest = Math.max(1e-9, ...servers.map((server) => server.backlog_s));
   servers.slice(0, SERVERS).forEach((server, k) => showServer($("servers").rows[k] ?? newRow(), server, longest));
   while ($("servers").rows.length > Math.min(SERVERS, servers.length)) $("servers").deleteRow(-1);
@@ -23,14 +24,14 @@ export function showCluster(cluster) {
 function newRow() {
   const row = $("servers").insertRow(), name = document.createElement("th");
   name.scope = "row";
-  row.append(name, ...Array.from({ length: 5 }, () => document.createElement("td")));
+  row.append(name, ...Array.from({ length: 6 }, () => document.createElement("td")));
   row.cells[3].className = "bar";
   row.cells[3].append(document.createElement("span"), document.createElement("div"));
   return row;
 }
 
 function showServer(row, server, longest) {
-  const [name, up, tasks, backlog, step, restarts] = row.cells;
+  const [name, up, tasks, backlog, step, restarts, models] = row.cells;
   row.className = server.up ? "" : "down";
   name.title = server.machine ?? "";
   put(name, server.edge_server);
@@ -40,4 +41,6 @@ function showServer(row, server, longest) {
   backlog.lastChild.style.width = `${(100 * server.backlog_s) / longest}%`;
   put(step, time(server.seconds_per_step));
   put(restarts, count(server.restarts));
+  models.hidden = $("models-head").hidden;
+  put(models, models.hidden ? "" : `${server.models.join(", ") || "none"}, ${count(server.loads)}`);
 }

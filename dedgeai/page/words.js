@@ -20,7 +20,7 @@ export function words({ state: now, cancelling, ahead, step, steps, edge_server,
 
 export function settingsOf(status) {
   const rows = [
-    ["Prompt", status.prompt], ["Negative prompt", status.negative_prompt],
+    ["Prompt", status.prompt], ["Model", status.model], ["Negative prompt", status.negative_prompt],
     ["Size", `${status.width} x ${status.height} pixels`], ["Steps", status.steps],
     ["Guidance (CFG)", status.cfg_scale], ["Seed", status.seed], ["Ordered", date(status.accepted_at)],
     ["Server", status.edge_server], ["Waited", status.queueing_s == null ? null : time(status.queueing_s)],
