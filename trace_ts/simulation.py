@@ -15,7 +15,7 @@ import numpy as np
 from common.random_streams import Stream, random_generator
 from trace_ts.choosing import Policy
 from trace_ts.cluster import Cluster, Tasks, new_cluster
-from trace_ts.event_loop import Seen, new_seen, run
+from trace_ts.event_loop import Course, Seen, new_course, new_seen, run
 from trace_ts.memory import Memory, new_memory
 from trace_ts.scenario import Scenario, draw_noise, draw_outages, draw_rates
 from trace_ts.score import Network
@@ -105,6 +105,12 @@ def begin(
     return State(*policy.arrays(scenario, rate, requests), cluster, view, memory, tasks, chance.random(count))
 
 
+def course_of(state: State, scenario: Scenario, draw: int) -> Course:
+    """A simulation's course, with the outages of its draw, before its first task."""
+    time = state.tasks.time
+    return new_course(len(time), draw_outages(scenario, time[-1] * 1.5, draw))
+
+
 def outcome(state: State) -> Outcome:
     """What became of the tasks of a simulation at its end."""
     tasks, rate = state.tasks, state.cluster.rate
@@ -127,10 +133,8 @@ def simulate(
     of the drawn rates. `seen` is filled with what a network saw of each task.
     """
     state = begin(policy, requests, scenario, draw, part, rate)
-    count, servers = len(state.tasks.time), len(state.cluster.rate)
-    outages = draw_outages(scenario, state.tasks.time[-1] * 1.5, draw)
-    room = np.empty(count, dtype=np.int64), np.empty(servers)
-    run(*state, *outages, *room, seen or new_seen(0, servers))
+    servers = len(state.cluster.rate)
+    run(*state, course_of(state, scenario, draw), np.empty(servers), seen or new_seen(0, servers))
     return outcome(state)
 
 
