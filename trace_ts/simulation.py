@@ -71,19 +71,11 @@ class State(NamedTuple):
     uniform: np.ndarray
 
 
-def begin(
-    policy: TracePolicy,
-    requests: Requests,
-    scenario: Scenario,
-    draw: int,
-    part: slice = slice(None),
-    rate: np.ndarray | None = None,
-) -> State:
-    """A part of the requests before its first task: idle servers without models."""
-    rate = draw_rates(scenario.num_servers, draw) if rate is None else rate
+def new_tasks(requests: Requests, scenario: Scenario, draw: int, part: slice, rate: np.ndarray) -> Tasks:
+    """A part of the requests as tasks that begin at 0 s, for servers of these rates [B] in image-steps/s."""
     time, chosen = times_of(requests, scenario.time_scale)[part] / (scenario.load * rate.sum()), requests.part(part)
-    count, servers, models = len(time), len(rate), requests.num_models
-    tasks = Tasks(
+    count = len(time)
+    return Tasks(
         time=time - time[0],
         work=chosen.work,
         model=chosen.model,
@@ -96,6 +88,20 @@ def begin(
         loads=np.empty(count, dtype=np.bool_),
         attempts=np.zeros(count, dtype=np.int64),
     )
+
+
+def begin(
+    policy: TracePolicy,
+    requests: Requests,
+    scenario: Scenario,
+    draw: int,
+    part: slice = slice(None),
+    rate: np.ndarray | None = None,
+) -> State:
+    """A part of the requests before its first task: idle servers without models."""
+    rate = draw_rates(scenario.num_servers, draw) if rate is None else rate
+    tasks = new_tasks(requests, scenario, draw, part, rate)
+    count, servers, models = len(tasks.time), len(rate), requests.num_models
     load_seconds, ageing = np.full(models, scenario.load_time), scenario.ageing or np.inf
     cluster = new_cluster(rate, load_seconds, scenario.resident_models, count, scenario.discipline, ageing)
     view = new_view(servers, models, scenario.num_base_stations, scenario.age, scenario.own_sends)
@@ -105,9 +111,8 @@ def begin(
     return State(*policy.arrays(scenario, rate, requests), cluster, view, memory, tasks, chance.random(count))
 
 
-def outcome(state: State) -> Outcome:
-    """What became of the tasks of a simulation at its end."""
-    tasks, rate = state.tasks, state.cluster.rate
+def outcome(tasks: Tasks, rate: np.ndarray) -> Outcome:
+    """What became of tasks that have been served, by servers of these rates [B] in image-steps/s."""
     service = tasks.work / rate[tasks.server] * tasks.noise
     return Outcome(tasks.time, tasks.start, tasks.finish, tasks.server, tasks.loads, service, tasks.attempts, rate)
 
@@ -131,7 +136,7 @@ def simulate(
     outages = draw_outages(scenario, state.tasks.time[-1] * 1.5, draw)
     room = np.empty(count, dtype=np.int64), np.empty(servers)
     run(*state, *outages, *room, seen or new_seen(0, servers))
-    return outcome(state)
+    return outcome(state.tasks, state.cluster.rate)
 
 
 def simulate_all(
