@@ -3,7 +3,9 @@
 Start reading at `simulate_pull` and `bound`.
 """
 
+import dataclasses
 import heapq
+from typing import ClassVar
 
 import numpy as np
 
