@@ -3,9 +3,7 @@
 Start reading at `simulate_pull` and `bound`.
 """
 
-import dataclasses
 import heapq
-from typing import ClassVar
 
 import numpy as np
 
