@@ -230,14 +230,20 @@ def test_models_share_classes_and_servers_by_their_work():
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_cuts_are_found(number):
-    """The cost is the distance from known cuts; shares have steps of a twentieth between two cuts."""
-    known, sizes = [(20.0, 0.25), (50.0, 0.625)][:number], np.arange(10.0, 100, 10)
+    """The cost is the distance from known cuts, each of which is best whatever the others are."""
+    known, sizes = [(20.0, 0.25), (50.0, 0.6)][:number], np.arange(10.0, 100, 10)
 
     def cost(cuts):
         return sum(min(abs(a - c) / 100 + abs(b - d) for c, d in cuts) for a, b in known)
 
     least, cuts = best_cuts(number, sizes, cost)
-    assert least < 0.02 and np.allclose(cuts, known, rtol=0, atol=0.02)
+    assert least == pytest.approx(0, abs=1e-9) and np.allclose(cuts, known)
+
+
+def test_there_are_as_many_cuts_as_asked_for_however_close():
+    _, cuts = best_cuts(4, np.arange(1.0, 5), lambda cuts: sum(abs(0.93 - share) for _, share in cuts))
+    sizes, shares = zip(*cuts, strict=True)
+    assert sizes == (1, 2, 3, 4) and (np.diff((0, *shares, 1)) > 0).all()
 
 
 def test_fitted_rules_look_at_the_first_half_only_and_are_better_there():
