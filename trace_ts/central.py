@@ -118,9 +118,9 @@ def simulate_pull(
 
     The order is a discipline: "shortest" takes the task that takes the least time with its loading on that server,
     "resident_first" such a one of a resident model if there is one, "fcfs" the oldest. Of several idle servers the one
-    that would be done first takes it, resident_first: of those with its model. Ageing holds as for queues of servers; the scenario's discipline and the age of
-    news do not matter, since nobody decides before a server is idle. A task that an outage interrupts goes back to its
-    place in the queue. Raises ValueError for another order.
+    that would be done first takes it, under resident_first one that has its model before others. Ageing holds as for
+    queues of servers; the scenario's discipline and the age of news do not matter, since nobody decides before a server
+    is idle. A task that an outage interrupts goes back to its place in the queue. Raises ValueError for another order.
     """
     if order not in DISCIPLINES:
         raise ValueError(f"order is {order!r}, not one of {tuple(DISCIPLINES)}")
