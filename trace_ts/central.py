@@ -7,35 +7,46 @@ import heapq
 
 import numpy as np
 
-from trace_ts.cluster import NONE, Cluster, Tasks, advance, fail, holds, new_cluster, recover, send
+from trace_ts.cluster import (
+    DISCIPLINES,
+    FCFS,
+    NONE,
+    RESIDENT_FIRST,
+    Cluster,
+    Tasks,
+    advance,
+    fail,
+    holds,
+    new_cluster,
+    recover,
+    send,
+)
 from trace_ts.compiled import compiled
 from trace_ts.scenario import Scenario, draw_outages, draw_rates
 from trace_ts.simulation import Outcome, new_tasks, outcome
 from trace_ts.workload import Requests
 
-ORDERS = ("fcfs", "shortest")
-
 
 @compiled()
-def best_pair(c: Cluster, tasks: Tasks, waiting: np.ndarray, count: int, now: float, shortest: bool) -> tuple[int, int]:
+def best_pair(c: Cluster, tasks: Tasks, waiting: np.ndarray, count: int, now: float, order: int) -> tuple[int, int]:
     """Which of the first `count` tasks in waiting [K], oldest first, goes to which idle server: place and server.
 
-    Of all pairs the one that takes the least time with its loading; in order of arrival, of those of the oldest task.
-    (NONE, NONE) if there is no pair.
+    Of all pairs the one that takes the least time with its loading, RESIDENT_FIRST: of those without loading if there
+    are some, FCFS: of those of the oldest task. (NONE, NONE) if there is no pair.
     """
     if count > 0 and now - tasks.time[waiting[0]] > c.ageing[0]:
-        shortest = False
-    best, place, server = np.inf, NONE, NONE
+        order = FCFS
+    best, best_last, place, server = np.inf, True, NONE, NONE
     for b in range(len(c.rate)):
         if c.current[b] != NONE or not c.up[b]:
             continue
-        for i in range(count if shortest else min(count, 1)):
+        for i in range(min(count, 1) if order == FCFS else count):
             k = waiting[i]
-            seconds = tasks.work[k] / c.rate[b]
-            if seconds < best and not holds(c, b, tasks.model[k]):
-                seconds += c.load_seconds[tasks.model[k]]
-            if seconds < best or (seconds == best and i < place):
-                best, place, server = seconds, i, b
+            missing = not holds(c, b, tasks.model[k])
+            seconds = tasks.work[k] / c.rate[b] + (c.load_seconds[tasks.model[k]] if missing else 0.0)
+            last = missing and order == RESIDENT_FIRST
+            if last < best_last or (last == best_last and (seconds < best or (seconds == best and i < place))):
+                best, best_last, place, server = seconds, last, i, b
     return place, server
 
 
@@ -52,7 +63,7 @@ def put(waiting: np.ndarray, count: int, k: int) -> None:
 def pull(
     c: Cluster,
     tasks: Tasks,
-    shortest: bool,
+    order: int,
     outage_time: np.ndarray,
     outage_server: np.ndarray,
     outage_up: np.ndarray,
@@ -86,13 +97,13 @@ def pull(
         elif arrived < len(tasks.time) and tasks.time[arrived] <= at:
             put(waiting, count, arrived)
             arrived, count = arrived + 1, count + 1
-        place, b = best_pair(c, tasks, waiting, count, at, shortest)
+        place, b = best_pair(c, tasks, waiting, count, at, order)
         while place != NONE:
             k, count = waiting[place], count - 1
             for i in range(place, count):
                 waiting[i] = waiting[i + 1]
             send(c, tasks, k, b, at)
-            place, b = best_pair(c, tasks, waiting, count, at, shortest)
+            place, b = best_pair(c, tasks, waiting, count, at, order)
 
 
 def simulate_pull(
@@ -105,20 +116,21 @@ def simulate_pull(
 ) -> Outcome:
     """Serve a part of the requests from one queue, of which an idle server takes the next task; as `simulate`.
 
-    order "shortest": the task that takes the least time with its loading on that server; "fcfs": the oldest. Of several
-    idle servers the one that would be done first takes it. Ageing holds as for queues of servers; their discipline and
-    the age of news do not matter, since nobody decides before a server is idle. A task that an outage interrupts goes
-    back to its place in the queue. Raises ValueError for another order.
+    The order is a discipline: "shortest" takes the task that takes the least time with its loading on that server,
+    "resident_first" such a one of a resident model if there is one, "fcfs" the oldest. Of several idle servers the one
+    that would be done first takes it, under resident_first one that has its model before others. Ageing holds as for
+    queues of servers; the scenario's discipline and the age of news do not matter, since nobody decides before a server
+    is idle. A task that an outage interrupts goes back to its place in the queue. Raises ValueError for another order.
     """
-    if order not in ORDERS:
-        raise ValueError(f"order is {order!r}, not one of {ORDERS}")
+    if order not in DISCIPLINES:
+        raise ValueError(f"order is {order!r}, not one of {tuple(DISCIPLINES)}")
     rate = draw_rates(scenario.num_servers, draw) if rate is None else rate
     tasks = new_tasks(requests, scenario, draw, part, rate)
     count, load_seconds = len(tasks.time), np.full(requests.num_models, scenario.load_time)
     cluster = new_cluster(rate, load_seconds, scenario.resident_models, count, "fcfs", scenario.ageing or np.inf)
     outages = draw_outages(scenario, tasks.time[-1] * 1.5, draw)
     room = np.empty((2, count), dtype=np.int64)
-    pull(cluster, tasks, order == "shortest", *outages, room[0], room[1])
+    pull(cluster, tasks, DISCIPLINES[order], *outages, room[0], room[1])
     return outcome(tasks, rate)
 
 

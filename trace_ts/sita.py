@@ -15,7 +15,7 @@ from trace_ts.simulation import simulate_all
 from trace_ts.workload import Requests
 
 QUANTILES = np.linspace(0, 1, 21)[1:-1]  # of the work: where a class of sizes may end
-SHARES = np.linspace(0, 1, 21)[1:-1]  # of the capacity between two cuts: where another cut may be
+SHARES = np.linspace(0, 1, 21)[1:-1]  # of the capacity: where servers may be cut; finer cuts overfit
 Cut = tuple[float, float]  # the greatest work of a class, and the share of the capacity up to there
 BLIND, LOADING = (1, 1, 0, 0, 0, 0, 0), (1, 1, 1, 0, 0, 0, 0)
 
@@ -90,8 +90,10 @@ def best_cut(
     """The cheapest cuts with one more at this place, of all pairs of a size and a share between its neighbours."""
     (small, little), (large, much) = ((0.0, 0.0), *cuts)[place], (*cuts, (np.inf, 1.0))[place]
     found = [(np.inf, cuts)]
+    shares = SHARES[(little + 1e-9 < SHARES) & (much - 1e-9 > SHARES)]
+    shares = shares if len(shares) else np.array([(little + much) / 2])
     for size in sizes[(sizes > small) & (sizes < large)]:
-        for share in little + (much - little) * SHARES:
+        for share in shares:
             tried = [*cuts[:place], (float(size), float(share)), *cuts[place:]]
             found.append((cost(tried), tried))
     return min(found, key=lambda pair: pair[0])
@@ -111,8 +113,8 @@ def best_cuts(number: int, sizes: np.ndarray, cost: Callable[[list[Cut]], float]
 def fit_size_intervals(classes: int, requests: Requests, scenarios: Sequence[Scenario], draws: Sequence[int]) -> Rule:
     """SITA with the cuts of the least mean delay on the first half, over scenarios and draws.
 
-    Cuts are pairs of a size, of the quantiles `QUANTILES`, and a share of the capacity. Both orders of the servers are
-    tried. Raises ValueError for fewer than two classes or fewer sizes than they need.
+    Cuts are pairs of a size, of the quantiles `QUANTILES`, and a share of the capacity, of `SHARES`. Both orders of the
+    servers are tried. Raises ValueError for fewer than two classes or fewer sizes than they need.
     """
     requests = requests.halves()[0]
     work = requests.work
