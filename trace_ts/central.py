@@ -3,7 +3,9 @@
 Start reading at `simulate_pull` and `bound`.
 """
 
+import dataclasses
 import heapq
+from typing import ClassVar
 
 import numpy as np
 
@@ -132,6 +134,18 @@ def simulate_pull(
     room = np.empty((2, count), dtype=np.int64)
     pull(cluster, tasks, DISCIPLINES[order], *outages, room[0], room[1])
     return outcome(tasks, rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pull:
+    """The central queue as a contestant beside rules and learned policies."""
+
+    order: str = "shortest"
+    needs: ClassVar[str] = "w, f, resident models, L, and one queue for all"
+
+    def simulate(self, requests: Requests, scenario: Scenario, draw: int, part: slice) -> Outcome:
+        """`simulate_pull` in this order."""
+        return simulate_pull(requests, scenario, draw, part, self.order)
 
 
 def pooled(release: np.ndarray, work: np.ndarray, rate: float, remaining: bool) -> tuple[np.ndarray, np.ndarray]:

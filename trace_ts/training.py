@@ -28,7 +28,7 @@ LEARNED = {
     "d2sac_ts": ("the same from noise", Design(steps=5, latent="noise")),
     "score_unpriced": ("a network's score without the price of a load", Design(price=False)),
 }
-CENTRAL = {"pull": Pull("shortest"), "pull_fcfs": Pull("fcfs")}
+CENTRAL = {"pull": Pull("shortest"), "pull_resident": Pull("resident_first"), "pull_fcfs": Pull("fcfs")}
 CLASSES = {"sita_2_fitted": 2, "sita_3_fitted": 3}  # classes of sizes
 PARTITION = "partition_fitted"
 Ready = Rule | ScorePolicy | Pull
