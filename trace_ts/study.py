@@ -22,8 +22,19 @@ from trace_ts.model_trace import ScorePolicy
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
-from trace_ts.simulation import Outcome, simulate
-from trace_ts.training import LEARNED, changed, fit_rule, grid, train_network
+from trace_ts.training import (
+    CENTRAL,
+    CLASSES,
+    LEARNED,
+    PARTITION,
+    Ready,
+    changed,
+    fit_rule,
+    grid,
+    ready_policy,
+    simulate_draws,
+    train_network,
+)
 from trace_ts.workload import Requests
 
 BLOCKS = 10  # of the test half, for figures by time
@@ -137,10 +148,11 @@ def train_all(requests: Requests, seeds: int, search: Search, jobs: int, out: Pa
                 raise
 
 
-def contestants(cell: str, seeds: int, out: Path) -> Iterator[tuple[str, int, Rule | ScorePolicy]]:
+def contestants(cell: str, requests: Requests, seeds: int, out: Path) -> Iterator[tuple[str, int, Ready]]:
     """What is measured in a cell: name, training seed (0 where there is none) and policy."""
-    for name, rule in RULES.items():
-        yield name, 0, rule
+    quick = [*RULES, *CENTRAL, *(CLASSES if scenario_of(cell).load_time == 0 else (PARTITION,))]
+    for name in quick:
+        yield name, 0, ready_policy(name, requests, [scenario_of(cell)], Search(), 0, lambda *told: None)
     own = MAIN if cell in LIKE_MAIN else cell
     rules, networks = trainings(seeds)
     for one in [*rules, *networks]:
@@ -155,10 +167,10 @@ def measure(requests: Requests, seeds: int, draws: int, out: Path) -> list[dict[
     asked, rows, blocks = requests.part(test), [], []
     for cell in Progress([*CELLS, *UNTRAINED], unit="cell", desc="measuring"):
         scenario = scenario_of(cell)
-        for name, seed, policy in contestants(cell, seeds, out):
+        for name, seed, policy in contestants(cell, requests, seeds, out):
             for draw in range(draws):
                 begun = time.perf_counter()
-                outcome: Outcome = simulate(policy, requests, scenario, draw, test)
+                (outcome,) = simulate_draws(policy, requests, scenario, [draw], test)
                 seconds = (time.perf_counter() - begun) / len(asked)
                 what = {"cell": cell, "policy": name, "seed": seed, "draw": draw}
                 rows.append(what | measures(outcome, asked) | {"us_a_task": 1e6 * seconds})

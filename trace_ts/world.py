@@ -92,7 +92,7 @@ class TraceWorld:
         design = Design(hidden=1)
         features = ScorePolicy(design, design.begin(np.ones(len(CONSTANTS)), 0))  # for its inputs alone
         _, self._network = features.arrays(self.scenario, state.cluster.rate, self.requests)
-        self._course = simulation.course_of(state, self.scenario, draw)
+        self._course = simulation.course_of(state.tasks, self.scenario, draw)
         self._state, self._room, self.draw = state, np.empty(len(state.cluster.rate)), draw
         self._go(NONE)
 
@@ -115,7 +115,7 @@ class TraceWorld:
         """What became of the tasks. Raises RuntimeError before the end."""
         if not self.over:
             raise RuntimeError("the episode is not over")
-        return simulation.outcome(self._state)
+        return simulation.outcome(self._state.tasks, self._state.cluster.rate)
 
     @property
     def num_servers(self) -> int:
