@@ -180,7 +180,7 @@ class TraceWorld:
         """What became of the tasks. Raises RuntimeError before the end."""
         if not self.over:
             raise RuntimeError("the episode is not over")
-        return simulation.outcome(self._state)
+        return simulation.outcome(self._state.tasks, self._state.cluster.rate)
 
     @property
     def num_servers(self) -> int:
