@@ -4,7 +4,10 @@ Start reading at `ready_policy`.
 """
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
-from trace_ts.simulation import Outcome, simulate_all
+from trace_ts.simulation import Outcome, simulate
 from trace_ts.sita import fit_partition, fit_size_intervals
 from trace_ts.workload import Requests
 
@@ -45,9 +48,14 @@ def simulate_draws(
     policy: Ready, requests: Requests, scenario: Scenario, draws: Iterable[int], part: slice
 ) -> list[Outcome]:
     """What becomes of a part of the requests under a policy in each draw, as many at a time as there are cores."""
-    if not isinstance(policy, Pull):
-        return simulate_all(policy, requests, scenario, draws, part)
-    return [policy.simulate(requests, scenario, draw, part) for draw in draws]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda draw: simulate_one(policy, requests, scenario, draw, part), draws))
+
+
+def simulate_one(policy: Ready, requests: Requests, scenario: Scenario, draw: int, part: slice) -> Outcome:
+    """The same in one draw."""
+    one = policy.simulate if isinstance(policy, Pull) else functools.partial(simulate, policy)
+    return one(requests, scenario, draw, part)
 
 
 def fit_rule(
