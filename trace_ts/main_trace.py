@@ -26,7 +26,7 @@ from trace_ts.rules import Rule
 from trace_ts.scenario import Scenario
 from trace_ts.simulation import Outcome
 from trace_ts.synthetic import generate
-from trace_ts.training import grid, policy_names, ready_policy, simulate_draws
+from trace_ts.training import grid, policy_names, practised, ready_policy, simulate_draws
 from trace_ts.workload import Requests, read_trace
 
 FREE = ("resume", "policies", "draws")  # what may be given anew for a stored run
@@ -109,7 +109,7 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
         return read_rule(place / f"{name}.json")
     if (place / f"{name}.safetensors").exists():
         return load_policy(place / f"{name}.safetensors", "resume")
-    scenarios = grid(config.scenario()) if config.every_cell else [config.scenario()]
+    scenarios = grid(config.scenario()) if config.every_cell else practised(config.scenario())
     search = Search(generations=config.generations, pairs=config.pairs)
     bars: dict[str, Progress] = {}
 

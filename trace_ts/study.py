@@ -31,6 +31,7 @@ from trace_ts.training import (
     changed,
     fit_rule,
     grid,
+    practised,
     ready_policy,
     simulate_one,
     train_network,
@@ -118,7 +119,7 @@ def train(training: Training, out: Path, search: Search) -> None:
     if training.path(out).exists():
         return
     requests = _requests[0]
-    scenarios = grid(Scenario()) if training.cell == EVERY else [scenario_of(training.cell)]
+    scenarios = grid(Scenario()) if training.cell == EVERY else practised(scenario_of(training.cell))
     quiet = lambda *told: None  # noqa: E731
     if training.rule:
         rule = fit_rule(RULES[training.policy], requests, scenarios, search, training.seed, quiet)
@@ -153,7 +154,7 @@ def contestants(cell: str, requests: Requests, seeds: int, out: Path) -> Iterato
     """What is measured in a cell: name, training seed (0 where there is none) and policy."""
     quick = [*RULES, *CENTRAL, *(CLASSES if scenario_of(cell).load_time == 0 else (PARTITION,))]
     for name in quick:
-        yield name, 0, ready_policy(name, requests, [scenario_of(cell)], Search(), 0, lambda *told: None)
+        yield name, 0, ready_policy(name, requests, practised(scenario_of(cell)), Search(), 0, lambda *told: None)
     own = MAIN if cell in LIKE_MAIN else cell
     rules, networks = trainings(seeds)
     for one in [*rules, *networks]:

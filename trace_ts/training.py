@@ -34,6 +34,7 @@ LEARNED = {
 CENTRAL = {"pull": Pull("shortest"), "pull_resident": Pull("resident_first"), "pull_fcfs": Pull("fcfs")}
 CLASSES = {"sita_2_fitted": 2, "sita_3_fitted": 3}  # classes of sizes
 PARTITION = "partition_fitted"
+OVERLOADS = (1.0, 1.5, 2.25, 3.0)
 Ready = Rule | ScorePolicy | Pull
 Progress = Callable[[str, int, float], None]
 
@@ -114,6 +115,16 @@ def ready_policy(
     if name in LEARNED:
         return train_network(name, LEARNED[name][1], requests, scenarios, search, seed, progress)
     raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")
+
+
+def practised(scenario: Scenario) -> list[Scenario]:
+    """What a policy for one scenario is fitted on.
+
+    That is the scenario itself; with compressed time, whose second half has other peaks than the first, overload too.
+    """
+    if scenario.time_scale == "flat":
+        return [scenario]
+    return [changed(scenario, load=scenario.load * more) for more in OVERLOADS]
 
 
 def changed(scenario: Scenario, **values: float | str) -> Scenario:
