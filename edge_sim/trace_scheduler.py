@@ -100,6 +100,7 @@ class TraceScheduler:
         self.network.scene[4] = mean_work
         self.cluster = new_cluster(rate, models.seconds.copy(), models.most, 0, "fcfs", np.inf)
         self.view = new_view(servers, count, servers, 0.0, True)
+        self.models = models
         self.random = random_generator(Stream.TRACE_CHOICES, seed)
         in_turn = self.policy.kind[0] == ROUND_ROBIN
         self.memory = new_memory(servers, count, traffic.num_users, servers if in_turn else 1)
