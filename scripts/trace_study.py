@@ -52,8 +52,9 @@ def main(config: TraceStudyConfig, given: dict[str, Any]) -> None:
         keep_parameters(config, out)
         if not config.only_measure:
             train_all(requests, config.seeds, Search(generations=config.generations), config.jobs, out)
-        rows = measure(requests, config.seeds, config.draws, out)
-        write_report(out, rows)
+        other = generate(config.num_requests, 1)
+        rows, blocks = measure(requests, other, config.seeds, config.draws, out)
+        write_report(out, rows, blocks)
         draw_cells(out / "cells", rows)
         draw_ablations(out / "ablations", rows)
         print(f"tables and figures in {out}")

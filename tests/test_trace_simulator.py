@@ -5,9 +5,14 @@ import itertools
 
 import numpy as np
 import pytest
+from edge_helpers import ready
 from trace_oracle import Agents, Task, plain_simulation
 
 from common.random_streams import Stream, random_generator
+from edge_sim.dispatcher import Dispatcher
+from edge_sim.server_profile import Profile
+from edge_sim.simulation import simulate as simulate_edge
+from edge_sim.task_stream import TaskStream
 from trace_ts.rules import RULES, mean_service
 from trace_ts.scenario import Scenario, draw_noise, draw_outages
 from trace_ts.simulation import simulate, simulate_all
@@ -117,6 +122,23 @@ def test_random_scenarios(seed):
     )
     requests = requests_of(seed, int(generator.integers(2, 250)), int(generator.integers(1, 8)))
     check(random_rule(str(pick(list(RULES))), generator), requests, scenario, rates_of(generator, servers), seed)
+
+
+def test_the_edge_system_simulates_the_same(tmp_path):
+    """Opt-TS without loading, in slots so short that every request is decided when it comes."""
+    requests = requests_of(9, 120)
+    gaps = np.random.default_rng(9).exponential(1, 120)  # no two at one time
+    requests = dataclasses.replace(requests, time=np.cumsum(gaps), work=np.ceil(requests.work))
+    rate = rates_of(np.random.default_rng(9), 5)
+    scenario = scene(num_servers=5, num_base_stations=5, load_time=0.0, time_scale="compress")
+    ours = simulate(RULES["opt_ts"], requests, scenario, 0, rate=rate)
+    profile = Profile(1 / rate, np.zeros(5), np.zeros(5), 0.0, {})
+    scheduler = dataclasses.replace(ready("opt_ts", profile, tmp_path), slot_seconds=1e-10)
+    station, steps = base_stations(requests.user, 5, 0), requests.work.astype(np.int64)
+    stream = TaskStream(ours.time, station, steps, np.zeros(120))
+    edge = simulate_edge(Dispatcher(scheduler), profile, stream, 1.0, 0, progress=False)
+    np.testing.assert_array_equal(edge.server, ours.server)
+    np.testing.assert_allclose(edge.delay, ours.delay, rtol=0, atol=1e-9)
 
 
 # --- what holds of every schedule ---

@@ -45,7 +45,8 @@ class Cluster(NamedTuple):
     what each is expected to take, seconds [B] the sum of that over those that wait, count [B] the tasks that wait or
     run, of_model [B, N] the same by model. resident [B, M] are the models in memory, the most recently used first;
     planned [B, M] those after all that waits, first come first served. holders [N] counts the servers that hold a model
-    or will. past [2]: a time in s, and the sum of the seconds from it to the ends of the tasks that are done.
+    or will. past [3]: a time in s, the sum of the seconds from it to the ends of tasks that are done, and the number of
+    tasks that are done at all.
     """
 
     rate: np.ndarray
@@ -94,7 +95,7 @@ def new_cluster(
         resident=slots[0],
         planned=slots[1],
         holders=np.zeros(models, dtype=np.int64),
-        past=np.zeros(2),
+        past=np.zeros(3),
     )
 
 
@@ -213,6 +214,7 @@ def advance(c: Cluster, tasks: Tasks, now: float) -> None:
             k, at = c.current[b], c.end[b]
             tasks.finish[k] = at
             c.past[1] += at - c.past[0]
+            c.past[2] += 1
             c.count[b] -= 1
             c.of_model[b, tasks.model[k]] -= 1
             c.current[b], c.end[b] = NONE, np.inf

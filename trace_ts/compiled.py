@@ -31,13 +31,14 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """A decorator. The functions run side by side in threads, and get tuples of arrays that their caller keeps.
 
     They make no arrays of their own: counting references to all those that they are given would take most of the time.
+    They stand in the code of their callers, since passing on such tuples, a hundred arrays, would take what is left.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         before, config.CACHE_DIR = config.CACHE_DIR, str(place() or "")
         try:
             keep = place() is not None
-            return njit(nogil=True, _nrt=False, error_model="numpy", cache=keep, **options)(function)
+            return njit(nogil=True, _nrt=False, error_model="numpy", cache=keep, forceinline=True, **options)(function)
         finally:
             config.CACHE_DIR = before
 

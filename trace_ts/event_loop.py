@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from trace_ts.choosing import Policy, choose
-from trace_ts.cluster import Cluster, Tasks, advance, fail, recover, send
+from trace_ts.cluster import NONE, Cluster, Tasks, advance, fail, recover, send
 from trace_ts.compiled import compiled
 from trace_ts.memory import Memory, remember
 from trace_ts.score import ON_SERVER, ON_TASK, Network
 from trace_ts.view import View, look, note, snapshot
 
 GOLDEN = 0.6180339887498949
+FOREVER = 1e300  # s
 
 
 class Seen(NamedTuple):
@@ -91,13 +92,68 @@ def news(v: View, c: Cluster, tasks: Tasks, now: float) -> None:
         snapshot(v, c, at, int(np.floor(now / age)))
 
 
+class Course(NamedTuple):
+    """How far an episode is, and what fails in it.
+
+    now [1] in s, task [1] that is to be placed, or NONE; cost [1] in task-seconds since the last decision. arrived [1]
+    tasks and happened [1] outage events so far; lost [K] tasks to be sent anew, of which those from begin [1] to before
+    end [1] are still to be. At outage_time [E] in s, ascending, server outage_server [E] goes down or, where outage_up
+    [E], comes back.
+    """
+
+    now: np.ndarray
+    task: np.ndarray
+    cost: np.ndarray
+    arrived: np.ndarray
+    happened: np.ndarray
+    lost: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    outage_time: np.ndarray
+    outage_server: np.ndarray
+    outage_up: np.ndarray
+
+
+def new_course(tasks: int, outages: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Course:
+    """The course before the first of so many tasks."""
+    place = [np.zeros(1, dtype=np.int64) for _ in range(4)]
+    lost = np.empty(tasks, dtype=np.int64)
+    return Course(np.zeros(1), np.full(1, NONE), np.zeros(1), place[0], place[1], lost, place[2], place[3], *outages)
+
+
 @compiled()
-def in_system(c: Cluster) -> int:
-    """How many tasks wait or run."""
-    tasks = 0
-    for b in range(len(c.rate)):
-        tasks += c.count[b]
-    return tasks
+def pass_time(w: Course, c: Cluster, v: View, tasks: Tasks, now: float) -> None:
+    """Let servers work until a time in s, be it the end of all time. Adds the task-seconds meanwhile."""
+    since = w.now[0]
+    c.past[0], c.past[1] = since, 0.0
+    if now < FOREVER:
+        news(v, c, tasks, now)
+        w.now[0] = now
+    advance(c, tasks, now)
+    w.cost[0] += c.past[1] + (w.arrived[0] - c.past[2]) * (now - since)
+
+
+@compiled()
+def find_task(w: Course, c: Cluster, v: View, tasks: Tasks) -> None:
+    """Let time go on until a task is to be placed, or all are served."""
+    count, events = len(tasks.time), len(w.outage_time)
+    while w.begin[0] == w.end[0]:
+        last, event = w.arrived[0] == count, w.happened[0]
+        now, outage = FOREVER if last else tasks.time[w.arrived[0]], False
+        if event < events and w.outage_time[event] <= now and not (last and c.past[2] == count):
+            now, outage = w.outage_time[event], True
+        pass_time(w, c, v, tasks, now)
+        if not outage:
+            w.task[0] = NONE if last else w.arrived[0]
+            w.arrived[0] += 1
+            return
+        w.happened[0] += 1
+        if w.outage_up[event]:
+            recover(c, tasks, w.outage_server[event], now)
+        else:
+            w.begin[0], w.end[0] = 0, fail(c, w.outage_server[event], w.lost)
+    w.task[0] = w.lost[w.begin[0]]
+    w.begin[0] += 1
 
 
 @compiled()
@@ -109,36 +165,19 @@ def run(
     m: Memory,
     tasks: Tasks,
     uniform: np.ndarray,
-    outage_time: np.ndarray,
-    outage_server: np.ndarray,
-    outage_up: np.ndarray,
-    lost: np.ndarray,
+    w: Course,
     cost: np.ndarray,
     seen: Seen,
 ) -> None:
     """Schedule and serve all K tasks; what becomes of them is filled into `tasks`.
 
-    uniform [K] are the numbers from [0, 1) by which rules draw. At outage_time [E] in s, ascending, server
-    outage_server [E] goes down or, where outage_up [E], comes back. What a server loses is sent anew at once.
+    uniform [K] are the numbers from [0, 1) by which rules draw. cost [B] is room to work in.
     """
-    event = 0
-    for k in range(len(tasks.time) + 1):
-        last = k == len(tasks.time)
-        now = np.inf if last else tasks.time[k]
-        while event < len(outage_time) and outage_time[event] <= now and not (last and in_system(c) == 0):
-            at, b = outage_time[event], outage_server[event]
-            news(v, c, tasks, at)
-            advance(c, tasks, at)
-            if outage_up[event]:
-                recover(c, tasks, b, at)
-            else:
-                for i in range(fail(c, b, lost)):
-                    decide(p, n, c, v, m, tasks, lost[i], at, uniform[lost[i]], cost, seen)
-            event += 1
-        if last:
+    while True:
+        find_task(w, c, v, tasks)
+        k = w.task[0]
+        if k == NONE:
             break
-        news(v, c, tasks, now)
-        advance(c, tasks, now)
-        decide(p, n, c, v, m, tasks, k, now, uniform[k], cost, seen)
-        remember(m, tasks, k)
-    advance(c, tasks, 1e300)
+        decide(p, n, c, v, m, tasks, k, w.now[0], uniform[k], cost, seen)
+        if tasks.attempts[k] == 1:
+            remember(m, tasks, k)

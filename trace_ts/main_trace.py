@@ -24,9 +24,9 @@ from trace_ts.plot_delays import plot_delays, write_tables
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import Rule
 from trace_ts.scenario import Scenario
-from trace_ts.simulation import Outcome, simulate_all
+from trace_ts.simulation import Outcome
 from trace_ts.synthetic import generate
-from trace_ts.training import grid, policy_names, ready_policy
+from trace_ts.training import grid, policy_names, ready_policy, simulate_draws
 from trace_ts.workload import Requests, read_trace
 
 FREE = ("resume", "policies", "draws")  # what may be given anew for a stored run
@@ -94,7 +94,7 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
         if checkpoint is not None:
             made["checkpoint"] = checkpoint
         for name, policy in made.items():
-            outcomes[name] = simulate_all(policy, requests, scenario, range(config.draws), test)
+            outcomes[name] = simulate_draws(policy, requests, scenario, range(config.draws), test)
         found = {name: [measures(one, requests.part(test)) for one in of] for name, of in outcomes.items()}
         write_tables(folder, found)
         plot_delays(folder / "delays", outcomes, found)

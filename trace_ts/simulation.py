@@ -15,7 +15,7 @@ import numpy as np
 from common.random_streams import Stream, random_generator
 from trace_ts.choosing import Policy
 from trace_ts.cluster import Cluster, Tasks, new_cluster
-from trace_ts.event_loop import Seen, new_seen, run
+from trace_ts.event_loop import Course, Seen, new_course, new_seen, run
 from trace_ts.memory import Memory, new_memory
 from trace_ts.scenario import Scenario, draw_noise, draw_outages, draw_rates
 from trace_ts.score import Network
@@ -60,7 +60,7 @@ def times_of(requests: Requests, scale: str) -> np.ndarray:
 
 
 class State(NamedTuple):
-    """A simulation as it stands: the first arguments of event_loop.py's `run` and `go_on`."""
+    """A simulation as it stands: the first arguments of event_loop.py's `run`."""
 
     policy: Policy
     network: Network
@@ -71,19 +71,11 @@ class State(NamedTuple):
     uniform: np.ndarray
 
 
-def begin(
-    policy: TracePolicy,
-    requests: Requests,
-    scenario: Scenario,
-    draw: int,
-    part: slice = slice(None),
-    rate: np.ndarray | None = None,
-) -> State:
-    """A part of the requests before its first task: idle servers without models."""
-    rate = draw_rates(scenario.num_servers, draw) if rate is None else rate
+def new_tasks(requests: Requests, scenario: Scenario, draw: int, part: slice, rate: np.ndarray) -> Tasks:
+    """A part of the requests as tasks that begin at 0 s, for servers of these rates [B] in image-steps/s."""
     time, chosen = times_of(requests, scenario.time_scale)[part] / (scenario.load * rate.sum()), requests.part(part)
-    count, servers, models = len(time), len(rate), requests.num_models
-    tasks = Tasks(
+    count = len(time)
+    return Tasks(
         time=time - time[0],
         work=chosen.work,
         model=chosen.model,
@@ -96,6 +88,20 @@ def begin(
         loads=np.empty(count, dtype=np.bool_),
         attempts=np.zeros(count, dtype=np.int64),
     )
+
+
+def begin(
+    policy: TracePolicy,
+    requests: Requests,
+    scenario: Scenario,
+    draw: int,
+    part: slice = slice(None),
+    rate: np.ndarray | None = None,
+) -> State:
+    """A part of the requests before its first task: idle servers without models."""
+    rate = draw_rates(scenario.num_servers, draw) if rate is None else rate
+    tasks = new_tasks(requests, scenario, draw, part, rate)
+    count, servers, models = len(tasks.time), len(rate), requests.num_models
     load_seconds, ageing = np.full(models, scenario.load_time), scenario.ageing or np.inf
     cluster = new_cluster(rate, load_seconds, scenario.resident_models, count, scenario.discipline, ageing)
     view = new_view(servers, models, scenario.num_base_stations, scenario.age, scenario.own_sends)
@@ -105,9 +111,13 @@ def begin(
     return State(*policy.arrays(scenario, rate, requests), cluster, view, memory, tasks, chance.random(count))
 
 
-def outcome(state: State) -> Outcome:
-    """What became of the tasks of a simulation at its end."""
-    tasks, rate = state.tasks, state.cluster.rate
+def course_of(tasks: Tasks, scenario: Scenario, draw: int) -> Course:
+    """The course of a simulation before its first task, with the outages of its draw."""
+    return new_course(len(tasks.time), draw_outages(scenario, tasks.time[-1] * 1.5, draw))
+
+
+def outcome(tasks: Tasks, rate: np.ndarray) -> Outcome:
+    """What became of tasks that have been served, by servers of these rates [B] in image-steps/s."""
     service = tasks.work / rate[tasks.server] * tasks.noise
     return Outcome(tasks.time, tasks.start, tasks.finish, tasks.server, tasks.loads, service, tasks.attempts, rate)
 
@@ -127,11 +137,10 @@ def simulate(
     of the drawn rates. `seen` is filled with what a network saw of each task.
     """
     state = begin(policy, requests, scenario, draw, part, rate)
-    count, servers = len(state.tasks.time), len(state.cluster.rate)
-    outages = draw_outages(scenario, state.tasks.time[-1] * 1.5, draw)
-    room = np.empty(count, dtype=np.int64), np.empty(servers)
-    run(*state, *outages, *room, seen or new_seen(0, servers))
-    return outcome(state)
+    rate = state.cluster.rate
+    course = course_of(state.tasks, scenario, draw)
+    run(*state, course, np.empty(len(rate)), seen or new_seen(0, len(rate)))
+    return outcome(state.tasks, rate)
 
 
 def simulate_all(

@@ -22,8 +22,19 @@ from trace_ts.model_trace import ScorePolicy
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
-from trace_ts.simulation import Outcome, simulate
-from trace_ts.training import LEARNED, changed, fit_rule, grid, train_network
+from trace_ts.training import (
+    CENTRAL,
+    CLASSES,
+    LEARNED,
+    PARTITION,
+    Ready,
+    changed,
+    fit_rule,
+    grid,
+    ready_policy,
+    simulate_one,
+    train_network,
+)
 from trace_ts.workload import Requests
 
 BLOCKS = 10  # of the test half, for figures by time
@@ -50,7 +61,8 @@ UNTRAINED: dict[str, dict[str, Any]] = {  # cells that policies of others are me
     "L 12, load 0.8, age 3": {"age": 3.0},
 }
 MAIN, STALE = "L 12, load 0.8", "L 12, load 0.8, age 10"
-LIKE_MAIN = ("L 12, load 0.8, noise 0.35", "L 12, load 0.8, outages")  # where its specialists are measured, too
+OTHER = "L 12, load 0.8, other requests"  # of the synthetic generator, which nothing was trained on
+LIKE_MAIN = ("L 12, load 0.8, noise 0.35", "L 12, load 0.8, outages", OTHER)  # where its specialists are measured, too
 ABLATED = ("lad_ts", "lad_ts_model", "lad_ts_station", "lad_ts_zeros", "d2sac_ts", "score_unpriced")
 
 
@@ -137,10 +149,11 @@ def train_all(requests: Requests, seeds: int, search: Search, jobs: int, out: Pa
                 raise
 
 
-def contestants(cell: str, seeds: int, out: Path) -> Iterator[tuple[str, int, Rule | ScorePolicy]]:
+def contestants(cell: str, requests: Requests, seeds: int, out: Path) -> Iterator[tuple[str, int, Ready]]:
     """What is measured in a cell: name, training seed (0 where there is none) and policy."""
-    for name, rule in RULES.items():
-        yield name, 0, rule
+    quick = [*RULES, *CENTRAL, *(CLASSES if scenario_of(cell).load_time == 0 else (PARTITION,))]
+    for name in quick:
+        yield name, 0, ready_policy(name, requests, [scenario_of(cell)], Search(), 0, lambda *told: None)
     own = MAIN if cell in LIKE_MAIN else cell
     rules, networks = trainings(seeds)
     for one in [*rules, *networks]:
@@ -149,24 +162,31 @@ def contestants(cell: str, seeds: int, out: Path) -> Iterator[tuple[str, int, Ru
             yield f"{label}, one for all" if one.cell == EVERY else label, one.seed, one.load(out)
 
 
-def measure(requests: Requests, seeds: int, draws: int, out: Path) -> list[dict[str, Any]]:
-    """Every figure of every policy in every cell, a row for each draw of servers; writes cells.csv and blocks.csv."""
-    test = slice(len(requests) // 2, None)
-    asked, rows, blocks = requests.part(test), [], []
-    for cell in Progress([*CELLS, *UNTRAINED], unit="cell", desc="measuring"):
-        scenario = scenario_of(cell)
-        for name, seed, policy in contestants(cell, seeds, out):
+def measure(
+    requests: Requests, other: Requests, seeds: int, draws: int, out: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Every figure of every policy in every cell, a row for each draw of servers; writes cells.csv and blocks.csv.
+
+    Then the mean delay of each of `BLOCKS` consecutive parts. `other` are the requests of the cell `OTHER`.
+    """
+    rows: list[dict[str, Any]] = []
+    blocks: list[dict[str, Any]] = []
+    for cell in Progress([*CELLS, *UNTRAINED, OTHER], unit="cell", desc="measuring"):
+        scenario, asked = scenario_of(cell), other if cell == OTHER else requests
+        test = slice(len(asked) // 2, None)
+        tested = asked.part(test)
+        for name, seed, policy in contestants(cell, asked, seeds, out):
             for draw in range(draws):
-                begun = time.perf_counter()
-                outcome: Outcome = simulate(policy, requests, scenario, draw, test)
-                seconds = (time.perf_counter() - begun) / len(asked)
+                begun = time.thread_time()
+                outcome = simulate_one(policy, asked, scenario, draw, test)
+                seconds = time.thread_time() - begun
                 what = {"cell": cell, "policy": name, "seed": seed, "draw": draw}
-                rows.append(what | measures(outcome, asked) | {"us_a_task": 1e6 * seconds})
-                values = by_block(outcome, BLOCKS)
-                blocks += [(*what.values(), number, value) for number, value in enumerate(values.tolist())]
-    write_csv(out / "cells.csv", list(rows[0]), [list(row.values()) for row in rows])
-    write_csv(out / "blocks.csv", ("cell", "policy", "seed", "draw", "block", "mean_s"), blocks)
-    return rows
+                rows.append(what | measures(outcome, tested) | {"us_a_task": 1e6 * seconds / len(tested)})
+                values = enumerate(by_block(outcome, BLOCKS).tolist())
+                blocks += [what | {"block": number, "mean_s": value} for number, value in values]
+    for name, table in (("cells", rows), ("blocks", blocks)):
+        write_csv(out / f"{name}.csv", list(table[0]), [list(row.values()) for row in table])
+    return rows, blocks
 
 
 def means(rows: list[dict[str, Any]], cell: str, policy: str, quantity: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from common.figures import plt, save_figure
 from common.run_folder import write_text
 from common.statistics_seeds import mean_interval
-from trace_ts.study import ABLATED, CELLS, MAIN, STALE, UNTRAINED, means
+from trace_ts.study import ABLATED, BLOCKS, CELLS, MAIN, OTHER, STALE, UNTRAINED, means
 
 SHOWN = ("opt_ts", "opt_ts_loading", "jsq", "affinity_fitted", "weighted_fitted", "priced_fitted", "score")
 ALL = "score, one for all"
@@ -38,10 +38,10 @@ def policies(rows: Rows, cell: str) -> list[str]:
     return list(dict.fromkeys(row["policy"] for row in rows if row["cell"] == cell))
 
 
-def write_report(out: Path, rows: Rows) -> None:
-    """cells.md: mean delays of main policies by cell; main.md: every quantity at L 12, load 0.8; ablations.md."""
+def write_report(out: Path, rows: Rows, blocks: Rows) -> None:
+    """Tables: cells, main delays by cell; main, every quantity of the main cell; blocks, its parts; ablations."""
     shown = [*SHOWN, ALL]
-    cells = [[cell, *(cell_words(rows, cell, name) for name in shown)] for cell in (*CELLS, *UNTRAINED)]
+    cells = [[cell, *(cell_words(rows, cell, name) for name in shown)] for cell in (*CELLS, *UNTRAINED, OTHER)]
     write_text(out / "cells.md", table(["cell", *shown], cells))
     main = [[name, *(cell_words(rows, MAIN, name, q) for q in QUANTITIES)] for name in policies(rows, MAIN)]
     write_text(out / "main.md", table(["policy", *QUANTITIES], main))
@@ -50,6 +50,14 @@ def write_report(out: Path, rows: Rows) -> None:
         [name, *(cell_words(rows, cell, name) for cell in (MAIN, STALE)), cell_words(rows, MAIN, name, "us_a_task")]
         for name in both
     ]
+    names, parts = ("priced_fitted", "score"), []
+    for number in range(BLOCKS):
+        part = [row for row in blocks if row["block"] == number]
+        rule, network = (means(part, MAIN, name, "mean_s") for name in names)
+        if rule.size and network.size:
+            ratio = network.mean() / rule.mean()
+            parts.append([str(number + 1), *(cell_words(part, MAIN, name) for name in names), f"{ratio:.2f}"])
+    write_text(out / "blocks.md", table(["part", *names, "ratio"], parts))
     write_text(out / "ablations.md", table(["policy", MAIN, STALE, "us a task"], ablations))
 
 

@@ -4,16 +4,22 @@ Start reading at `ready_policy`.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from common.parameters import ParameterError
+from trace_ts.central import Pull
 from trace_ts.evolution import Search
-from trace_ts.fitting import fit
+from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
+from trace_ts.simulation import Outcome, simulate
+from trace_ts.sita import fit_partition, fit_size_intervals
 from trace_ts.workload import Requests
 
 LEARNED = {
@@ -25,12 +31,31 @@ LEARNED = {
     "d2sac_ts": ("the same from noise", Design(steps=5, latent="noise")),
     "score_unpriced": ("a network's score without the price of a load", Design(price=False)),
 }
+CENTRAL = {"pull": Pull("shortest"), "pull_resident": Pull("resident_first"), "pull_fcfs": Pull("fcfs")}
+CLASSES = {"sita_2_fitted": 2, "sita_3_fitted": 3}  # classes of sizes
+PARTITION = "partition_fitted"
+Ready = Rule | ScorePolicy | Pull
 Progress = Callable[[str, int, float], None]
 
 
 def policy_names() -> list[str]:
     """Every name that `ready_policy` takes: rules, those with fitted constants, learned policies."""
-    return [*RULES, *(f"{name}_fitted" for name, rule in RULES.items() if rule.free), *LEARNED]
+    fitted = [f"{name}_fitted" for name, rule in RULES.items() if rule.free]
+    return [*RULES, *fitted, *CLASSES, PARTITION, *CENTRAL, *LEARNED]
+
+
+def simulate_draws(
+    policy: Ready, requests: Requests, scenario: Scenario, draws: Iterable[int], part: slice
+) -> list[Outcome]:
+    """What becomes of a part of the requests under a policy in each draw, as many at a time as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda draw: simulate_one(policy, requests, scenario, draw, part), draws))
+
+
+def simulate_one(policy: Ready, requests: Requests, scenario: Scenario, draw: int, part: slice) -> Outcome:
+    """The same in one draw."""
+    one = policy.simulate if isinstance(policy, Pull) else functools.partial(simulate, policy)
+    return one(requests, scenario, draw, part)
 
 
 def fit_rule(
@@ -70,7 +95,7 @@ def train_network(
 
 def ready_policy(
     name: str, requests: Requests, scenarios: Sequence[Scenario], search: Search, seed: int, progress: Progress
-) -> Rule | ScorePolicy:
+) -> Ready:
     """A policy by its name, fitted or trained for these scenarios where it has something to learn.
 
     Raises ParameterError for a name that there is not.
@@ -79,6 +104,13 @@ def ready_policy(
         return RULES[name]
     if name.endswith("_fitted") and name.removesuffix("_fitted") in RULES:
         return fit_rule(RULES[name.removesuffix("_fitted")], requests, scenarios, search, seed, progress)
+    if name in CENTRAL:
+        return CENTRAL[name]
+    draws = range(FIRST_DRAW, FIRST_DRAW + VALIDATION_DRAWS)
+    if name in CLASSES:
+        return fit_size_intervals(CLASSES[name], requests, scenarios, draws)
+    if name == PARTITION:
+        return fit_partition(requests, scenarios, draws)
     if name in LEARNED:
         return train_network(name, LEARNED[name][1], requests, scenarios, search, seed, progress)
     raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")

@@ -1,7 +1,6 @@
 """The trace's world one decision at a time: for learners, and for rules that are no compiled ones.
 
-The same events in the same order as in `event_loop.run`, which this waits in wherever a server is to be chosen. Start
-reading at `TraceWorld.send`.
+Events are those of event_loop.py, which stops wherever a server is to be chosen. Start reading at `TraceWorld.send`.
 """
 
 import operator
@@ -11,83 +10,19 @@ import numpy as np
 
 from common.parameters import ParameterError
 from trace_ts import simulation
-from trace_ts.cluster import NONE, Cluster, Tasks, advance, fail, recover, send
+from trace_ts.cluster import NONE, Cluster, Tasks, send
 from trace_ts.compiled import compiled
-from trace_ts.event_loop import in_system, news, prefer
+from trace_ts.event_loop import Course, find_task, prefer
 from trace_ts.memory import Memory, remember
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import CONSTANTS, RULES
-from trace_ts.scenario import Scenario, draw_outages
+from trace_ts.scenario import Scenario
 from trace_ts.score import ON_SERVER, ON_TASK, Network, inputs
 from trace_ts.simulation import Outcome, TracePolicy
 from trace_ts.view import View, look, note
 from trace_ts.workload import Requests
 
-FOREVER = 1e300  # s
 SERVER_FEATURES, TASK_FEATURES = ON_SERVER, ON_TASK - 1  # the chain's x gives its place to `up`, its step is left out
-
-
-class Course(NamedTuple):
-    """How far an episode is, and what fails in it.
-
-    now [1] in s, task [1] that is to be placed, or NONE; cost [1] in task-seconds since the last decision. arrived [1]
-    tasks and happened [1] outage events so far; lost [K] tasks to be sent anew, of which those from begin [1] to before
-    end [1] are still to be. outage_time, outage_server, outage_up [E] as in `event_loop.run`.
-    """
-
-    now: np.ndarray
-    task: np.ndarray
-    cost: np.ndarray
-    arrived: np.ndarray
-    happened: np.ndarray
-    lost: np.ndarray
-    begin: np.ndarray
-    end: np.ndarray
-    outage_time: np.ndarray
-    outage_server: np.ndarray
-    outage_up: np.ndarray
-
-
-def new_course(tasks: int, outages: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Course:
-    """The course before the first of so many tasks."""
-    place = [np.zeros(1, dtype=np.int64) for _ in range(4)]
-    lost = np.empty(tasks, dtype=np.int64)
-    return Course(np.zeros(1), np.full(1, NONE), np.zeros(1), place[0], place[1], lost, place[2], place[3], *outages)
-
-
-@compiled()
-def pass_time(w: Course, c: Cluster, v: View, tasks: Tasks, now: float) -> None:
-    """Let servers work until a time in s, be it the end of all time. Adds the task-seconds meanwhile."""
-    since = w.now[0]
-    c.past[0], c.past[1] = since, 0.0
-    if now < FOREVER:
-        news(v, c, tasks, now)
-        w.now[0] = now
-    advance(c, tasks, now)
-    w.cost[0] += c.past[1] + in_system(c) * (now - since)
-
-
-@compiled()
-def find_task(w: Course, c: Cluster, v: View, tasks: Tasks) -> None:
-    """Let time go on until a task is to be placed, or all are served."""
-    count, events = len(tasks.time), len(w.outage_time)
-    while w.begin[0] == w.end[0]:
-        last, event = w.arrived[0] == count, w.happened[0]
-        now, outage = FOREVER if last else tasks.time[w.arrived[0]], False
-        if event < events and w.outage_time[event] <= now and not (last and in_system(c) == 0):
-            now, outage = w.outage_time[event], True
-        pass_time(w, c, v, tasks, now)
-        if not outage:
-            w.task[0] = NONE if last else w.arrived[0]
-            w.arrived[0] += 1
-            return
-        w.happened[0] += 1
-        if w.outage_up[event]:
-            recover(c, tasks, w.outage_server[event], now)
-        else:
-            w.begin[0], w.end[0] = 0, fail(c, w.outage_server[event], w.lost)
-    w.task[0] = w.lost[w.begin[0]]
-    w.begin[0] += 1
 
 
 @compiled()
@@ -157,7 +92,7 @@ class TraceWorld:
         design = Design(hidden=1)
         features = ScorePolicy(design, design.begin(np.ones(len(CONSTANTS)), 0))  # for its inputs alone
         _, self._network = features.arrays(self.scenario, state.cluster.rate, self.requests)
-        self._course = new_course(len(state.tasks.time), draw_outages(self.scenario, state.tasks.time[-1] * 1.5, draw))
+        self._course = simulation.course_of(state.tasks, self.scenario, draw)
         self._state, self._room, self.draw = state, np.empty(len(state.cluster.rate)), draw
         self._go(NONE)
 
@@ -180,7 +115,7 @@ class TraceWorld:
         """What became of the tasks. Raises RuntimeError before the end."""
         if not self.over:
             raise RuntimeError("the episode is not over")
-        return simulation.outcome(self._state)
+        return simulation.outcome(self._state.tasks, self._state.cluster.rate)
 
     @property
     def num_servers(self) -> int:

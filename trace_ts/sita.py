@@ -1,0 +1,141 @@
+"""Rules that give each class of tasks servers of its own: size intervals (SITA) and a partition of the models.
+
+Inside a class a task takes the server that is done first. Start reading at `fit_size_intervals` and `fit_partition`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from trace_ts.choosing import PRICED
+from trace_ts.rules import MODELS, QUEUES, Rule
+from trace_ts.scenario import Scenario
+from trace_ts.simulation import simulate_all
+from trace_ts.workload import Requests
+
+QUANTILES = np.linspace(0, 1, 21)[1:-1]  # of the work: where a class of sizes may end
+SHARES = np.linspace(0, 1, 21)[1:-1]  # of the capacity: where servers may be cut; finer cuts overfit
+Cut = tuple[float, float]  # the greatest work of a class, and the share of the capacity up to there
+BLIND, LOADING = (1, 1, 0, 0, 0, 0, 0), (1, 1, 1, 0, 0, 0, 0)
+
+
+def consecutive(rate: np.ndarray, shares: Sequence[float], slow_first: bool) -> np.ndarray:
+    """Servers of each class [C, B]: those of these rates [B] in order of speed, cut at shares [C - 1] of the capacity.
+
+    Every class gets a server; with fewer servers than classes the last ones share the last server.
+    """
+    order = np.argsort(rate if slow_first else -rate, kind="stable")
+    capacity, classes, servers = rate[order].cumsum() / rate.sum(), len(shares) + 1, len(rate)
+    allowed, begin = np.zeros((classes, servers), dtype=np.bool_), 0
+    for number, share in enumerate((*shares, 1.0)):
+        left = classes - 1 - number  # classes that still need a server
+        end = servers if left == 0 else int(np.abs(capacity - share).argmin()) + 1
+        begin = min(begin, servers - 1)
+        end = max(min(end, servers - left), begin + 1)
+        allowed[number, order[begin:end]] = True
+        begin = end
+    return allowed
+
+
+def size_intervals(limits: Sequence[float], shares: Sequence[float], slow_first: bool = True) -> Rule:
+    """SITA with given cuts: tasks up to limits [C - 1] in image-steps, ascending, on shares [C - 1] of the capacity.
+
+    The small tasks' servers are the slowest ones or, with slow_first false, the fastest (Harchol-Balter et al. 1999).
+    """
+
+    def more(rate: np.ndarray, requests: Requests) -> dict[str, Any]:
+        return {"allowed": consecutive(rate, shares, slow_first), "limits": limits}
+
+    text = f"sizes up to {', '.join(f'{x:g}' for x in limits)} apart on {', '.join(f'{x:.2f}' for x in shares)} of f"
+    return Rule(f"sita_{len(limits) + 1}", text, f"{QUEUES}, distribution of w", PRICED, BLIND, more=more)
+
+
+def partition(classes: int) -> Rule:
+    """Models partitioned over servers: at most so many classes of models, each with servers of its own.
+
+    Models and servers are shared out by the models' work in the first half: the model with the most work left goes to
+    the class with the least, then the fastest server left to the class with the most work for the servers it has.
+    """
+
+    def more(rate: np.ndarray, requests: Requests) -> dict[str, Any]:
+        seen = requests.training()
+        work = np.bincount(seen.model, seen.work, requests.num_models)
+        count = min(classes, len(rate), len(work))
+        class_of_model, of_class = np.zeros(len(work), dtype=np.int64), np.zeros(count)
+        for model in np.argsort(-work, kind="stable"):
+            class_of_model[model] = of_class.argmin()
+            of_class[class_of_model[model]] += work[model]
+        allowed, capacity = np.zeros((count, len(rate)), dtype=np.bool_), np.zeros(count)
+        for b in np.argsort(-rate, kind="stable"):
+            need = np.where(capacity == 0, np.inf, of_class / np.maximum(capacity, 1e-300))
+            number = need.argmax()
+            allowed[number, b] = True
+            capacity[number] += rate[b]
+        return {"allowed": allowed, "class_of_model": class_of_model}
+
+    text = f"models in {classes} classes, each with servers of its own"
+    return Rule("partition", text, f"{MODELS}, models' work", PRICED, LOADING, more=more)
+
+
+def cost_of(rule: Rule, requests: Requests, scenarios: Iterable[Scenario], draws: Sequence[int]) -> float:
+    """The log of the mean delay of the requests, averaged over scenarios and draws."""
+    outcomes = [simulate_all(rule, requests, scenario, draws) for scenario in scenarios]
+    return float(np.mean([np.log(outcome.delay.mean()) for of_one in outcomes for outcome in of_one]))
+
+
+def best_cut(
+    cuts: list[Cut], place: int, sizes: np.ndarray, cost: Callable[[list[Cut]], float]
+) -> tuple[float, list[Cut]]:
+    """The cheapest cuts with one more at this place, of all pairs of a size and a share between its neighbours."""
+    (small, little), (large, much) = ((0.0, 0.0), *cuts)[place], (*cuts, (np.inf, 1.0))[place]
+    found = [(np.inf, cuts)]
+    shares = SHARES[(little + 1e-9 < SHARES) & (much - 1e-9 > SHARES)]
+    shares = shares if len(shares) else np.array([(little + much) / 2])
+    for size in sizes[(sizes > small) & (sizes < large)]:
+        for share in shares:
+            tried = [*cuts[:place], (float(size), float(share)), *cuts[place:]]
+            found.append((cost(tried), tried))
+    return min(found, key=lambda pair: pair[0])
+
+
+def best_cuts(number: int, sizes: np.ndarray, cost: Callable[[list[Cut]], float]) -> tuple[float, list[Cut]]:
+    """So many cuts, found one by one: where one more brings most it is put, then each is moved while others stay."""
+    found: tuple[float, list[Cut]] = (np.inf, [])
+    for classes in range(2, number + 2):
+        found = min((best_cut(found[1], i, sizes, cost) for i in range(classes - 1)), key=lambda pair: pair[0])
+        for i in range(classes - 1 if classes > 2 else 0):
+            others = [*found[1][:i], *found[1][i + 1 :]]
+            found = min(found, best_cut(others, i, sizes, cost), key=lambda pair: pair[0])
+    return found
+
+
+def fit_size_intervals(classes: int, requests: Requests, scenarios: Sequence[Scenario], draws: Sequence[int]) -> Rule:
+    """SITA with the cuts of the least mean delay on the first half, over scenarios and draws.
+
+    Cuts are pairs of a size, of the quantiles `QUANTILES`, and a share of the capacity, of `SHARES`. Both orders of the
+    servers are tried. Raises ValueError for fewer than two classes or fewer sizes than they need.
+    """
+    requests = requests.halves()[0]
+    work = requests.work
+    sizes = np.unique(np.quantile(work, QUANTILES, method="lower"))
+    sizes = sizes[sizes < work.max()]
+    if not 2 <= classes <= len(sizes) + 1:
+        raise ValueError(f"{classes} classes of work, of which there are {len(sizes) + 1} sizes")
+    found = []
+    for slow_first in (True, False):
+
+        def cost(cuts: list[Cut], slow_first: bool = slow_first) -> float:
+            return cost_of(size_intervals(*zip(*cuts, strict=True), slow_first), requests, scenarios, draws)
+
+        least, cuts = best_cuts(classes - 1, sizes, cost)
+        found.append((least, size_intervals(*zip(*cuts, strict=True), slow_first)))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def fit_partition(requests: Requests, scenarios: Sequence[Scenario], draws: Sequence[int]) -> Rule:
+    """The partition of models with the least mean delay on the first half, of 2 classes to one for each server."""
+    requests = requests.halves()[0]
+    most = min(requests.num_models, *(scenario.num_servers for scenario in scenarios))
+    rules = [partition(classes) for classes in range(min(2, most), most + 1)]
+    return min(rules, key=lambda rule: cost_of(rule, requests, scenarios, draws))
