@@ -55,6 +55,7 @@ def tasks_of(demand: Demand, default: Model, first: int, stream: TaskStream) -> 
         model = models[which]
         more = {"scale": model.width * model.height / (default.width * default.height)}
         more |= {"model": model.id} if default.catalogue else {}
+        more |= {} if stream.user is None else {"user": str(stream.user[number - first])}
         asks = demand.prompts[number], steps, demand.seed + number, model.width, model.height, station
         tasks.append(Task(number, *asks, **more))
     return tasks

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
+from itertools import chain
 from typing import Any
 
 import ray
@@ -125,6 +126,15 @@ class Cluster(Queues):
                 self.owner.progress(dict.fromkeys((task.number for task in call.tasks), step))
 
     # --- work ---
+
+    def planned(self, server: Server) -> list[str]:
+        """The models that a server will hold when it has done all that it has, the last used one first."""
+        tasks = chain(reversed(server.waiting.values()), (call.tasks[0] for call in reversed(server.calls)))
+        names = chain((task.model for task in tasks), reversed(server.resident))
+        found: dict[str, None] = {}
+        while len(found) < self.config.resident_models and (name := next(names, None)) is not None:
+            found[name] = None
+        return [*found]
 
     def begin(self, server: Server, call: Call) -> None:
         """Send a batch to a server."""

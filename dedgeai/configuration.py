@@ -214,9 +214,8 @@ class DedgeParameters(
             raise ParameterError(name, getattr(self, name), "must not be combined with --simulate")
         if self.speeds is not None and self.compute == "real" and not self.simulate:
             raise ParameterError("speeds", self.speeds, "must come with --compute simulated")
-        if entries and (self.simulate or self.model_name):
-            other = "simulate" if self.simulate else "model_name"
-            raise ParameterError("catalogue", self.catalogue, f"must not be combined with --{other}")
+        if entries and self.model_name:
+            raise ParameterError("catalogue", self.catalogue, "must not be combined with --model_name")
         if self.resident_models > 1 and not entries:
             raise ParameterError("resident_models", self.resident_models, "must come with a --catalogue")
         if self.base_seconds > 1e6 * self.step_seconds:

@@ -16,6 +16,7 @@ from dedgeai.configuration import DedgeParameters
 from dedgeai.records import QUEUED, Record
 from edge_sim.dispatcher import Backlog, Dispatcher
 from edge_sim.server_profile import Profile
+from edge_sim.servers import Asked, Known, Servers
 from edge_sim.task_stream import input_mbit, rounds
 
 REST, REST_SECONDS = 3, 0.01  # of deciding's time, and at most: how long tasks then come together for the next round
@@ -33,6 +34,7 @@ class Rounds:
     ) -> None:
         self.config, self.cluster, self.now, self.sent = config, cluster, now, sent
         self.groups: deque[tuple[float | None, list[Record]]] = deque()
+        self.numbers = {entry.name: number for number, entry in enumerate(config.entries)}  # of models
         self.wake = asyncio.Event()
         self.stopped = False
         # from taking up a round to sending it: seconds, and tasks
@@ -44,6 +46,8 @@ class Rounds:
     def begin(self, dispatcher: Dispatcher, profile: Profile) -> None:
         """From now on this dispatcher decides."""
         self.dispatcher, self.profile, self.nominal = dispatcher, profile, Backlog(profile)
+        if dispatcher.ready.knows_models:
+            self.planned = Servers(profile, dispatcher.ready.scheduler.models)
 
     def take(self, slot: float | None, records: list[Record]) -> None:
         """Put records at the end of what is to be decided.
@@ -95,10 +99,15 @@ class Rounds:
         began = time.perf_counter()
         station = np.array([chunk[0].task.base_station for chunk in chunks])
         work = np.array([self.profile.workload([record.task.work for record in chunk]).sum() for chunk in chunks])
-        size = np.array([input_mbit(chunk[0].task.prompt) for chunk in chunks])
-        seen = self.nominal.at(slot) if self.config.backlog == "profile" else self.cluster.backlog()
-        number = self.dispatcher.round
-        chosen = self.dispatcher.decide(station, work, size, seen)
+        number, by_profile, nominal = self.dispatcher.round, self.config.backlog == "profile", self.nominal.at(slot)
+        if self.dispatcher.ready.knows_models:
+            asked = self.asked(chunks)
+            known = self.planned.known(slot) if by_profile else self.known()
+            chosen = self.dispatcher.decide_knowing(station, asked, known)
+            self.planned.send(chosen, slot, asked)
+        else:
+            size = np.array([input_mbit(chunk[0].task.prompt) for chunk in chunks])
+            chosen = self.dispatcher.decide(station, work, size, nominal if by_profile else self.cluster.backlog())
         self.nominal.add(chosen, work)
         now, orders = self.now(), {}
         if self.config.learn:
@@ -115,6 +124,30 @@ class Rounds:
         seconds = time.perf_counter() - began
         self.seconds.append((seconds, sum(map(len, chunks))))
         self.timed(seconds)
+
+    def asked(self, chunks: list[list[Record]]) -> Asked:
+        """What a scheduler that knows models is told of chunks."""
+        firsts, overhead = [chunk[0] for chunk in chunks], self.profile.overhead
+        return Asked(
+            np.array([sum(record.task.work + overhead for record in chunk) for chunk in chunks]),
+            np.array([self.numbers.get(first.task.model, 0) for first in firsts]),
+            np.array([first.task.user for first in firsts], dtype=object),
+            np.array([first.decided is not None for first in firsts]),
+        )
+
+    def known(self) -> Known:
+        """What such a scheduler is told of the servers."""
+        cluster, most, planned = self.cluster, self.config.resident_models, []
+        for server in cluster.servers:
+            held = [self.numbers.get(name, 0) for name in cluster.planned(server)] if self.numbers else [0]
+            planned.append((held + [-1] * most)[:most])
+        return Known(
+            cluster.backlog_seconds(),
+            np.array([len(server) for server in cluster.servers]),
+            np.array(planned),
+            np.array([server.up for server in cluster.servers]),
+            np.array([*cluster.load_time.values()] or [0.0]),
+        )
 
     def living(self, server: int) -> int:
         """The server, or while it is down the one with the least backlog of those that are up."""

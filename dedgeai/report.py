@@ -14,7 +14,7 @@ from common.tables import write_csv
 from dedgeai.records import DONE, Record
 from edge_sim.catalogue import use
 from edge_sim.server_profile import Profile
-from edge_sim.simulation import first_in_first_out
+from edge_sim.servers import first_in_first_out
 
 COUNTS = (1, 100, 500, 1000)  # tasks, the columns of the published table
 # Total generation delay in s, and price in USD of 1,000 images (arXiv 2412.18212). The platforms' rows are N times the

@@ -21,6 +21,7 @@ from edge_sim.catalogue import Entry
 from edge_sim.replay import read_replay
 from edge_sim.schedulers import SchedulerOptions, check_scheduler, method_of
 from edge_sim.server_profile import Profile, equal_servers
+from edge_sim.servers import Models
 from edge_sim.task_stream import Demand, sizes_of
 from resd3_medium.finding import models_folder
 from resd3_medium.folders import POCKET
@@ -104,6 +105,9 @@ def run_options(config: DedgeParameters) -> RunOptions:
         input_mbit=8e-6 * config.max_prompt,
         link_rate=config.link_rate,
         seed=config.seed,
+        models=models_of(config),
+        mean_steps=sum(config.step_range) / 2,
+        load=config.load or SchedulerOptions.load,
     )
     check_scheduler(scheduler, config.num_servers)
     folder = config.entries[0].folder if config.entries else None
@@ -114,9 +118,18 @@ def run_options(config: DedgeParameters) -> RunOptions:
     replay = None
     if config.arrivals is not None:
         replay = read_replay(config.arrivals, max(config.counts), config.max_steps, max(1, len(config.entries)))
+        scheduler = dataclasses.replace(scheduler, mean_steps=replay.mean_steps)
     demand = Demand(config.counts, prompts, config.step_range, config.load, config.num_servers, config.seed, replay)
     waits = config.simulate or config.compute == "simulated"
     return RunOptions(config, demand, scheduler, pocket, waiting_profile(config) if waits else None)
+
+
+def models_of(config: DedgeParameters) -> Models:
+    """The models of the catalogue; without one there is one that is always there."""
+    if not config.entries:
+        return Models()
+    names, seconds = zip(*((entry.name, entry.seconds) for entry in config.entries), strict=True)
+    return Models(np.array(seconds), config.resident_models, names=names)
 
 
 def waiting_profile(config: DedgeParameters) -> Profile:

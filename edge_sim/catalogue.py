@@ -72,7 +72,7 @@ def mistake(row: dict[str, Any]) -> str:
     return ""
 
 
-def use(resident: list[str], name: str, most: int) -> bool:
+def use(resident: list[Any], name: Any, most: int) -> bool:
     """Bring the models that are held, the last used one last, up to the use of one. Returns whether it must be loaded.
 
     Where it must, the least recently used ones go first, so that there are never more than `most`.

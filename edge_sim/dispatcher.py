@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from edge_sim.server_profile import Profile
+from edge_sim.servers import Asked, Known
 from edge_sim.task_stream import place_of
 from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.episodes import check_action
-from lad_ts.scheduler import Scheduler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +27,19 @@ class ClusterScheduler:
     `num_tasks` N is the most tasks of a base station in a round, `num_rounds` the rounds of an episode, after which the
     next one begins. `scenario` has a row for each seed that was trained together, of which the first decides. Its unit
     of time is a slot of `slot_seconds`, so that schedulers see the same numbers whether an image takes 0.1 s or 10 s.
+    One that `knows_models` has no scenario, and slots of 0 s: it decides tasks when they come.
     """
 
     name: str
-    scheduler: Scheduler
-    scenario: Scenario
+    scheduler: Any
+    scenario: Scenario | None
     seeds: Sequence[int]
     num_tasks: int
     num_rounds: int
     slot_seconds: float
     first_episode: int = 0  # of the run: what was trained goes on where its training ended
     checkpoint: dict[str, Any] = dataclasses.field(default_factory=dict)  # of one that learns: method and parameters
+    knows_models: bool = False  # it is a `TraceScheduler`, which `decide_knowing` takes
 
 
 class Backlog:
@@ -103,6 +105,14 @@ class Dispatcher:
             self.decided[self.round] = Decided(slot, action, decision, base_station)
         self.round += 1
         server = action[0].numpy()[base_station, place_of(base_station)]
+        self.seconds.append((time.perf_counter() - began, base_station.size))
+        return server
+
+    def decide_knowing(self, base_station: np.ndarray, asked: Asked, known: Known) -> np.ndarray:
+        """`decide` of a scheduler that `knows_models`: the server [K] of each task, one after another."""
+        began = time.perf_counter()
+        server = self.ready.scheduler.choose(base_station, asked, known)
+        self.round += 1
         self.seconds.append((time.perf_counter() - began, base_station.size))
         return server
 

@@ -33,7 +33,13 @@ class Replay:
         steps, time = self.steps(part.work), part.time - part.time[0]
         if load is not None and time[-1] > 0:
             time = compress(time, np.ones(count), load, profile.task_rate(steps.mean()))
-        return TaskStream(time, base_stations(part.user, servers, 0), steps, sizes, self.model[part.model])
+        station = base_stations(part.user, servers, 0)
+        return TaskStream(time, station, steps, sizes, self.model[part.model], part.user)
+
+    @property
+    def mean_steps(self) -> float:
+        """Those of a mean task of the file's first half, which is what policies may be fitted to."""
+        return float(self.steps(self.requests.part(slice(max(1, len(self.requests) // 2))).work).mean())
 
     def steps(self, work: np.ndarray) -> np.ndarray:
         """Denoising steps [K] of tasks with so much work [K] in image-steps."""

@@ -1,4 +1,5 @@
-"""Schedulers by name, ready for a cluster: every method of the registry but the bound, or a class of one's own.
+"""Schedulers by name, ready for a cluster: every method of the registry but the bound, a policy of trace_ts, or a class
+of one's own.
 
 A method that learns comes from a checkpoint of its own script, or is trained on a simulated cluster with the profile's
 servers by the loop that trains it everywhere. Start reading at `make_scheduler`.
@@ -7,6 +8,7 @@ servers by the loop that trains it everywhere. Start reading at `make_scheduler`
 import dataclasses
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from common.parameters import LARGEST, ParameterError, resolve
 from common.run_folder import claimed, load_checkpoint
 from edge_sim.dispatcher import ClusterScheduler
 from edge_sim.server_profile import DENSITY, Profile
+from edge_sim.servers import Models
 from lad_ts.checkpoints import restore, stored_config
 from lad_ts.environment_lad import Scenario, draw_scenario
 from lad_ts.method import Method
@@ -28,6 +31,7 @@ from lad_ts.training import run_method
 
 LOAD = 1.1  # offered load at which methods are trained: queues grow slowly, as under the paper's
 STATE_CELLS = 2**28  # numbers of a round's states, which bound the memory of methods that learn
+TRACE = "trace:"  # begins the names of policies of trace_ts, see trace_scheduler.py, which takes time to import
 TRAINED_SERVERS = 200  # most servers that agents are trained for here; all but one method have networks for each
 
 
@@ -45,6 +49,10 @@ class SchedulerOptions:
     input_mbit: float  # largest d
     link_rate: float  # v in Mbit/s
     seed: int
+    # what policies of trace_ts also know: models, denoising steps of a mean task, and the offered load
+    models: Models = dataclasses.field(default_factory=Models)
+    mean_steps: float = 1.0
+    load: float = 0.8
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -67,11 +75,16 @@ def scheduler_names(learning: bool = False) -> list[str]:
 
 
 def method_of(name: str) -> Method:
-    """The method of --scheduler: of the registry, with a variant or without, or FILE.py:ClassName.
+    """The method of --scheduler: of the registry, with a variant or without, or of trace_ts, or FILE.py:ClassName.
 
     Raises ParameterError when there is none.
     """
-    allowed = f"must be one of {', '.join(scheduler_names())}, or FILE.py:ClassName of your own"
+    if name.startswith(TRACE):
+        from edge_sim.trace_scheduler import trace_method
+
+        return trace_method(name)
+    own = f"{TRACE}NAME, {TRACE}FILE, or FILE.py:ClassName of your own"
+    allowed = f"must be one of {', '.join(scheduler_names())}, {own}"
     key, colon, variant = name.partition(":")
     if key in METHODS and (not colon or variant in METHODS[key].variants):
         if not schedules(METHODS[key]):
@@ -143,6 +156,9 @@ def make_scheduler(options: SchedulerOptions, profile: Profile) -> ClusterSchedu
     Raises ParameterError for a checkpoint that does not fit, and for a folder that cannot be written.
     """
     method = options.method
+    if options.name.startswith(TRACE):
+        known = profile, options.models, options.mean_steps + profile.overhead, options.load, options.seed
+        return ClusterScheduler(options.name, method.build(*known), None, (), sys.maxsize, 1, 0.0, knows_models=True)
     if not method.learns:
         flags = environment(options, profile) | method.flags | {"seed": options.seed}
         config = resolve(method.parameters, flags)

@@ -15,6 +15,7 @@ from common.tables import write_csv
 from edge_sim.dispatcher import Dispatcher
 from edge_sim.schedulers import SchedulerOptions, make_scheduler
 from edge_sim.server_profile import Profile
+from edge_sim.servers import Models
 from edge_sim.simulation import Simulated, simulate
 from edge_sim.task_stream import Demand, TaskStream
 
@@ -41,15 +42,17 @@ def run_simulation(
         write_config(folder, *config)
         for ready, (_, stream) in zip(schedulers, demand.runs(profile), strict=True):
             dispatcher, count = Dispatcher(ready), len(stream)
-            found = simulate(dispatcher, profile, stream, link_rate, demand.seed, by_profile)
+            found = simulate(dispatcher, profile, stream, link_rate, demand.seed, by_profile, scheduler.models)
             part = folder if len(demand.counts) == 1 else folder / str(count)
             part.mkdir(exist_ok=True)
             print(f"{name}: {count} tasks on {demand.servers} simulated servers")
-            report_simulation(part, stream, found, dispatcher.seconds)
+            report_simulation(part, stream, found, dispatcher.seconds, scheduler.models)
     print(f"results in {folder}; peak memory {peak_memory()}")
 
 
-def report_simulation(folder: Path, stream: TaskStream, found: Simulated, seconds: Sequence[tuple[float, int]]) -> None:
+def report_simulation(
+    folder: Path, stream: TaskStream, found: Simulated, seconds: Sequence[tuple[float, int]], models: Models
+) -> None:
     """Print and write decision times, queue lengths and delay percentiles, and plot queues and delays.
 
     `seconds` holds what each decision took in s, for how many tasks.
@@ -69,6 +72,8 @@ def report_simulation(folder: Path, stream: TaskStream, found: Simulated, second
         ("decision time of a round, p99", 1e3 * np.percentile(took, 99), "ms"),
         ("decision time per task", 1e6 * took.sum() / tasks.sum(), "us"),
     ]
+    if models.names:
+        rows.append(("loads of models", int(found.loads.sum()), ""))
     write_csv(folder / "summary.csv", ("quantity", "value", "unit"), rows)
     for name, value, unit in rows:
         print(f"{name:48} {value:12.6g} {unit}")
@@ -81,9 +86,13 @@ def report_simulation(folder: Path, stream: TaskStream, found: Simulated, second
     delays = np.percentile(found.delay, at)
     write_csv(folder / "delays.csv", ("percent", "delay_s"), list(zip(at.tolist(), delays.tolist(), strict=True)))
     if found.delay.size <= LISTED:
-        columns = (stream.time, stream.base_station, stream.steps, found.server, found.start, found.finish)
-        rows = zip(*(column.tolist() for column in (*columns, found.delay)), strict=True)
-        header = ("task", "submitted_s", "base_station", "steps", "server", "start_s", "finished_s", "delay_s")
+        columns = [stream.time, stream.base_station, stream.steps, found.server, found.start, found.finish, found.delay]
+        header = ["task", "submitted_s", "base_station", "steps", "server", "start_s", "finished_s", "delay_s"]
+        if models.names:
+            asked = np.zeros(len(stream), dtype=np.int64) if stream.model is None else stream.model
+            columns += [np.array(models.names)[asked], found.loads.astype(int)]
+            header += ["model", "loads"]
+        rows = zip(*(column.tolist() for column in columns), strict=True)
         write_csv(folder / "tasks.csv", header, [[k, *row] for k, row in enumerate(rows)])
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
     for column, label in enumerate(("mean", "95th percentile", "maximum")):

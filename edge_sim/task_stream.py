@@ -23,7 +23,7 @@ def input_mbit(prompt: str) -> float:
 class TaskStream:
     """K tasks in order: time [K] in s, base station [K], denoising steps [K] and d, size [K] in Mbit.
 
-    `model` [K] are numbers of the models of a catalogue, of tasks that are replayed; those of None are drawn.
+    Tasks that are replayed have `model` [K], numbers of the models of a catalogue, and `user` [K].
     """
 
     time: np.ndarray
@@ -31,6 +31,7 @@ class TaskStream:
     steps: np.ndarray
     size: np.ndarray
     model: np.ndarray | None = None
+    user: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.time.size
@@ -38,9 +39,10 @@ class TaskStream:
     def slots(self, slot_seconds: float) -> Iterator[tuple[float, np.ndarray]]:
         """Time and tasks (indices) of every slot that has some: those that arrived since the slot before.
 
-        Tasks that arrive at time 0 are scheduled at time 0, and those that are replayed at the time of their arrival.
+        Tasks that arrive at time 0 are scheduled at time 0, and those that are replayed, or without slots (of 0 s),
+        at the time of their arrival.
         """
-        if self.model is not None:
+        if self.model is not None or not slot_seconds:
             for part in np.split(np.arange(len(self)), np.flatnonzero(np.diff(self.time)) + 1):
                 yield float(self.time[part[0]]), part
             return

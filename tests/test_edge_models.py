@@ -109,7 +109,6 @@ def test_files_that_are_missing_are_refused_before_anything_starts(entry, words,
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--simulate"], "--catalogue=.*: must not be combined with --simulate"),
         (["--model_name", "x"], "--catalogue=.*: must not be combined with --model_name"),
     ],
 )

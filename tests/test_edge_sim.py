@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from common.parameters import ParameterError
 from edge_sim.dispatcher import Dispatcher
 from edge_sim.server_profile import DENSITY, Profile, equal_servers, fitted
-from edge_sim.simulation import first_in_first_out, simulate
+from edge_sim.servers import first_in_first_out
+from edge_sim.simulation import simulate
 from edge_sim.task_stream import Demand, TaskStream, draw_stream, place_of, rounds
 from lad_ts.environment_lad import Arrivals, CollaborativeMEC, Scenario, draw_scenario
 from lad_ts.model_lad import LadConfig
