@@ -116,12 +116,12 @@ def plot(path: Path, rows: list[list[Any]], delays: list[np.ndarray]) -> None:
         left.bar(place, mean, 0.38, color=colour, alpha=1 if live else 0.4)
         left.annotate(f"{mean:.3g}", (place, mean), ha="center", va="bottom", fontsize="small")
         share = np.arange(1, delay.size + 1) / delay.size
-        right.plot(np.sort(delay), share, "-" if live else "--", color=colour, label=f"{policy}, {kind}")
+        right.plot(np.sort(delay), share, "-" if live else "--", color=colour, label=policy if live else None)
     names = [row[0] for row in rows[::2]]
     left.set(ylabel="mean delay (s)", title="full: live; pale: simulated", xticks=range(len(names)))
     left.set_xticklabels(names, fontsize="small")
-    right.set(xlabel="delay (s)", ylabel="share of the tasks", xlim=(0, None), ylim=(0, 1))
-    right.legend(fontsize="small")
+    right.set(xlabel="delay (s)", ylabel="share of the tasks", title="dashed: simulated", xlim=(0, None), ylim=(0, 1))
+    right.legend(loc="lower right", fontsize="small")
     for axis in (left, right):
         axis.grid(alpha=0.3)
     save_figure(figure, path)
