@@ -12,9 +12,8 @@ import numpy as np
 from common.figures import plt, save_figure
 from common.tables import write_csv
 from dedgeai.records import DONE, Record
-from edge_sim.catalogue import use
 from edge_sim.server_profile import Profile
-from edge_sim.servers import first_in_first_out
+from edge_sim.servers import Models, Servers
 
 COUNTS = (1, 100, 500, 1000)  # tasks, the columns of the published table
 # Total generation delay in s, and price in USD of 1,000 images (arXiv 2412.18212). The platforms' rows are N times the
@@ -74,17 +73,17 @@ def predict(
     delay = np.full(len(records), np.nan)
     usable = [k for k, record in enumerate(records) if not record.recalled and record.state == DONE]
     usable.sort(key=lambda k: (records[k].sent, records[k].task.number))
-    free, resident = np.zeros(profile.servers), [[*(load_time or {})][:1] for _ in range(profile.servers)]
+    numbers = {name: number for number, name in enumerate(load_time or [""])}
+    servers = Servers(profile, Models(np.array([*(load_time or {"": 0.0}).values()]), most))
     groups: dict[float, list[int]] = {}
     for k in usable:
         groups.setdefault(records[k].sent, []).append(k)
     for sent, group in groups.items():
         server = np.array([records[k].server for k in group])
         seconds = profile.seconds(server, np.array([records[k].task.steps for k in group]))
-        for i, k in enumerate(group if load_time else ()):
-            model = records[k].task.model
-            seconds[i] += load_time.get(model, 0.0) * use(resident[server[i]], model, most)
-        _, finish = first_in_first_out(server, sent, seconds, free)
+        servers.at(sent)
+        model = np.array([numbers.get(records[k].task.model, 0) for k in group])
+        _, finish, _ = servers.take(server, sent, seconds, model)
         delay[group] = finish - [records[k].submitted for k in group]
     return delay
 

@@ -91,6 +91,8 @@ class Servers:
         self.profile, self.models = profile, models
         self.free = np.zeros(profile.servers)  # s, when each has done what it has
         self.held = [[*models.held] for _ in range(profile.servers)]  # by then; the last used one last
+        self.planned = np.full((profile.servers, models.most), -1)  # the same, the last used one first, then -1
+        self.planned[:, : len(models.held)] = models.held[::-1]
         self.count = np.zeros(profile.servers, dtype=np.int64)  # its tasks
         self.server, self.finish = np.empty(0, dtype=np.int64), np.empty(0)  # of the tasks that are not done
 
@@ -103,10 +105,8 @@ class Servers:
     def known(self, now: float) -> Known:
         """What is known of them at a time in s, which must not go back."""
         self.at(now)
-        most = self.models.most
-        planned = np.array([(held[::-1] + [-1] * most)[:most] for held in self.held])
-        up = np.ones(self.count.size, dtype=bool)
-        return Known(np.maximum(self.free - now, 0), self.count.copy(), planned, up, self.models.seconds)
+        seconds, up = np.maximum(self.free - now, 0), np.ones(self.count.size, dtype=bool)
+        return Known(seconds, self.count.copy(), self.planned.copy(), up, self.models.seconds)
 
     def take(
         self, server: np.ndarray, now: float, seconds: np.ndarray, model: np.ndarray
@@ -117,8 +117,9 @@ class Servers:
         """
         loads = np.zeros(server.size, dtype=bool)
         if self.models.seconds.size > len(self.models.held):
-            pairs = zip(server.tolist(), model.tolist(), strict=True)
-            loads[:] = [use(self.held[b], name, self.models.most) for b, name in pairs]
+            for k, (b, name) in enumerate(zip(server.tolist(), model.tolist(), strict=True)):
+                loads[k] = use(self.held[b], name, self.models.most)
+                self.planned[b, : len(self.held[b])] = self.held[b][::-1]
         start, finish = first_in_first_out(server, now, seconds + loads * self.models.seconds[model], self.free)
         self.count += np.bincount(server, minlength=self.count.size)
         self.server, self.finish = np.concatenate([self.server, server]), np.concatenate([self.finish, finish])
