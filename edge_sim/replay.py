@@ -64,7 +64,7 @@ def read_replay(path: str, most: int, most_steps: int, models: int) -> Replay:
     try:
         requests = read_trace(path)
     except ParameterError as error:
-        raise error.renamed(trace="arrivals") from None
+        raise error.renamed(requests="arrivals") from None
     if most > len(requests):
         raise ParameterError("num_tasks", most, f"must be at most {len(requests)}, the requests of --arrivals")
     model = np.empty(requests.num_models, dtype=np.int64)

@@ -5,7 +5,7 @@ then once more with models to load. The edge system's simulation schedules the f
 slot of its own, which is the same schedule: both mean delays are printed. Compilation is not counted, seconds are those
 that the processor worked on it, and the least of some repeats counts, since other programs only ever add. Examples:
 python scripts/bench_trace.py
-python scripts/bench_trace.py --trace=lora_request_trace.csv --load=0.95
+python scripts/bench_trace.py --requests=lora_request_trace.csv --load=0.95
 """
 
 import common.quiet_start  # noqa: F401
@@ -42,7 +42,7 @@ LINK_RATE = 450.0  # Mbit/s; nothing is sent over it
 class BenchConfig(Parameters):
     """Every parameter of bench_trace.py."""
 
-    trace: str | None = parameter(None, "CSV file of requests; synthetic ones without it")
+    requests: str | None = parameter(None, "file of requests; default: the synthetic generator", path=True)
     num_requests: int = parameter(200_000, "synthetic requests", low=2)
     edge_requests: int = parameter(2000, "requests that the edge system's simulation schedules", low=1)
     load: float = parameter(0.8, "offered load", above=0, high=100)
@@ -81,7 +81,7 @@ def edge_simulation(requests: Requests, scenario: Scenario, draw: int, part: sli
 
 def main(config: BenchConfig, given: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    requests = generate(config.num_requests, config.seed) if config.trace is None else read_trace(config.trace)
+    requests = generate(config.num_requests, config.seed) if config.requests is None else read_trace(config.requests)
     places = {"num_servers": config.num_servers, "num_base_stations": config.num_servers}
     plain = Scenario(load=config.load, load_time=0.0, **places)
     loading = dataclasses.replace(plain, load_time=config.load_time)

@@ -28,7 +28,7 @@ class DownloadConfig(Parameters):
     """Every parameter of download_trace.py."""
 
     accept_terms: bool = parameter(False, "whether you accept the trace's terms: research or study, not passed on")
-    url: str = parameter(URL, "address of the file, or of a mirror")
+    url: str = parameter(URL, "where it is to be had, or a mirror")
     out: str = parameter(str(GENTD26_FILE), "file of the trace; one that is there is replaced", path=True)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers import run_here
+from helpers import refusal, run_here
 
 from common.parameters import ParameterError
 from lad_ts.diffusion_lad import posterior_schedule
@@ -121,3 +121,21 @@ def test_the_command_trains_measures_and_goes_on(tmp_path, capsys):
     assert (out / "delays.png").stat().st_size > 10_000
     run_here(main_trace, f"--resume={out}")
     assert (out / "policies" / "score.safetensors").read_bytes() == kept and (out / "table.csv").read_text() == table
+
+
+REFUSED = [
+    (("--policies=opt_ts,best",), "--policies=best: must be of random, "),
+    (("--requests={one}",), "must hold at least two requests"),
+    (("--requests={words}",), "line 2: work='much': must be a number"),
+    (("--checkpoint={words}",), "must be a policy of main_trace.py"),
+    (("--age=-1",), "--age=-1: must be a number, at least 0"),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), REFUSED)
+def test_mistakes_are_told_in_a_line_before_anything_is_written(flags, words, tmp_path, capsys):
+    (tmp_path / "one").write_text("time_s,user,work,model\n1,a,30,b\n")
+    (tmp_path / "words").write_text("time_s,user,work,model\n1,a,much,b\n")
+    given = [flag.format(one=tmp_path / "one", words=tmp_path / "words") for flag in flags]
+    assert words in refusal(capsys, main_trace, *given, f"--out={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()

@@ -78,7 +78,7 @@ def test_the_trace_is_that_of_a_plain_reading(tmp_path):
 def test_a_damaged_trace_is_refused(tmp_path, row, words):
     with pytest.raises(ParameterError) as error:
         read_trace(gentd26(tmp_path / "trace.csv", row))
-    assert error.value.flag == "trace" and words in str(error.value) and "\n" not in str(error.value)
+    assert error.value.flag == "requests" and words in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

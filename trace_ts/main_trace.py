@@ -76,7 +76,10 @@ def load_requests(config: TraceConfig) -> Requests:
     """The requests of a file or of the generator. Raises ParameterError."""
     if config.requests is None:
         return generate(config.num_requests, config.seed)
-    return read_trace(Path(config.requests), config.seed)
+    requests = read_trace(Path(config.requests), config.seed)
+    if len(requests) < 2:
+        raise ParameterError("requests", config.requests, "must hold at least two requests")
+    return requests
 
 
 def main(config: TraceConfig, given: dict[str, Any]) -> None:

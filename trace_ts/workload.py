@@ -96,7 +96,7 @@ def read_trace(path: str | Path, seed: int = 0) -> Requests:
 
     Raises ParameterError of --trace for a file that is of neither kind, or damaged; it names line and column.
     """
-    file = InputCsv(path, "trace")
+    file = InputCsv(path, "requests")
     try:
         names = file.first_line()
     except OSError as error:
@@ -111,7 +111,7 @@ def read_csv(path: str | Path) -> Requests:
 
     Users and models are any texts; other columns are ignored. Raises ParameterError of --trace.
     """
-    file = InputCsv(path, "trace")
+    file = InputCsv(path, "requests")
     time, user, work, model = [], [], [], []
     try:
         names = file.header(COLUMNS, None)
@@ -138,7 +138,7 @@ def read_gentd26(path: str | Path, seed: int = 0) -> Requests:
     Rows that lack a time, user, model, images, steps or execution time are left out. Times are whole seconds in the
     file; a seeded part of a second is added to each. Raises ParameterError of --trace.
     """
-    file = InputCsv(path, "trace")
+    file = InputCsv(path, "requests")
     time, user, work, model = [], [], [], []
     try:
         names = file.header(GENTD26, None)
