@@ -1,7 +1,7 @@
 """Schedulers on a real service's requests: every table and figure of docs/trace.md.
 
 Fits and trains on the first half of the requests, measures on the second. A second call goes on where the first ended.
-Writes policies/, cells.csv, blocks.csv, tables as Markdown and the figures cells and ablations, as PNG and PDF.
+Writes policies/, cells.csv, blocks.csv, tables as Markdown, and the figures workload, cells and ablations.
 Example: python scripts/trace_study.py --requests data/gentd26/lora_request_trace.csv --jobs 2
 """
 
@@ -15,6 +15,7 @@ from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import RESULTS, claimed, read_json, write_config
 from trace_ts.evolution import Search
+from trace_ts.plot_workload import plot_workload
 from trace_ts.study import measure, train_all
 from trace_ts.study_report import draw_ablations, draw_cells, write_report
 from trace_ts.synthetic import generate
@@ -50,9 +51,10 @@ def main(config: TraceStudyConfig, given: dict[str, Any]) -> None:
     requests = read_trace(Path(config.requests)) if config.requests else generate(config.num_requests, 0)
     with claimed(Path(config.out)) as out:
         keep_parameters(config, out)
+        other = generate(config.num_requests, 1)
+        plot_workload({"requests": requests, "synthetic": other}, out)
         if not config.only_measure:
             train_all(requests, config.seeds, Search(generations=config.generations), config.jobs, out)
-        other = generate(config.num_requests, 1)
         rows, blocks = measure(requests, other, config.seeds, config.draws, out)
         write_report(out, rows, blocks)
         draw_cells(out / "cells", rows)
