@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import refusal, run_here
+from scripts_by_path import load
 
 from common.parameters import ParameterError
 from lad_ts.diffusion_lad import posterior_schedule
@@ -19,6 +20,7 @@ from trace_ts.rules import RULES
 from trace_ts.scenario import Scenario
 from trace_ts.score_net import ScoreNet
 from trace_ts.simulation import simulate
+from trace_ts.study import trainings
 from trace_ts.synthetic import generate
 from trace_ts.training import changed
 
@@ -139,3 +141,20 @@ def test_mistakes_are_told_in_a_line_before_anything_is_written(flags, words, tm
     given = [flag.format(one=tmp_path / "one", words=tmp_path / "words") for flag in flags]
     assert words in refusal(capsys, main_trace, *given, f"--out={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_study_makes_its_tables_and_goes_on_with_what_is_there(tmp_path):
+    out = tmp_path / "study"
+    flags = ["--num_requests=1000", "--generations=1", "--seeds=1", "--draws=2", f"--out={out}"]
+    trace_study = load("trace_study")
+    run_here(trace_study, *flags)
+    kept = {path: path.stat().st_mtime_ns for path in (out / "policies").iterdir()}
+    tables = {name: (out / f"{name}.md").read_text() for name in ("cells", "main", "ablations", "blocks")}
+    assert len(kept) == sum(map(len, trainings(1))) and all(
+        " - |" not in tables[name] for name in ("main", "ablations", "blocks")
+    )
+    assert {"workload.png", "cells.png", "ablations.png"} <= {path.name for path in out.iterdir()}
+    run_here(trace_study, *flags)
+    assert kept == {path: path.stat().st_mtime_ns for path in (out / "policies").iterdir()}
+    assert tables["cells"] == (out / "cells.md").read_text()

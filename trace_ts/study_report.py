@@ -10,7 +10,7 @@ from common.run_folder import write_text
 from common.statistics_seeds import mean_interval
 from trace_ts.study import ABLATED, BLOCKS, CELLS, MAIN, OTHER, STALE, UNTRAINED, means
 
-SHOWN = ("opt_ts", "opt_ts_loading", "jsq", "affinity_fitted", "weighted_fitted", "priced_fitted", "score")
+SHOWN = ("opt_ts", "opt_ts_loading", "jsq", "affinity", "priced_fitted", "score")
 ALL = "score, one for all"
 QUANTITIES = ("mean_s", "p50_s", "p95_s", "p99_s", "slowdown", "slo_2", "slo_5", "switches", "utilisation", "fairness")
 Rows = list[dict[str, Any]]
