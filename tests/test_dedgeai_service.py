@@ -146,6 +146,7 @@ def make_image_in_browser(url: str) -> list[int]:
         page.goto(url)
         page.get_by_label("Token").fill("open sesame")
         page.keyboard.press("Enter")
+        expect(page.get_by_label("Token")).to_be_hidden()  # until then, what is typed goes into the dialog
         page.get_by_label("Prompt", exact=True).fill("red apple <b>on</b> blue")
         page.get_by_role("button", name="Make", exact=True).click()
         image = page.get_by_role("img", name="red apple <b>on</b> blue")
