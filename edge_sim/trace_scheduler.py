@@ -23,7 +23,7 @@ from trace_ts.event_loop import Seen, decide, new_seen
 from trace_ts.memory import Memory, new_memory, remember
 from trace_ts.policy_file import load_policy, read_rule
 from trace_ts.rules import RULES
-from trace_ts.scenario import RATE, Scenario
+from trace_ts.scenario import Scenario
 from trace_ts.score import BY_USER, Network
 from trace_ts.simulation import TracePolicy
 from trace_ts.view import View, new_view
@@ -94,10 +94,8 @@ class TraceScheduler:
         )
         self.most_users = max(1, USER_CELLS // servers)
         none = np.zeros(1, dtype=np.int64)
-        work = np.array([mean_work * RATE / rate.mean()])  # so that S is as on these servers
-        traffic = Requests(none.astype(float), none, work, none, min(64, self.most_users), count, 1)
+        traffic = Requests(none.astype(float), none, np.array([mean_work]), none, min(64, self.most_users), count, 1)
         self.policy, self.network = policy.arrays(scenario, rate, traffic)
-        self.network.scene[4] = mean_work
         self.cluster = new_cluster(rate, models.seconds.copy(), models.most, 0, "fcfs", np.inf)
         self.view = new_view(servers, count, servers, 0.0, True)
         self.models = models

@@ -61,7 +61,7 @@ def check(rule, requests, scenario, rate, draw=0):
     constants = [*rule.constants[:6], rule.constants[6] if scenario.age else 0.0]
     by_rate = rule.name in ("capacity_proportional", "two_choices", "round_robin")
     plain_name = PLAIN.get(rule.name, rule.name)
-    agents = Agents(plain_name, constants, mean_service(requests), credit, by_rate, scenario.load_time)
+    agents = Agents(plain_name, constants, mean_service(requests, rate), credit, by_rate, scenario.load_time)
     outages = draw_outages(scenario, outcome.time[-1] * 1.5, draw)
     plain = plain_simulation(tasks, rate, scenario, agents, outages, requests.num_models)
     for name in ("server", "loads", "attempts"):

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from trace_ts.scenario import RATE
 from trace_ts.simulation import Outcome
 from trace_ts.workload import Requests
 
@@ -20,7 +19,7 @@ def measures(outcome: Outcome, requests: Requests) -> dict[str, float]:
     The wait is the delay without loading and service, the slowdown the delay over the service on a server of mean
     speed. Fairness is Jain's index over the users' mean slowdowns, inverted so that what is long weighs little.
     """
-    delay, nominal = outcome.delay, requests.work / RATE
+    delay, nominal = outcome.delay, requests.work / outcome.rate.mean()
     slowdown = delay / nominal
     users, place = np.unique(requests.user, return_inverse=True)
     by_user = np.bincount(place, slowdown) / np.bincount(place, minlength=users.size)

@@ -10,7 +10,7 @@ import numpy as np
 from common.random_streams import Stream, random_generator
 from trace_ts.choosing import NETWORK, Policy, new_policy
 from trace_ts.rules import CONSTANTS, mean_service
-from trace_ts.scenario import RATE, Scenario
+from trace_ts.scenario import Scenario
 from trace_ts.score import BY_MODEL, BY_STATION, BY_USER, NOISE, ON_SERVER, ON_TASK, ZEROS, Network, new_network
 from trace_ts.workload import Requests
 
@@ -75,7 +75,7 @@ class ScorePolicy:
 
     def arrays(self, scenario: Scenario, rate: np.ndarray, requests: Requests) -> tuple[Policy, Network]:
         """What the event loop needs."""
-        service, servers = mean_service(requests), len(rate)
+        service, servers = mean_service(requests, rate), len(rate)
         constants = np.exp(self.parameters[: len(CONSTANTS)])
         constants[2:6] *= self.design.price
         constants[6] *= scenario.age > 0 or self.explore
@@ -91,7 +91,7 @@ class ScorePolicy:
                     scenario.load_time / service,
                     scenario.age / service,
                     scenario.resident_models,
-                    service * RATE,
+                    service * rate.mean(),
                 ]
             ),
             service,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trace_ts.choosing import DRAWN, FEWEST_TASKS, LEAST_BACKLOG, PRICED, ROUND_ROBIN, TWO_CHOICES, Policy, new_policy
-from trace_ts.scenario import RATE, Scenario
+from trace_ts.scenario import Scenario
 from trace_ts.score import Network, no_network
 from trace_ts.workload import Requests
 
@@ -18,9 +18,9 @@ CONSTANTS = ("alpha", "beta", "theta", "phi", "psi", "chi", "temperature")
 START = (1.0, 1.0, 4.0, 1.0, 4.0, 0.3, 0.3)  # of a search
 
 
-def mean_service(requests: Requests) -> float:
-    """S, the seconds of a mean request of those that training looks at, on a server of mean speed."""
-    return requests.training().work.mean() / RATE
+def mean_service(requests: Requests, rate: np.ndarray) -> float:
+    """S, the seconds of a mean request of those that training looks at, on a server of the mean of these rates [B]."""
+    return float(requests.training().work.mean() / rate.mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Rule:
         """What the event loop needs."""
         more = self.more(rate, requests)
         constants = np.array(self.constants) * ([1] * 6 + [scenario.age > 0])
-        policy = new_policy(self.kind, len(rate), constants=constants, mean_service=[mean_service(requests)], **more)
+        policy = new_policy(
+            self.kind, len(rate), constants=constants, mean_service=[mean_service(requests, rate)], **more
+        )
         return policy, no_network(len(rate))
 
     def free_constants(self, scenario: Scenario) -> list[int]:
