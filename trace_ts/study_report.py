@@ -79,7 +79,7 @@ def draw_cells(path: Path, rows: Rows) -> None:
             axis.errorbar([at for at, _ in found], mean, half, marker="o", capsize=3, color=f"C{number}", label=name)
         axis.set(xlabel=words, ylabel="mean delay (s)", yscale="log")
         axis.grid(alpha=0.3)
-    axes[2].legend(fontsize="x-small")
+    axes[1].legend(fontsize="x-small", loc="lower right")
     save_figure(figure, path)
 
 
