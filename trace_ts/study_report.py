@@ -79,7 +79,8 @@ def draw_cells(path: Path, rows: Rows) -> None:
             axis.errorbar([at for at, _ in found], mean, half, marker="o", capsize=3, color=f"C{number}", label=name)
         axis.set(xlabel=words, ylabel="mean delay (s)", yscale="log")
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize="x-small", loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), fontsize="small", bbox_to_anchor=(0.5, 1.0))
     save_figure(figure, path)
 
 
