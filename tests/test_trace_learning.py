@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import refusal, run_here
 from scripts_by_path import load
+from trace_score_net import ScoreNet
 
 from common.parameters import ParameterError
 from lad_ts.diffusion_lad import posterior_schedule
@@ -18,7 +19,6 @@ from trace_ts.model_trace import LATENTS, Design, ScorePolicy, chain_schedule
 from trace_ts.policy_file import load_policy, save_policy
 from trace_ts.rules import RULES
 from trace_ts.scenario import Scenario
-from trace_ts.score_net import ScoreNet
 from trace_ts.simulation import simulate
 from trace_ts.study import trainings
 from trace_ts.synthetic import generate

@@ -25,7 +25,6 @@ class Memory(NamedTuple):
     work: np.ndarray
     total: np.ndarray
     last_model: np.ndarray
-    last_of_all: np.ndarray
     credit: np.ndarray
 
 
@@ -37,7 +36,6 @@ def new_memory(servers: int, models: int, users: int, base_stations: int) -> Mem
         work=np.zeros(models),
         total=np.zeros(2),
         last_model=np.full(users, NONE),
-        last_of_all=np.full(1, NONE),
         credit=np.zeros((base_stations, servers)),
     )
 
@@ -63,4 +61,3 @@ def remember(m: Memory, tasks: Tasks, k: int) -> None:
                 values[i] /= m.weight[0]
         m.weight[0] = 1.0
     m.last_model[tasks.user[k]] = model
-    m.last_of_all[0] = model

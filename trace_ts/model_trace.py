@@ -71,14 +71,13 @@ class ScorePolicy:
 
     design: Design
     parameters: np.ndarray
-    explore: bool = False  # whether it draws although nothing is old
 
     def arrays(self, scenario: Scenario, rate: np.ndarray, requests: Requests) -> tuple[Policy, Network]:
         """What the event loop needs."""
         service, servers = mean_service(requests, rate), len(rate)
         constants = np.exp(self.parameters[: len(CONSTANTS)])
         constants[2:6] *= self.design.price
-        constants[6] *= scenario.age > 0 or self.explore
+        constants[6] *= scenario.age > 0
         latent = LATENTS[self.design.latent]
         memories = {BY_USER: requests.num_users, BY_MODEL: requests.num_models, BY_STATION: scenario.num_base_stations}
         network = new_network(

@@ -1,4 +1,4 @@
-"""The network's score in torch, with gradients: the same numbers as score.py's. Start reading at `ScoreNet.score`."""
+"""The network's score in torch, the oracle of the compiled one. Start reading at `ScoreNet.score`."""
 
 import numpy as np
 import torch
