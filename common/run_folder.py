@@ -174,7 +174,7 @@ def write_config(
 
     `source` is the SHA-256 of a user's own file that took part, `more` what else the run is gone on with by.
     """
-    versions = {name: version(name) for name in ("torch", "numpy", "matplotlib", "fire")}
+    versions = {name: version(name) for name in ("torch", "numpy", "numba", "matplotlib", "fire")}
     content = {
         "method": method,
         "parameters": config,
