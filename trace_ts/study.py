@@ -5,7 +5,9 @@ Start reading at `CELLS`, `train_all` and `measure`.
 
 import dataclasses
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -116,7 +118,15 @@ _requests: list[Requests] = []  # of a process that trains
 
 def _begin(requests: Requests) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _requests[:] = [requests]
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # it was killed: who goes on with the study trains the same policies
 
 
 def train(training: Training, out: Path, search: Search) -> None:
