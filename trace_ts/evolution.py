@@ -77,11 +77,11 @@ def evolve(
     generator = random_generator(Stream.TRACE_SEARCH, seed)
     if state is None:
         point = np.array(start, dtype=np.float64)
-        zeros, cost = np.zeros_like(point), validate(point)
-        state = State(0, point, zeros, zeros, point, cost, [(0, cost)], generator.bit_generator.state)
+        zeros, least = np.zeros_like(point), validate(point)
+        state = State(0, point, zeros, zeros, point, least, [(0, least)], dict(generator.bit_generator.state))
     generator.bit_generator.state = state.generator
     point, first, second = state.point, state.first, state.second
-    best, history = (state.cost, state.best), [(number, cost) for number, cost in state.history]
+    best, history = (state.cost, state.best), [(number, value) for number, value in state.history]
     progress(state.generation, state.cost)
     for generation in range(state.generation + 1, search.generations + 1):
         step = generator.standard_normal((search.pairs, point.size))
@@ -96,6 +96,7 @@ def evolve(
             found = validate(point)
             history = [*history, (generation, found)]
             best = min(best, (found, point), key=lambda pair: pair[0])
-        keep(State(generation, point, first, second, best[1], best[0], history, generator.bit_generator.state))
+        drawn = dict(generator.bit_generator.state)
+        keep(State(generation, point, first, second, best[1], best[0], history, drawn))
         progress(generation, best[0])
     return Found(best[1], best[0], history)

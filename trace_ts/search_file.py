@@ -62,7 +62,8 @@ class SearchFile:
 
     def write(self) -> None:
         """Write every state. Raises OSError."""
-        arrays, told = {}, {}
+        arrays: dict[str, np.ndarray] = {}
+        told: Content = {}
         for name, (identity, state) in self.parts.items():
             own = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
             arrays |= {f"{name}/{key}": np.ascontiguousarray(value) for key, value in own.items()}
