@@ -24,6 +24,7 @@ from trace_ts.plot_delays import plot_delays, write_tables
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import Rule
 from trace_ts.scenario import Scenario
+from trace_ts.search_file import SearchFile
 from trace_ts.simulation import Outcome
 from trace_ts.synthetic import generate
 from trace_ts.training import grid, policy_names, practised, ready_policy, simulate_draws
@@ -108,6 +109,9 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
 def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) -> Any:
     """A policy by its name; one that has to be fitted or trained is kept in the folder, or found there."""
     place = folder / "policies"
+    kept = SearchFile(place / f"{name}.search.safetensors")
+    if any((place / f"{name}{kind}").exists() for kind in (".json", ".safetensors")):
+        kept.remove()  # of a run that was killed before it did so
     if (place / f"{name}.json").exists():
         return read_rule(place / f"{name}.json")
     if (place / f"{name}.safetensors").exists():
@@ -118,18 +122,21 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
 
     def tell(part: str, generation: int, cost: float) -> None:
         if part not in bars:
-            bars[part] = Progress(total=config.generations, unit="generation", desc=f"{name}: {part}")
+            bars[part] = Progress(
+                total=config.generations, unit="generation", desc=f"{name}: {part}", initial=generation
+            )
         bars[part].update(generation - bars[part].n)
         if generation == config.generations:
             bars[part].close()
 
-    policy = ready_policy(name, requests, scenarios, search, config.seed, tell)
+    policy = ready_policy(name, requests, scenarios, search, config.seed, tell, kept)
     if bars:
         place.mkdir(exist_ok=True)
         if isinstance(policy, Rule):
             write_rule(place / f"{name}.json", policy)
         else:
             save_policy(place / f"{name}.safetensors", policy, {"name": name})
+        kept.remove()
     return policy
 
 
