@@ -178,8 +178,9 @@ def test_compress_gives_the_load():
 
 def test_compressed_requests_that_train_and_the_rest_are_each_at_the_load():
     time, work = drawn()
-    middle, busy = len(time) // 3, np.where(np.arange(len(time)) < len(time) // 3, 1.0, 5.0)
-    requests = dataclasses.replace(requests_of(time, [0] * len(time), work * busy, [0] * len(time)), num_training=middle)
+    middle, nobody = len(time) // 3, [0] * len(time)
+    work[middle:] *= 5
+    requests = dataclasses.replace(requests_of(time, nobody, work, nobody), num_training=middle)
     found = times_of(requests, "compress")
     for part in (slice(middle), slice(middle, None)):
         assert requests.work[part].sum() == pytest.approx(found[part][-1] - found[part][0])
