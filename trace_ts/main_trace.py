@@ -1,8 +1,9 @@
 """Schedulers on a real text-to-image service's requests: delays of rules and of learned policies.
 
 Fits and trains on the first half of the requests, measures on the second, over several draws of servers. Writes
-results/trace_ts/<run>/ with config.json, table.csv, draws.csv, delays.png and delays.pdf, and the policies that were
-trained. Without --requests, the requests come from the synthetic generator. Examples:
+results/trace_ts/<run>/ with config.json, table.csv, draws.csv, delays.png and delays.pdf, and in policies/ what was
+fitted or trained. Without --requests, the requests come from the synthetic generator. docs/trace.md explains policies
+and quantities. Examples:
 python trace_ts/main_trace.py --policies opt_ts,opt_ts_loading,affinity,priced
 python trace_ts/main_trace.py --requests data/gentd26/lora_request_trace.csv --policies priced_fitted,score
 """
@@ -43,23 +44,33 @@ class TraceConfig(Scenario):
         None,
         "file of requests: GenTD26's, or a CSV with time_s,user,work,model; default: the synthetic generator",
         path=True,
+        more="time_s is in s, work in image-steps; user and model are any texts.",
     )
     num_requests: int = parameter(26_467, "requests of the synthetic generator", low=100, high=10_000_000)
     policies: str = parameter(
         "capacity_proportional,jsq,opt_ts,opt_ts_loading,affinity,priced",
-        "what decides, by name",
+        "what decides: names with commas, as docs/trace.md lists them",
         more=f"Of {', '.join(policy_names())}. A name with _fitted has its constants fitted; learned policies are "
         "trained.",
     )
-    checkpoint: str | None = parameter(None, "a trained policy's file, to be measured, too", path=True)
+    checkpoint: str | None = parameter(None, "a trained network's file (.safetensors), to be measured, too", path=True)
     every_cell: bool = parameter(
-        False, "fit and train for all of the study's loads, loading times, ages and models at once"
+        False,
+        "fit and train for twelve cells of the study at once",
+        more="They differ in load, loading time, age and resident models. The scenario given is what is measured.",
     )
     generations: int = parameter(150, "generations of each search", low=1, high=100_000)
     pairs: int = parameter(16, "pairs of candidates in a generation", low=1, high=1000)
-    draws: int = parameter(5, "draws of servers to measure on", low=1, high=10_000)
+    draws: int = parameter(
+        5, "draws to measure on: of speeds, users' base stations, noise and failures", low=1, high=10_000
+    )
     seed: int = parameter(0, "seed of requests, searches and weights", low=0)
-    resume: str | None = parameter(None, "go on in this folder; trained policies are kept", path=True)
+    resume: str | None = parameter(
+        None,
+        "go on in this folder; fitted and trained policies are kept",
+        path=True,
+        more="Other --policies and --draws may be given; the other parameters are those of the folder.",
+    )
     out: str | None = parameter(None, "folder of the run; default results/trace_ts/<run>", path=True)
 
     def check(self) -> None:

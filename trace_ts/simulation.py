@@ -145,6 +145,8 @@ def simulate(
 ) -> Outcome:
     """Schedule and serve a part of the requests, from idle servers without models.
 
+    The policy is a rule of `rules.RULES`, or a file's: of `policy_file.load_policy` or `policy_file.read_rule`. What
+    is fitted or trained has seen the first half of the requests, so measure on slice(len(requests) // 2, None).
     The draw gives rates, base stations, noise, outages and what rules draw; `rate` [B] in image-steps/s takes the place
     of the drawn rates. `seen` is filled with what a network saw of each task.
     """

@@ -186,9 +186,11 @@ def contestants(cell: str, requests: Requests, seeds: int, out: Path) -> Iterato
 def measure(
     requests: Requests, other: Requests, seeds: int, draws: int, out: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every figure of every policy in every cell, a row for each draw of servers; writes cells.csv and blocks.csv.
+    """The rows of cells.csv and blocks.csv, which it writes: one for each cell, policy, training seed and draw.
 
-    Then the mean delay of each of `BLOCKS` consecutive parts. `other` are the requests of the cell `OTHER`.
+    A row of cells.csv has the figures of `measures` and us_a_task, the simulation's time for a task in microseconds,
+    which for the first policy of all counts compilation. A row of blocks.csv has the mean delay in s of one of `BLOCKS`
+    consecutive parts, from 0 on. `other` are the requests of the cell `OTHER`.
     """
     rows: list[dict[str, Any]] = []
     blocks: list[dict[str, Any]] = []

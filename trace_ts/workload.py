@@ -94,7 +94,7 @@ def requests_of(
 def read_trace(path: str | Path, seed: int = 0) -> Requests:
     """The requests of a file of either kind, told apart by its header; `seed` is that of `read_gentd26`.
 
-    Raises ParameterError of --trace for a file that is of neither kind, or damaged; it names line and column.
+    Raises ParameterError of --requests for a file that is of neither kind, or damaged; it names line and column.
     """
     file = InputCsv(path, "requests")
     try:
@@ -109,7 +109,7 @@ def read_trace(path: str | Path, seed: int = 0) -> Requests:
 def read_csv(path: str | Path) -> Requests:
     """The requests of a CSV file with columns time_s, user, work (image-steps) and model, in any order of rows.
 
-    Users and models are any texts; other columns are ignored. Raises ParameterError of --trace.
+    Users and models are any texts; other columns are ignored. Raises ParameterError of --requests.
     """
     file = InputCsv(path, "requests")
     time, user, work, model = [], [], [], []
@@ -136,7 +136,7 @@ def read_gentd26(path: str | Path, seed: int = 0) -> Requests:
     """The requests of Alibaba's trace GenTD26, file lora_request_trace.csv, from 2024-11-19 on, which is time 0.
 
     Rows that lack a time, user, model, images, steps or execution time are left out. Times are whole seconds in the
-    file; a seeded part of a second is added to each. Raises ParameterError of --trace.
+    file; a seeded part of a second is added to each. Raises ParameterError of --requests.
     """
     file = InputCsv(path, "requests")
     time, user, work, model = [], [], [], []
