@@ -67,9 +67,9 @@ class TraceConfig(Scenario):
     seed: int = parameter(0, "seed of requests, searches and weights", low=0)
     resume: str | None = parameter(
         None,
-        "go on in this folder; fitted and trained policies are kept",
+        "go on in this folder; policies that are done are kept",
         path=True,
-        more="Other --policies and --draws may be given; the other parameters are those of the folder.",
+        more="A search that was killed goes on. Only --policies and --draws may be given anew.",
     )
     out: str | None = parameter(None, "folder of the run; default results/trace_ts/<run>", path=True)
 

@@ -30,7 +30,7 @@ class Scenario(Parameters):
         "how the trace's time is scaled to that load",
         choices=("flat", "compress"),
         more="flat: every hour lasts as long as its work takes, so that bursts below an hour stay. compress: all times "
-        "by one factor, so that days and nights stay.",
+        "of a half by one factor, so that days and nights stay.",
     )
     num_servers: int = parameter(20, "edge servers", low=1, high=1000)
     num_base_stations: int = parameter(20, "base stations over which users are spread", low=1, high=1000)
