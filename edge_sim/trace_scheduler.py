@@ -21,7 +21,7 @@ from trace_ts.cluster import NONE, Cluster, Tasks, new_cluster
 from trace_ts.compiled import compiled
 from trace_ts.event_loop import Seen, decide, new_seen
 from trace_ts.memory import Memory, new_memory, remember
-from trace_ts.policy_file import load_policy, read_rule
+from trace_ts.policy_file import SUFFIXES, read_policy
 from trace_ts.rules import RULES
 from trace_ts.scenario import Scenario
 from trace_ts.score import BY_USER, Network
@@ -40,10 +40,8 @@ def trace_method(name: str) -> Method:
     policy: TracePolicy
     if what in RULES:
         policy = RULES[what]
-    elif path.suffix == ".safetensors" and path.is_file():
-        policy = load_policy(path, "scheduler")
-    elif path.suffix == ".json" and path.is_file():
-        policy = read_rule(path, "scheduler")
+    elif path.suffix in SUFFIXES and path.is_file():
+        policy = read_policy(path, "scheduler")
     else:
         form = f"{PREFIX}FILE of a policy of trace_ts/main_trace.py, which ends with .safetensors or .json"
         raise ParameterError("scheduler", name, f"must be {PREFIX} with one of {', '.join(RULES)}, or {form}")
@@ -93,7 +91,7 @@ class TraceScheduler:
             resident_models=models.most,
         )
         self.most_users = max(1, USER_CELLS // servers)
-        none = np.zeros(1, dtype=np.int64)
+        none = np.zeros(1, dtype=np.int64)  # one request of the first model, so that models rank as in the catalogue
         traffic = Requests(none.astype(float), none, np.array([mean_work]), none, min(64, self.most_users), count, 1)
         self.policy, self.network = policy.arrays(scenario, rate, traffic)
         self.cluster = new_cluster(rate, models.seconds.copy(), models.most, 0, "fcfs", np.inf)

@@ -2,7 +2,7 @@
 
 Fits and trains on the first half of the requests, measures on the second, over several draws of servers. Writes
 results/trace_ts/<run>/ with config.json, table.csv, draws.csv, delays.png and delays.pdf, and the policies that were
-trained. Without --requests, the requests come from the synthetic generator. Examples:
+fitted or trained. Without --requests, the requests come from the synthetic generator. Examples:
 python trace_ts/main_trace.py --policies opt_ts,opt_ts_loading,affinity,priced
 python trace_ts/main_trace.py --requests data/gentd26/lora_request_trace.csv --policies priced_fitted,score
 """
@@ -21,12 +21,12 @@ from common.statistics_seeds import with_interval
 from trace_ts.evolution import Search
 from trace_ts.metrics import measures
 from trace_ts.plot_delays import plot_delays, write_tables
-from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
-from trace_ts.rules import Rule
+from trace_ts.policy_file import SUFFIXES, read_policy, save_policy, write_rule
+from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
 from trace_ts.simulation import Outcome
 from trace_ts.synthetic import generate
-from trace_ts.training import grid, policy_names, practised, ready_policy, simulate_draws
+from trace_ts.training import CENTRAL, grid, policy_names, practised, ready_policy, simulate_draws
 from trace_ts.workload import Requests, read_trace
 
 FREE = ("resume", "policies", "draws")  # what may be given anew for a stored run
@@ -50,7 +50,7 @@ class TraceConfig(Scenario):
         more=f"Of {', '.join(policy_names())}. A name with _fitted has its constants fitted; learned policies are "
         "trained.",
     )
-    checkpoint: str | None = parameter(None, "a trained policy's file, to be measured, too", path=True)
+    checkpoint: str | None = parameter(None, "file of a trained policy or fitted rule, to be measured, too", path=True)
     every_cell: bool = parameter(
         False, "fit and train for all of the study's loads, loading times, ages and models at once"
     )
@@ -58,7 +58,7 @@ class TraceConfig(Scenario):
     pairs: int = parameter(16, "pairs of candidates in a generation", low=1, high=1000)
     draws: int = parameter(5, "draws of servers to measure on", low=1, high=10_000)
     seed: int = parameter(0, "seed of requests, searches and weights", low=0)
-    resume: str | None = parameter(None, "go on in this folder; trained policies are kept", path=True)
+    resume: str | None = parameter(None, "go on in this folder; fitted and trained policies are kept", path=True)
     out: str | None = parameter(None, "folder of the run; default results/trace_ts/<run>", path=True)
 
     def check(self) -> None:
@@ -87,7 +87,7 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
     if config.resume:
         config = resumed(config, given, FREE)
     requests = load_requests(config)
-    checkpoint = load_policy(Path(config.checkpoint)) if config.checkpoint else None
+    checkpoint = read_policy(Path(config.checkpoint), "checkpoint") if config.checkpoint else None
     default = RESULTS / "trace_ts" / f"{'trace' if config.requests else 'synthetic'}_load{config.load:g}"
     with run_place(config.resume, config.out, default) as folder:
         write_config(folder, "trace_ts", dataclasses.asdict(config))
@@ -108,10 +108,9 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
 def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) -> Any:
     """A policy by its name; one that has to be fitted or trained is kept in the folder, or found there."""
     place = folder / "policies"
-    if (place / f"{name}.json").exists():
-        return read_rule(place / f"{name}.json")
-    if (place / f"{name}.safetensors").exists():
-        return load_policy(place / f"{name}.safetensors", "resume")
+    for path in (place / f"{name}{suffix}" for suffix in SUFFIXES):
+        if path.exists():
+            return read_policy(path, "resume")
     scenarios = grid(config.scenario()) if config.every_cell else practised(config.scenario())
     search = Search(generations=config.generations, pairs=config.pairs)
     bars: dict[str, Progress] = {}
@@ -124,7 +123,7 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
             bars[part].close()
 
     policy = ready_policy(name, requests, scenarios, search, config.seed, tell)
-    if bars:
+    if name not in RULES and name not in CENTRAL:
         place.mkdir(exist_ok=True)
         if isinstance(policy, Rule):
             write_rule(place / f"{name}.json", policy)

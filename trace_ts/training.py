@@ -19,7 +19,7 @@ from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
 from trace_ts.simulation import Outcome, simulate
-from trace_ts.sita import fit_partition, fit_size_intervals
+from trace_ts.sita import Partition, fit_partition, fit_size_intervals
 from trace_ts.workload import Requests
 
 LEARNED = {
@@ -111,7 +111,9 @@ def ready_policy(
     if name in CLASSES:
         return fit_size_intervals(CLASSES[name], requests, scenarios, draws)
     if name == PARTITION:
-        return fit_partition(requests, scenarios, draws)
+        rule = fit_partition(requests, scenarios, draws)
+        assert isinstance(rule.more, Partition)
+        return dataclasses.replace(rule, more=rule.more.on(requests))  # so that it can be kept
     if name in LEARNED:
         return train_network(name, LEARNED[name][1], requests, scenarios, search, seed, progress)
     raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")
