@@ -30,6 +30,7 @@ from edge_sim.server_profile import Profile
 from edge_sim.servers import Asked, Known, Models
 from edge_sim.simulation import simulate
 from trace_ts import simulation as trace_simulation
+from trace_ts.central import CENTRAL, Pull, simulate_pull
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import RULES, START
@@ -72,6 +73,8 @@ def both(name, policy, trace, load_time, most, folder):
         load_time=load_time,
         resident_models=most,
     )
+    if isinstance(policy, Pull):
+        return found, simulate_pull(replay.requests, scenario, 0, order=policy.order, rate=rate)
     expected = trace_simulation.simulate(policy, replay.requests, scenario, 0, rate=rate)
     return found, expected
 
@@ -86,10 +89,10 @@ def check(found, expected):
 # --- beside the simulator of trace_ts ---
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [*RULES, *CENTRAL])
 @pytest.mark.parametrize(("load_time", "most"), [(0.0, 1), (12.0, 1), (12.0, 3)])
 def test_a_rule_decides_and_servers_work_as_in_the_simulator_of_trace_ts(name, load_time, most, trace, tmp_path):
-    check(*both(f"trace:{name}", RULES[name], trace, load_time, most, tmp_path))
+    check(*both(f"trace:{name}", (RULES | CENTRAL)[name], trace, load_time, most, tmp_path))
 
 
 @pytest.mark.parametrize("design", [Design(), Design(steps=3, latent="user"), Design(steps=2, latent="base_station")])
@@ -271,9 +274,12 @@ def test_a_simulated_run_loads_the_models_that_requests_ask_for(scheduler, trace
         ("trace:", [], "--scheduler=trace:: must be trace: with one of random, "),
         ("trace:priced_fitted", [], "must be trace: with one of random, "),
         ("trace:nowhere.json", [], "must be trace: with one of random, "),
+        ("trace:sita_2_fitted", [], "trace:FILE of a policy of trace_ts/main_trace.py"),
+        ("trace:pull_shortest", [], ", pull, pull_resident, pull_fcfs, or trace:FILE of"),
         ("trace:BAD.json", [], "must be a rule of main_trace.py"),
         ("trace:BAD.safetensors", [], "must be a policy of main_trace.py"),
         ("trace:jsq", ["--learn", True], "--learn=True: must come with a scheduler that learns"),
+        ("trace:pull", ["--learn", True], "--learn=True: must come with a scheduler that learns"),
         ("trace:jsq", ["--checkpoint", "x.pt"], "--checkpoint=x.pt: must come with a scheduler that learns"),
     ],
 )

@@ -18,6 +18,7 @@ from common.parameters import ParameterError, parameter
 from common.progress import Progress
 from common.run_folder import RESULTS, peak_memory, resumed, run_place, write_config
 from common.statistics_seeds import with_interval
+from trace_ts.central import CENTRAL
 from trace_ts.evolution import Search
 from trace_ts.metrics import measures
 from trace_ts.plot_delays import plot_delays, write_tables
@@ -26,7 +27,7 @@ from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
 from trace_ts.simulation import Outcome
 from trace_ts.synthetic import generate
-from trace_ts.training import CENTRAL, grid, policy_names, practised, ready_policy, simulate_draws
+from trace_ts.training import grid, policy_names, practised, ready_policy, simulate_draws
 from trace_ts.workload import Requests, read_trace
 
 FREE = ("resume", "policies", "draws")  # what may be given anew for a stored run

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from common.parameters import ParameterError
-from trace_ts.central import Pull
+from trace_ts.central import CENTRAL, Pull
 from trace_ts.evolution import Search
 from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
@@ -31,7 +31,6 @@ LEARNED = {
     "d2sac_ts": ("the same from noise", Design(steps=5, latent="noise")),
     "score_unpriced": ("a network's score without the price of a load", Design(price=False)),
 }
-CENTRAL = {"pull": Pull("shortest"), "pull_resident": Pull("resident_first"), "pull_fcfs": Pull("fcfs")}
 CLASSES = {"sita_2_fitted": 2, "sita_3_fitted": 3}  # classes of sizes
 PARTITION = "partition_fitted"
 OVERLOADS = (1.0, 1.5, 2.25, 3.0)
