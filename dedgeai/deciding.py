@@ -69,12 +69,17 @@ class Rounds:
         if self.held and not self.groups:
             self.take(None, [])
 
+    @property
+    def can_decide(self) -> bool:
+        """Whether a server is up, or tasks that find none are held back."""
+        return self.dispatcher.ready.holds_back or any(server.up for server in self.cluster.servers)
+
     async def decide_all(self) -> None:
         """Decide and send round after round, for ever."""
         while True:
             await self.wake.wait()
             self.wake.clear()
-            while self.groups and not self.stopped and any(server.up for server in self.cluster.servers):
+            while self.groups and not self.stopped and self.can_decide:
                 slot, records = self.groups.popleft()
                 chunks = self.chunks(records)
                 if self.dispatcher.ready.holds_back:
