@@ -19,10 +19,11 @@ from common.parameters import ParameterError, parameter
 from common.progress import Progress
 from common.run_folder import RESULTS, peak_memory, resumed, run_place, write_config
 from common.statistics_seeds import with_interval
+from trace_ts.central import CENTRAL
 from trace_ts.metrics import measures
 from trace_ts.plot_delays import plot_delays, write_tables
-from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
-from trace_ts.rules import Rule
+from trace_ts.policy_file import SUFFIXES, read_policy, save_policy, write_rule
+from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
 from trace_ts.search import Search
 from trace_ts.search_file import SearchFile
@@ -53,7 +54,7 @@ class TraceConfig(Scenario):
         more=f"Of {', '.join(policy_names())}. A name with _fitted has its constants fitted; learned policies are "
         "trained.",
     )
-    checkpoint: str | None = parameter(None, "a trained network's file (.safetensors), to be measured, too", path=True)
+    checkpoint: str | None = parameter(None, "file of a trained policy or fitted rule, to be measured, too", path=True)
     every_cell: bool = parameter(
         False,
         "fit and train for twelve cells of the study at once",
@@ -99,7 +100,7 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
     if config.resume:
         config = resumed(config, given, FREE)
     requests = load_requests(config)
-    checkpoint = load_policy(Path(config.checkpoint)) if config.checkpoint else None
+    checkpoint = read_policy(Path(config.checkpoint), "checkpoint") if config.checkpoint else None
     default = RESULTS / "trace_ts" / f"{'trace' if config.requests else 'synthetic'}_load{config.load:g}"
     with run_place(config.resume, config.out, default) as folder:
         write_config(folder, "trace_ts", dataclasses.asdict(config))
@@ -121,12 +122,10 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
     """A policy by its name; one that has to be fitted or trained is kept in the folder, or found there."""
     place = folder / "policies"
     kept = SearchFile(place / f"{name}.search.safetensors")
-    if any((place / f"{name}{kind}").exists() for kind in (".json", ".safetensors")):
-        kept.remove()  # of a run that was killed before it did so
-    if (place / f"{name}.json").exists():
-        return read_rule(place / f"{name}.json")
-    if (place / f"{name}.safetensors").exists():
-        return load_policy(place / f"{name}.safetensors", "resume")
+    for path in (place / f"{name}{suffix}" for suffix in SUFFIXES):
+        if path.exists():
+            kept.remove()  # of a run that was killed before it did so
+            return read_policy(path, "resume")
     scenarios = grid(config.scenario()) if config.every_cell else practised(config.scenario())
     search = Search(generations=config.generations, pairs=config.pairs)
     bars: dict[str, Progress] = {}
@@ -141,7 +140,7 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
             bars[part].close()
 
     policy = ready_policy(name, requests, scenarios, search, config.seed, tell, kept)
-    if bars:
+    if name not in RULES and name not in CENTRAL:
         place.mkdir(exist_ok=True)
         if isinstance(policy, Rule):
             write_rule(place / f"{name}.json", policy)
