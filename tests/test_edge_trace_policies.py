@@ -24,7 +24,7 @@ from dedgeai.run_options import choose_model, run_options
 from dedgeai.tasks import Task
 from edge_sim.catalogue import use
 from edge_sim.dispatcher import Dispatcher
-from edge_sim.replay import read_replay
+from edge_sim.replay import Replay, read_replay
 from edge_sim.schedulers import SchedulerOptions, make_scheduler, method_of
 from edge_sim.server_profile import Profile
 from edge_sim.servers import Asked, Known, Models
@@ -53,14 +53,21 @@ def trace(tmp_path_factory) -> Path:
     return path
 
 
+def replay_of(trace: Path) -> Replay:
+    """The file's requests, all of which train, so that one factor scales their times."""
+    replay = read_replay(str(trace), 250, 200, MODELS)
+    return dataclasses.replace(replay, requests=dataclasses.replace(replay.requests, num_training=250))
+
+
 def both(name, policy, trace, load_time, most, folder):
     """What the edge system's simulation and that of trace_ts make of the same requests on the same servers."""
-    replay = read_replay(str(trace), 250, 200, MODELS)
+    replay = replay_of(trace)
+    requests = replay.requests
     rate = draw_rates(SERVERS, 3)
     profile = Profile(1 / rate, np.zeros(SERVERS), np.zeros(SERVERS), 0.0, {})
     models = Models(np.full(MODELS, load_time), most, held=())
     options = SchedulerOptions(
-        *(name, method_of(name), None, folder, 1, 1, (1, 200), 0.0, 450.0, 0), models, replay.mean_steps, 0.7
+        *(name, method_of(name), None, folder, 1, 1, (1, 200), 0.0, 450.0, 0), models, requests.work.mean(), 0.7
     )
     stream = replay.stream(250, SERVERS, np.zeros(250), 0.7, profile)
     dispatcher = Dispatcher(make_scheduler(options, profile))
@@ -74,8 +81,8 @@ def both(name, policy, trace, load_time, most, folder):
         resident_models=most,
     )
     if isinstance(policy, Pull):
-        return found, simulate_pull(replay.requests, scenario, 0, order=policy.order, rate=rate)
-    expected = trace_simulation.simulate(policy, replay.requests, scenario, 0, rate=rate)
+        return found, simulate_pull(requests, scenario, 0, order=policy.order, rate=rate)
+    expected = trace_simulation.simulate(policy, requests, scenario, 0, rate=rate)
     return found, expected
 
 
@@ -127,7 +134,7 @@ def kept(rule, requests, path):
 @pytest.mark.parametrize("rule", CLASSES)
 def test_classes_of_tasks_come_from_their_file(rule, load_time, most, trace, tmp_path):
     """As the rule decides that was not kept: a model of the catalogue is another number than in the trace."""
-    replay = read_replay(str(trace), 250, 200, MODELS)
+    replay = replay_of(trace)
     assert replay.model.tolist() != [*range(MODELS)]
     file = kept(rule, replay.requests, tmp_path / "classes.json")
     check(*both(f"trace:{file}", rule, trace, load_time, most, tmp_path))
