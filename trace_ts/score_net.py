@@ -1,6 +1,6 @@
 """The networks in torch, for learning by gradients: the score of score.py, and the value of a state.
 
-Start reading at `ScoreNet.score`.
+Start reading at `ScoreNet.forward`.
 """
 
 import numpy as np
@@ -26,29 +26,43 @@ class ScoreNet(torch.nn.Module):
         constants, *flat = self.vector.split(sizes)
         return constants.exp(), *(part.view(shape) for part, shape in zip(flat, self.design.shapes, strict=True))
 
-    def score(self, on_server: torch.Tensor, on_task: torch.Tensor) -> torch.Tensor:
-        """Scores [N, B] in mean services, from on_server [N, ON_SERVER, B] and on_task [N, ON_TASK]."""
+    def forward(self, on_server: torch.Tensor, on_task: torch.Tensor, begin: torch.Tensor) -> torch.Tensor:
+        """The scores [N, B] in mean services by which tasks choose; a chain begins with begin [N, B].
+
+        Inputs are on_server [N, ON_SERVER, B] and on_task [N, ON_TASK]; the last of each is the chain's own.
+        """
         constants, server_in, task_in, bias, out = self.parts()
+        servers = on_server.shape[2]
+        same = on_task[:, :-1] @ task_in[:, :-1].T + bias
+        each = on_server[:, :-1].transpose(1, 2).flatten(0, 1) @ server_in[:, :-1].T
+        hidden = each.unflatten(0, (-1, servers)) + same[:, None]  # [N, B, H]
+        rule, load, scale = self.rule(constants, on_server, on_task)
+
+        def score(hidden: torch.Tensor) -> torch.Tensor:
+            change, more = (torch.nn.functional.leaky_relu(hidden, 0.01) @ out.T).unbind(2)
+            return rule + scale * more + load * change.clamp(-5, 5).exp()
+
+        if not self.schedule:
+            return score(hidden)
+        x = begin
+        for i, (end, present) in enumerate(self.schedule):
+            step = (1 - i / len(self.schedule)) * task_in[:, -1]
+            found = score(hidden + step + x[:, :, None] * server_in[:, -1])
+            x = end * (found.min(1, keepdim=True).values - found).clamp(min=-20) + present * x
+        return -x
+
+    def rule(
+        self, constants: torch.Tensor, on_server: torch.Tensor, on_task: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The priced rule: its score [N, B] without loading, what loading costs [N, B], and the scale [N, 1] of more.
+
+        All in mean services.
+        """
         alpha, beta, theta, phi, psi, chi, _ = constants
-        hidden = server_in @ on_server + (on_task @ task_in.T + bias)[:, :, None]
-        heads = out @ torch.nn.functional.leaky_relu(hidden, 0.01)
         q, service, miss = on_server[:, 0].expm1(), on_server[:, 2].exp(), on_server[:, 3]
         own = on_server.shape[2] * ((3 * (on_task[:, 4] - 1)).exp() - 1e-3) / on_task[:, 3].expm1().clamp(min=1)
         price = self.design.price * (theta + phi * q + psi * on_server[:, 4].expm1()) / (1 + chi * own)[:, None]
-        load = miss * on_task[:, 9, None] * price * heads[:, 0].clamp(-5, 5).exp()
-        return alpha * q + beta * service + on_task[:, 0, None].exp() * heads[:, 1] + load
-
-    def forward(self, on_server: torch.Tensor, on_task: torch.Tensor, begin: torch.Tensor) -> torch.Tensor:
-        """The scores [N, B] by which tasks choose; a chain begins with begin [N, B]."""
-        if not self.schedule:
-            return self.score(on_server, on_task)
-        x = begin
-        for i, (end, present) in enumerate(self.schedule):
-            step = torch.full_like(on_task[:, -1:], 1 - i / len(self.schedule))
-            servers = torch.cat([on_server[:, :-1], x[:, None]], 1)
-            found = self.score(servers, torch.cat([on_task[:, :-1], step], 1))
-            x = end * (found.min(1, keepdim=True).values - found).clamp(min=-20) + present * x
-        return -x
+        return alpha * q + beta * service, miss * on_task[:, 9, None] * price, on_task[:, 0, None].exp()
 
 
 class ValueNet(torch.nn.Module):
