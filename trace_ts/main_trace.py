@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from common.command_line import command_line
 from common.parameters import ParameterError, parameter
 from common.progress import Progress
-from common.run_folder import RESULTS, peak_memory, resumed, run_place, write_config
+from common.run_folder import RESULTS, peak_memory, read_source, resumed, run_place, write_config
 from common.statistics_seeds import with_interval
 from trace_ts.evolution import Search
 from trace_ts.metrics import measures
@@ -26,10 +26,10 @@ from trace_ts.rules import Rule
 from trace_ts.scenario import Scenario
 from trace_ts.simulation import Outcome
 from trace_ts.synthetic import generate
-from trace_ts.training import grid, policy_names, practised, ready_policy, simulate_draws
+from trace_ts.training import LEARNED, grid, policy_names, practised, ready_policy, simulate_draws
 from trace_ts.workload import Requests, read_trace
 
-FREE = ("resume", "policies", "draws")  # what may be given anew for a stored run
+FREE = ("resume", "policies", "draws", "requests", "checkpoint")  # what may be given anew for a stored run
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -63,9 +63,12 @@ class TraceConfig(Scenario):
 
     def check(self) -> None:
         super().check()
-        for name in self.policies.split(","):
+        names = self.policies.split(",")
+        for name in names:
             if name not in policy_names():
                 raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")
+            if names.count(name) > 1:
+                raise ParameterError("policies", self.policies, f"must name {name} once")
 
     def scenario(self) -> Scenario:
         """The scenario alone."""
@@ -76,10 +79,14 @@ def load_requests(config: TraceConfig) -> Requests:
     """The requests of a file or of the generator. Raises ParameterError."""
     if config.requests is None:
         return generate(config.num_requests, config.seed)
-    requests = read_trace(Path(config.requests), config.seed)
-    if len(requests) < 2:
-        raise ParameterError("requests", config.requests, "must hold at least two requests")
-    return requests
+    return read_trace(config.requests, config.seed, least=2)
+
+
+def same_requests(config: TraceConfig, requests: Requests, given: bool) -> None:
+    """Raises ParameterError when a stored run, whose policies are kept, began with other requests."""
+    before = read_source(Path(config.resume or ""))
+    if before != requests.fingerprint() and (before or given):  # older versions did not keep it
+        raise ParameterError("requests", config.requests, f"must hold the requests that {config.resume} began with")
 
 
 def main(config: TraceConfig, given: dict[str, Any]) -> None:
@@ -87,10 +94,12 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
     if config.resume:
         config = resumed(config, given, FREE)
     requests = load_requests(config)
+    if config.resume:
+        same_requests(config, requests, "requests" in given)
     checkpoint = load_policy(Path(config.checkpoint)) if config.checkpoint else None
     default = RESULTS / "trace_ts" / f"{'trace' if config.requests else 'synthetic'}_load{config.load:g}"
     with run_place(config.resume, config.out, default) as folder:
-        write_config(folder, "trace_ts", dataclasses.asdict(config))
+        write_config(folder, "trace_ts", dataclasses.asdict(config), requests.fingerprint())
         scenario, test = config.scenario(), slice(len(requests) // 2, None)
         outcomes: dict[str, list[Outcome]] = {}
         made = {name: trained(config, name, requests, folder) for name in config.policies.split(",")}
@@ -108,10 +117,16 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
 def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) -> Any:
     """A policy by its name; one that has to be fitted or trained is kept in the folder, or found there."""
     place = folder / "policies"
-    if (place / f"{name}.json").exists():
-        return read_rule(place / f"{name}.json")
-    if (place / f"{name}.safetensors").exists():
-        return load_policy(place / f"{name}.safetensors", "resume")
+    if name.endswith("_fitted") and (path := place / f"{name}.json").exists():
+        rule = read_rule(path)
+        if f"{rule.name}_fitted" != name:
+            raise ParameterError("resume", path, f"must be the rule {name}, but is {rule.name}")
+        return rule
+    if name in LEARNED and (path := place / f"{name}.safetensors").exists():
+        learned = load_policy(path, "resume")
+        if learned.design != LEARNED[name][1]:
+            raise ParameterError("resume", path, f"must be of the design of {name}, but is of another")
+        return learned
     scenarios = grid(config.scenario()) if config.every_cell else practised(config.scenario())
     search = Search(generations=config.generations, pairs=config.pairs)
     bars: dict[str, Progress] = {}
@@ -136,10 +151,10 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
 def say(found: dict[str, list[dict[str, float]]]) -> None:
     """Print the main figures of every policy, with 95 % intervals over draws."""
     shown = ("mean_s", "p50_s", "p95_s", "p99_s", "slowdown", "slo_5", "switches")
-    print(f"{'policy':24}" + "".join(f"{name:>18}" for name in shown))
+    print(f"{'policy':24}" + "".join(f" {name:>18}" for name in shown))
     for name, rows in found.items():
         cells = [with_interval([row[key] for row in rows], None if key.endswith("_s") else 2) for key in shown]
-        print(f"{name:24}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{name:24}" + "".join(f" {cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":
