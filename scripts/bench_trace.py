@@ -5,7 +5,7 @@ then once more with models to load. The edge system's simulation schedules the f
 slot of its own, which is the same schedule: both mean delays are printed. Compilation is not counted, seconds are those
 that the processor worked on it, and the least of some repeats counts, since other programs only ever add. Examples:
 python scripts/bench_trace.py
-python scripts/bench_trace.py --requests=lora_request_trace.csv --load=0.95
+python scripts/bench_trace.py --requests data/gentd26/lora_request_trace.csv --load 0.95
 """
 
 import common.quiet_start  # noqa: F401
@@ -42,14 +42,21 @@ LINK_RATE = 450.0  # Mbit/s; nothing is sent over it
 class BenchConfig(Parameters):
     """Every parameter of bench_trace.py."""
 
-    requests: str | None = parameter(None, "file of requests; default: the synthetic generator", path=True)
+    requests: str | None = parameter(
+        None, "file of requests, as of main_trace.py; default: the synthetic generator", path=True
+    )
     num_requests: int = parameter(200_000, "synthetic requests", low=2, high=10_000_000)
     edge_requests: int = parameter(2000, "requests that the edge system's simulation schedules", low=1)
-    load: float = parameter(0.8, "offered load", low=0.001, high=100)
-    load_time: float = parameter(12.0, "time to load a model, in the second column", unit="s", low=0, high=1e6)
+    load: float = parameter(
+        0.8,
+        "offered load: work per second over what all servers do in a second, loading not counted",
+        low=0.001,
+        high=100,
+    )
+    load_time: float = parameter(12.0, "time to load a model, in the last column", unit="s", low=0, high=1e6)
     num_servers: int = parameter(20, "edge servers", low=1, high=200)
     repeats: int = parameter(5, "timed runs of each rule", low=1)
-    seed: int = parameter(0, "of requests and rates", low=0)
+    seed: int = parameter(0, "seed of requests and rates", low=0)
 
 
 def least_time(run: Callable[[], Any], repeats: int) -> float:

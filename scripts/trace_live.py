@@ -47,7 +47,12 @@ class LiveConfig(Parameters):
     policies: str = parameter("opt_ts,opt_ts_loading,affinity,priced", "what decides, as --scheduler trace:NAME")
     num_tasks: int = parameter(240, "requests of the synthetic generator", low=100, high=100_000)
     num_servers: int = parameter(5, "edge servers", low=1, high=100)
-    load: float = parameter(0.8, "offered load without loading", above=0, high=100)
+    load: float = parameter(
+        0.8,
+        "offered load: work per second over what all servers do in a second, loading not counted",
+        above=0,
+        high=100,
+    )
     compute: str = parameter("simulated", "what live servers do, as of main_dedgeai.py", choices=("real", "simulated"))
     step_seconds: float = parameter(0.005, "simulated: time of a step on a server of speed 1", unit="s", above=0)
     max_steps: int = parameter(1000, "most denoising steps; requests of more are cut", unit="steps", low=2, high=1000)

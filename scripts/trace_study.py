@@ -1,4 +1,4 @@
-"""Schedulers on a real service's requests: every table and figure of docs/trace.md.
+"""Schedulers on a real service's requests: the study that docs/trace.md explains.
 
 Fits and trains on the first half of the requests, measures on the second. A second call goes on where the first ended.
 Writes policies/, cells.csv, blocks.csv, tables as Markdown, and the figures workload, cells and ablations.
@@ -30,11 +30,15 @@ KEPT = ("requests", "num_requests", "generations")  # which must be the same whe
 class TraceStudyConfig(Parameters):
     """Every parameter of trace_study.py."""
 
-    requests: str | None = parameter(None, "file of requests; default: the synthetic generator", path=True)
+    requests: str | None = parameter(
+        None, "file of requests, as of main_trace.py; default: the synthetic generator", path=True
+    )
     num_requests: int = parameter(26_467, "requests of the synthetic generator", low=STUDIED, high=10_000_000)
     generations: int = parameter(100, "generations of each search", low=1, high=100_000)
     seeds: int = parameter(3, "training seeds of each network, from 0 on", low=1, high=100)
-    draws: int = parameter(5, "draws of servers to measure on", low=2, high=1000)
+    draws: int = parameter(
+        5, "draws to measure on: of speeds, users' base stations, noise and failures", low=2, high=1000
+    )
     jobs: int = parameter(2, "trainings at the same time, best the number of cores", low=1, high=1000)
     only_measure: bool = parameter(False, "train nothing more, measure what there is")
     out: str = parameter(str(RESULTS / "trace_study"), "folder of the study", path=True)

@@ -23,7 +23,7 @@ from common.parameters import Parameters
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARTS = ["scheduling", "methods", "cooperative", "text-to-image", "pocket-model", "meg", "edge-system"]
-PARTS += ["edge-api", "deploy"]
+PARTS += ["edge-api", "deploy", "trace"]
 FORM = ["What it is", "How to run it", "What it writes", "How it differs from the paper or the published code"]
 FORM += ["Results", "Limits"]
 MADE_UP = ROOT / "docs" / "made_up.md"  # where the pages with mistakes pretend to lie

@@ -15,6 +15,7 @@ from common.parameters import ParameterError
 from common.tables import read_csv as read_table
 from trace_ts.describe import describe, switch_share
 from trace_ts.plot_workload import plot_workload
+from trace_ts.simulation import times_of
 from trace_ts.synthetic import SyntheticParameters, generate
 from trace_ts.time_scale import base_stations, compress, flat, unit_time
 from trace_ts.workload import Requests, read_csv, read_gentd26, read_trace, requests_of, write_csv
@@ -173,6 +174,19 @@ def test_compress_gives_the_load():
     assert work.sum() / (found[-1] - found[0]) / 50 == pytest.approx(0.8)
     assert found[0] == 0
     np.testing.assert_allclose(found * (time[-1] - time[0]), (time - time[0]) * found[-1])
+
+
+def test_compressed_requests_that_train_and_the_rest_are_each_at_the_load():
+    time, work = drawn()
+    middle, nobody = len(time) // 3, [0] * len(time)
+    work[middle:] *= 5
+    requests = dataclasses.replace(requests_of(time, nobody, work, nobody), num_training=middle)
+    found = times_of(requests, "compress")
+    for part in (slice(middle), slice(middle, None)):
+        assert requests.work[part].sum() == pytest.approx(found[part][-1] - found[part][0])
+    assert (np.diff(found) >= 0).all()
+    at_once = requests_of([3.0, 3.0, 4.0, 9.0], [0] * 4, [1.0] * 4, [0] * 4)  # nothing can be said of the first half
+    assert times_of(at_once, "compress").tolist() == pytest.approx([0, 0, 4 / 6, 4])
 
 
 @pytest.mark.parametrize("scale", ["flat", "compress"])

@@ -6,6 +6,7 @@ arXiv 1703.03864). Start reading at `evolve`.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,29 @@ class Found:
     history: list[tuple[int, float]]
 
 
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A search after a generation: all that it goes on from to the same end.
+
+    The parameters `point` [P] and Adam's moments `first` and `second` [P], the best validated parameters [P] and their
+    cost, every validation, and the generator's state.
+    """
+
+    generation: int
+    point: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    best: np.ndarray
+    cost: float
+    history: list[tuple[int, float]]
+    generator: dict[str, Any]
+
+    @property
+    def validated(self) -> bool:
+        """Whether its generation was validated."""
+        return self.history[-1][0] == self.generation
+
+
 def evolve(
     start: np.ndarray,
     costs: Callable[[np.ndarray, np.random.Generator], np.ndarray],
@@ -40,17 +64,26 @@ def evolve(
     search: Search,
     seed: int,
     progress: Callable[[int, float], None] = lambda generation, cost: None,
+    state: State | None = None,
+    keep: Callable[[State], None] = lambda state: None,
 ) -> Found:
     """Search from parameters `start` [P].
 
     costs(candidates [N, P], generator) gives the candidates' costs [N], all measured on the same things, which it may
     draw by the generator. validate(parameters) is the cost that tells which are the best; the start is validated, too.
+    progress(generation, cost) gets the least cost at first and after each generation, keep(state) what the search can
+    be gone on from: with that `state`, it ends as if it had not stopped.
     """
-    generator, point = random_generator(Stream.TRACE_SEARCH, seed), np.array(start, dtype=np.float64)
-    first, second = np.zeros_like(point), np.zeros_like(point)
-    best, history = (validate(point), point.copy()), []
-    history.append((0, best[0]))
-    for generation in range(1, search.generations + 1):
+    generator = random_generator(Stream.TRACE_SEARCH, seed)
+    if state is None:
+        point = np.array(start, dtype=np.float64)
+        zeros, least = np.zeros_like(point), validate(point)
+        state = State(0, point, zeros, zeros, point, least, [(0, least)], dict(generator.bit_generator.state))
+    generator.bit_generator.state = state.generator
+    point, first, second = state.point, state.first, state.second
+    best, history = (state.cost, state.best), [(number, value) for number, value in state.history]
+    progress(state.generation, state.cost)
+    for generation in range(state.generation + 1, search.generations + 1):
         step = generator.standard_normal((search.pairs, point.size))
         cost = costs(np.concatenate([point + search.sigma * step, point - search.sigma * step]), generator)
         rank = cost.argsort().argsort() / (cost.size - 1)  # from 0 to 1
@@ -61,7 +94,9 @@ def evolve(
         point = point - size * mean / (np.sqrt(spread) + 1e-8)
         if generation % search.check_every == 0 or generation == search.generations:
             found = validate(point)
-            history.append((generation, found))
-            best = min(best, (found, point.copy()), key=lambda pair: pair[0])
+            history = [*history, (generation, found)]
+            best = min(best, (found, point), key=lambda pair: pair[0])
+        drawn = dict(generator.bit_generator.state)
+        keep(State(generation, point, first, second, best[1], best[0], history, drawn))
         progress(generation, best[0])
     return Found(best[1], best[0], history)

@@ -7,11 +7,13 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
-from trace_ts.evolution import Found, Search, evolve
+from trace_ts.evolution import Found, Search, State, evolve
 from trace_ts.scenario import Scenario
+from trace_ts.search_file import Part, digest
 from trace_ts.simulation import TracePolicy, simulate
 from trace_ts.workload import Requests
 
@@ -42,6 +44,21 @@ def checks(scenarios: Sequence[Scenario]) -> list[Job]:
     return [Job(scenario, first + i, slice(None)) for scenario in scenarios for i in range(draws)]
 
 
+def identity(
+    start: np.ndarray, requests: Requests, scenarios: Sequence[Scenario], search: Search, seed: int
+) -> dict[str, Any]:
+    """What tells a search from others, of the same policy and start, too; how many threads measure does not count."""
+    arrays = (requests.time, requests.user, requests.work, requests.model)
+    return {
+        "method": "evolution strategy",
+        "start": digest([start]),
+        "requests": [digest(arrays), requests.num_users, requests.num_models],
+        "scenarios": [dataclasses.asdict(scenario) for scenario in scenarios],
+        "search": dataclasses.asdict(dataclasses.replace(search, threads=0)),
+        "seed": seed,
+    }
+
+
 def fit(
     policy: Callable[[np.ndarray], TracePolicy],
     start: np.ndarray,
@@ -50,13 +67,20 @@ def fit(
     search: Search,
     seed: int,
     progress: Callable[[int, float], None] = lambda generation, cost: None,
+    kept: Part | None = None,
 ) -> Found:
     """Parameters [P], of those that policy(parameters) turns into a policy, with the least log of the mean delay.
 
     The mean is over scenarios. Each generation draws segments of the first half with a scenario and servers each; the
     best is chosen on the whole first half, with other servers. The second half is not looked at.
+    The search goes on from the state in `kept`, whose identity tells policies apart, and keeps its own there. Raises
+    ParameterError when that file is damaged.
     """
     requests = requests.halves()[0]
+    state, keep = None, lambda state: None
+    if kept is not None:
+        kept = kept.of(**identity(start, requests, scenarios, search, seed))
+        state, keep = kept.load(State), lambda state: kept.save(vars(state), state.validated)
     count = len(requests)
     segment = min(SEGMENT, count)
     judged = checks(scenarios)
@@ -76,4 +100,4 @@ def fit(
             made = policy(parameters)
             return float(np.mean(list(pool.map(lambda job: log_mean_delay(made, requests, job), judged))))
 
-        return evolve(start, costs, validate, search, seed, progress)
+        return evolve(start, costs, validate, search, seed, progress, state, keep)

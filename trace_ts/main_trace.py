@@ -1,8 +1,9 @@
 """Schedulers on a real text-to-image service's requests: delays of rules and of learned policies.
 
 Fits and trains on the first half of the requests, measures on the second, over several draws of servers. Writes
-results/trace_ts/<run>/ with config.json, table.csv, draws.csv, delays.png and delays.pdf, and the policies that were
-trained. Without --requests, the requests come from the synthetic generator. Examples:
+results/trace_ts/<run>/ with config.json, table.csv, draws.csv, delays.png and delays.pdf, and in policies/ what was
+fitted or trained. Without --requests, the requests come from the synthetic generator. docs/trace.md explains policies
+and quantities. Examples:
 python trace_ts/main_trace.py --policies opt_ts,opt_ts_loading,affinity,priced
 python trace_ts/main_trace.py --requests data/gentd26/lora_request_trace.csv --policies priced_fitted,score
 """
@@ -24,6 +25,7 @@ from trace_ts.plot_delays import plot_delays, write_tables
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import Rule
 from trace_ts.scenario import Scenario
+from trace_ts.search_file import SearchFile
 from trace_ts.simulation import Outcome
 from trace_ts.synthetic import generate
 from trace_ts.training import LEARNED, grid, policy_names, practised, ready_policy, simulate_draws
@@ -42,23 +44,34 @@ class TraceConfig(Scenario):
         None,
         "file of requests: GenTD26's, or a CSV with time_s,user,work,model; default: the synthetic generator",
         path=True,
+        more="time_s is in s, work in image-steps; user and model are any texts.",
     )
     num_requests: int = parameter(26_467, "requests of the synthetic generator", low=100, high=10_000_000)
     policies: str = parameter(
         "capacity_proportional,jsq,opt_ts,opt_ts_loading,affinity,priced",
-        "what decides, by name",
+        "what decides: names with commas, as docs/trace.md lists them",
         more=f"Of {', '.join(policy_names())}. A name with _fitted has its constants fitted; learned policies are "
         "trained.",
     )
-    checkpoint: str | None = parameter(None, "a trained policy's file, to be measured, too", path=True)
+    checkpoint: str | None = parameter(None, "a trained network's file (.safetensors), to be measured, too", path=True)
     every_cell: bool = parameter(
-        False, "fit and train for all of the study's loads, loading times, ages and models at once"
+        False,
+        "fit and train for twelve cells of the study at once",
+        more="They differ in load, loading time, age and resident models. The scenario given is what is measured.",
     )
     generations: int = parameter(150, "generations of each search", low=1, high=100_000)
     pairs: int = parameter(16, "pairs of candidates in a generation", low=1, high=1000)
-    draws: int = parameter(5, "draws of servers to measure on", low=1, high=10_000)
+    draws: int = parameter(
+        5, "draws to measure on: of speeds, users' base stations, noise and failures", low=1, high=10_000
+    )
     seed: int = parameter(0, "seed of requests, searches and weights", low=0)
-    resume: str | None = parameter(None, "go on in this folder; trained policies are kept", path=True)
+    resume: str | None = parameter(
+        None,
+        "go on in this folder; policies that are done are kept",
+        path=True,
+        more="A search that was killed goes on. --policies, --draws and --checkpoint may be given anew, and --requests "
+        "for a file that has moved.",
+    )
     out: str | None = parameter(None, "folder of the run; default results/trace_ts/<run>", path=True)
 
     def check(self) -> None:
@@ -117,12 +130,15 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
 def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) -> Any:
     """A policy by its name; one that has to be fitted or trained is kept in the folder, or found there."""
     place = folder / "policies"
+    kept = SearchFile(place / f"{name}.search.safetensors")
     if name.endswith("_fitted") and (path := place / f"{name}.json").exists():
+        kept.remove()  # of a run that was killed before it did so
         rule = read_rule(path)
         if f"{rule.name}_fitted" != name:
             raise ParameterError("resume", path, f"must be the rule {name}, but is {rule.name}")
         return rule
     if name in LEARNED and (path := place / f"{name}.safetensors").exists():
+        kept.remove()
         learned = load_policy(path, "resume")
         if learned.design != LEARNED[name][1]:
             raise ParameterError("resume", path, f"must be of the design of {name}, but is of another")
@@ -133,18 +149,21 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
 
     def tell(part: str, generation: int, cost: float) -> None:
         if part not in bars:
-            bars[part] = Progress(total=config.generations, unit="generation", desc=f"{name}: {part}")
+            bars[part] = Progress(
+                total=config.generations, unit="generation", desc=f"{name}: {part}", initial=generation
+            )
         bars[part].update(generation - bars[part].n)
         if generation == config.generations:
             bars[part].close()
 
-    policy = ready_policy(name, requests, scenarios, search, config.seed, tell)
+    policy = ready_policy(name, requests, scenarios, search, config.seed, tell, kept)
     if bars:
         place.mkdir(exist_ok=True)
         if isinstance(policy, Rule):
             write_rule(place / f"{name}.json", policy)
         else:
             save_policy(place / f"{name}.safetensors", policy, {"name": name})
+        kept.remove()
     return policy
 
 

@@ -16,8 +16,10 @@ def jain(values: np.ndarray) -> float:
 def measures(outcome: Outcome, requests: Requests) -> dict[str, float]:
     """Figures of an outcome, by name with their unit; requests are those that it is of.
 
-    The wait is the delay without loading and service, the slowdown the delay over the service on a server of mean
-    speed. Fairness is Jain's index over the users' mean slowdowns, inverted so that what is long weighs little.
+    Shares are from 0 to 1: those of tasks that keep an SLO or need a load (switches), and of time in which servers load
+    or serve (utilisation). The wait is the delay without loading and service, the slowdown the delay over the service
+    on a server of mean speed. Fairness is Jain's index over the users' mean slowdowns, inverted so that what is long
+    weighs little.
     """
     delay, nominal = outcome.delay, requests.work / outcome.rate.mean()
     slowdown = delay / nominal

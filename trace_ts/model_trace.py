@@ -67,7 +67,10 @@ def chain_schedule(steps: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ScorePolicy:
-    """A learned policy with its parameters [P], for any number of servers and any scenario."""
+    """A learned policy for any number of servers and any scenario.
+
+    Its parameters [P] are the logarithms of the constants of `rules.CONSTANTS`, then the network's weights.
+    """
 
     design: Design
     parameters: np.ndarray

@@ -15,7 +15,7 @@ from trace_ts.score import Network, no_network
 from trace_ts.workload import Requests
 
 CONSTANTS = ("alpha", "beta", "theta", "phi", "psi", "chi", "temperature")
-START = (1.0, 1.0, 4.0, 1.0, 4.0, 0.3, 0.3)  # of a search
+START = (1.0, 1.0, 4.0, 1.0, 4.0, 0.3, 0.3)  # of `priced`, where its search starts, too
 
 
 def mean_service(requests: Requests, rate: np.ndarray) -> float:

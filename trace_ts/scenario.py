@@ -20,18 +20,23 @@ class Scenario(Parameters):
 
     GROUP: ClassVar[str] = "scenario"
 
-    load: float = parameter(0.8, "offered load without loading", low=0.001, high=100)
+    load: float = parameter(
+        0.8,
+        "offered load: work per second over what all servers do in a second, loading not counted",
+        low=0.001,
+        high=100,
+    )
     time_scale: str = parameter(
         "flat",
         "how the trace's time is scaled to that load",
         choices=("flat", "compress"),
         more="flat: every hour lasts as long as its work takes, so that bursts below an hour stay. compress: all times "
-        "by one factor.",
+        "of a half by one factor, so that days and nights stay.",
     )
     num_servers: int = parameter(20, "edge servers", low=1, high=1000)
     num_base_stations: int = parameter(20, "base stations over which users are spread", low=1, high=1000)
     load_time: float = parameter(12.0, "time to load a model", unit="s", low=0, high=1e6)
-    resident_models: int = parameter(1, "models that a server holds; the least recently used goes", low=1, high=1000)
+    resident_models: int = parameter(1, "models in a server's memory; the least recently used goes", low=1, high=1000)
     discipline: str = parameter(
         "fcfs",
         "which of its tasks a server takes next",
@@ -43,7 +48,12 @@ class Scenario(Parameters):
         0.0, "a task that has waited for longer is taken next whatever the discipline; 0: never", unit="s", low=0
     )
     age: float = parameter(
-        0.0, "time between two news of backlogs and models", unit="s", low=0, high=1e6, more="0: all is known at once."
+        0.0,
+        "time between two news of backlogs and held models",
+        unit="s",
+        low=0,
+        high=1e6,
+        more="0: all is known at once.",
     )
     own_sends: bool = parameter(True, "whether agents count what they have sent since the last news")
     noise: float = parameter(0.0, "standard deviation of the log of service times; their mean stays", low=0, high=3)

@@ -55,8 +55,20 @@ class Outcome:
 
 @functools.lru_cache(maxsize=8)
 def times_of(requests: Requests, scale: str) -> np.ndarray:
-    """`unit_time` [K] of requests, kept."""
-    return unit_time(requests.time, requests.work, scale)
+    """`unit_time` [K] of requests, kept. Compressed, the part that trains and the rest are each at the load.
+
+    With one factor for both, what is measured would be at a load that nobody asked for. A part without a duration
+    leaves no other choice.
+    """
+    middle, time, work = len(requests.training()), requests.time, requests.work
+    parts = [part for part in (slice(middle), slice(middle, None)) if len(time[part])]
+    if scale == "flat" or not parts or any(time[part][0] == time[part][-1] for part in parts):
+        return unit_time(time, work, scale)
+    found = [unit_time(time[part], work[part], scale) for part in parts]
+    if len(found) > 1:
+        gap = (time[middle] - time[middle - 1]) * work.sum() / (time[-1] - time[0])
+        found[1] += found[0][-1] + gap
+    return np.concatenate(found)
 
 
 class State(NamedTuple):
@@ -133,6 +145,8 @@ def simulate(
 ) -> Outcome:
     """Schedule and serve a part of the requests, from idle servers without models.
 
+    The policy is a rule of `rules.RULES`, or a file's: of `policy_file.load_policy` or `policy_file.read_rule`. What
+    is fitted or trained has seen the first half of the requests, so measure on slice(len(requests) // 2, None).
     The draw gives rates, base stations, noise, outages and what rules draw; `rate` [B] in image-steps/s takes the place
     of the drawn rates. `seen` is filled with what a network saw of each task.
     """

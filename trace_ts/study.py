@@ -5,7 +5,9 @@ Start reading at `CELLS`, `train_all` and `measure`.
 
 import dataclasses
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +24,7 @@ from trace_ts.model_trace import ScorePolicy
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
+from trace_ts.search_file import SearchFile
 from trace_ts.training import (
     CENTRAL,
     CLASSES,
@@ -90,6 +93,10 @@ class Training:
         name = f"{self.cell}, {self.policy}, {self.seed}".replace(" ", "_").replace(",", "")
         return out / "policies" / f"{name}.{'json' if self.rule else 'safetensors'}"
 
+    def kept(self, out: Path) -> SearchFile:
+        """What its search goes on from."""
+        return SearchFile(self.path(out).with_suffix(".search.safetensors"), "out")
+
     def load(self, out: Path) -> Rule | ScorePolicy:
         """What was trained. Raises ParameterError."""
         return read_rule(self.path(out), "out") if self.rule else load_policy(self.path(out), "out")
@@ -111,25 +118,36 @@ _requests: list[Requests] = []  # of a process that trains
 
 def _begin(requests: Requests) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _requests[:] = [requests]
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # it was killed: who goes on with the study trains the same policies
+
+
 def train(training: Training, out: Path, search: Search) -> None:
-    """Train one policy and keep it; one that is there is not trained again."""
+    """Train one policy and keep it, from where its search was killed; one that is there is not trained again."""
     if training.path(out).exists():
         return
+    kept = training.kept(out)
     requests = _requests[0]
     scenarios = grid(Scenario()) if training.cell == EVERY else practised(scenario_of(training.cell))
     quiet = lambda *told: None  # noqa: E731
     if training.rule:
-        rule = fit_rule(RULES[training.policy], requests, scenarios, search, training.seed, quiet)
+        rule = fit_rule(RULES[training.policy], requests, scenarios, search, training.seed, quiet, kept)
         write_rule(training.path(out), rule)
+        kept.remove()
         return
     begin = Training(training.cell, "priced", 0).load(out)
     assert isinstance(begin, Rule)
     design = LEARNED[training.policy][1]
-    policy = train_network(training.policy, design, requests, scenarios, search, training.seed, quiet, begin)
+    policy = train_network(training.policy, design, requests, scenarios, search, training.seed, quiet, begin, kept)
     save_policy(training.path(out), policy, {"cell": training.cell, "policy": training.policy})
+    kept.remove()
 
 
 def train_all(requests: Requests, seeds: int, search: Search, jobs: int, out: Path) -> None:
@@ -139,6 +157,8 @@ def train_all(requests: Requests, seeds: int, search: Search, jobs: int, out: Pa
     single = dataclasses.replace(search, threads=1)
     for part, name in zip(trainings(seeds), ("fitting", "training"), strict=True):
         left = [one for one in part if not one.path(out).exists()]
+        for one in set(part) - set(left):
+            one.kept(out).remove()  # of a study that was killed before it did so
         with ProcessPoolExecutor(jobs, context, _begin, (requests,)) as pool:
             try:
                 running = [pool.submit(train, one, out, single) for one in left]
@@ -166,9 +186,11 @@ def contestants(cell: str, requests: Requests, seeds: int, out: Path) -> Iterato
 def measure(
     requests: Requests, other: Requests, seeds: int, draws: int, out: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every figure of every policy in every cell, a row for each draw of servers; writes cells.csv and blocks.csv.
+    """The rows of cells.csv and blocks.csv, which it writes: one for each cell, policy, training seed and draw.
 
-    Then the mean delay of each of `BLOCKS` consecutive parts. `other` are the requests of the cell `OTHER`.
+    A row of cells.csv has the figures of `measures` and us_a_task, the simulation's time for a task in microseconds,
+    which for the first policy of all counts compilation. A row of blocks.csv has the mean delay in s of one of `BLOCKS`
+    consecutive parts, from 0 on. `other` are the requests of the cell `OTHER`.
     """
     rows: list[dict[str, Any]] = []
     blocks: list[dict[str, Any]] = []

@@ -18,6 +18,7 @@ from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
+from trace_ts.search_file import SearchFile
 from trace_ts.simulation import Outcome, simulate
 from trace_ts.sita import fit_partition, fit_size_intervals
 from trace_ts.workload import Requests
@@ -60,9 +61,15 @@ def simulate_one(policy: Ready, requests: Requests, scenario: Scenario, draw: in
 
 
 def fit_rule(
-    rule: Rule, requests: Requests, scenarios: Sequence[Scenario], search: Search, seed: int, progress: Progress
+    rule: Rule,
+    requests: Requests,
+    scenarios: Sequence[Scenario],
+    search: Search,
+    seed: int,
+    progress: Progress,
+    kept: SearchFile | None = None,
 ) -> Rule:
-    """The rule with its free constants fitted to the scenarios."""
+    """The rule with its free constants fitted to the scenarios, by a search that goes on from `kept`."""
     base = scenarios[0]
     for scenario in scenarios:
         if len(rule.free_constants(scenario)) > len(rule.free_constants(base)):
@@ -72,7 +79,8 @@ def fit_rule(
         return rule
     start = np.log(np.array(rule.constants)[numbers])
     tell = lambda generation, cost: progress(rule.name, generation, cost)  # noqa: E731
-    found = fit(lambda x: rule.with_constants(base, x), start, requests, scenarios, search, seed, tell)
+    part = kept and kept.part(rule.name, policy=[rule.name, rule.constants, rule.free])
+    found = fit(lambda x: rule.with_constants(base, x), start, requests, scenarios, search, seed, tell, part)
     return rule.with_constants(base, found.parameters)
 
 
@@ -85,26 +93,37 @@ def train_network(
     seed: int,
     progress: Progress,
     begin: Rule | None = None,
+    kept: SearchFile | None = None,
 ) -> ScorePolicy:
-    """A network trained by the evolution strategy, from the priced rule on: `begin`, or one fitted so, too."""
-    begin = begin or fit_rule(RULES["priced"], requests, scenarios, search, seed, progress)
+    """A network trained by the evolution strategy, from the priced rule on: `begin`, or one fitted so, too.
+
+    Both searches go on from `kept`.
+    """
+    begin = begin or fit_rule(RULES["priced"], requests, scenarios, search, seed, progress, kept)
     start = design.begin(np.array(begin.constants), seed)
     tell = lambda generation, cost: progress(name, generation, cost)  # noqa: E731
-    found = fit(lambda x: ScorePolicy(design, x), start, requests, scenarios, search, seed, tell)
+    part = kept and kept.part(name, policy=dataclasses.asdict(design))
+    found = fit(lambda x: ScorePolicy(design, x), start, requests, scenarios, search, seed, tell, part)
     return ScorePolicy(design, found.parameters)
 
 
 def ready_policy(
-    name: str, requests: Requests, scenarios: Sequence[Scenario], search: Search, seed: int, progress: Progress
+    name: str,
+    requests: Requests,
+    scenarios: Sequence[Scenario],
+    search: Search,
+    seed: int,
+    progress: Progress,
+    kept: SearchFile | None = None,
 ) -> Ready:
     """A policy by its name, fitted or trained for these scenarios where it has something to learn.
 
-    Raises ParameterError for a name that there is not.
+    Searches go on from `kept`. Raises ParameterError for a name that there is not, and when that file is damaged.
     """
     if name in RULES:
         return RULES[name]
     if name.endswith("_fitted") and name.removesuffix("_fitted") in RULES:
-        return fit_rule(RULES[name.removesuffix("_fitted")], requests, scenarios, search, seed, progress)
+        return fit_rule(RULES[name.removesuffix("_fitted")], requests, scenarios, search, seed, progress, kept)
     if name in CENTRAL:
         return CENTRAL[name]
     draws = range(FIRST_DRAW, FIRST_DRAW + VALIDATION_DRAWS)
@@ -113,7 +132,7 @@ def ready_policy(
     if name == PARTITION:
         return fit_partition(requests, scenarios, draws)
     if name in LEARNED:
-        return train_network(name, LEARNED[name][1], requests, scenarios, search, seed, progress)
+        return train_network(name, LEARNED[name][1], requests, scenarios, search, seed, progress, kept=kept)
     raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")
 
 
