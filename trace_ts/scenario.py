@@ -57,7 +57,13 @@ class Scenario(Parameters):
     )
     own_sends: bool = parameter(True, "whether agents count what they have sent since the last news")
     noise: float = parameter(0.0, "standard deviation of the log of service times; their mean stays", low=0, high=3)
-    up_time: float = parameter(0.0, "mean time until a server fails; 0: none fails", unit="s", low=0)
+    up_time: float = parameter(
+        0.0,
+        "mean time until a server fails; 0: none fails",
+        unit="s",
+        low=0,
+        more="None fails later than 1.5 times the last request's arrival, so that all is served at last.",
+    )
     down_time: float = parameter(60.0, "mean time until it comes back, without a model", unit="s", above=0)
 
     @property
