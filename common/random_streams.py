@@ -32,6 +32,7 @@ class Stream(enum.IntEnum):
     TRACE_SEARCH = 35  # candidates, segments and draws of an evolution strategy
     TRACE_SYNTHETIC = 36  # requests of the synthetic generator
     TRACE_EPISODES = 37  # which requests and which draw an episode has
+    TRACE_GRADIENTS = 38  # segments, batches and weights of learning by gradients
 
 
 def random_generator(stream: Stream, *numbers: int) -> np.random.Generator:

@@ -14,8 +14,8 @@ from typing import Any
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import RESULTS, claimed, describe, read_json, unused, write_config
-from trace_ts.evolution import Search
 from trace_ts.plot_workload import plot_workload
+from trace_ts.search import Search
 from trace_ts.study import measure, train_all
 from trace_ts.study_report import draw_ablations, draw_cells, write_report
 from trace_ts.synthetic import generate

@@ -7,18 +7,19 @@ import pytest
 import torch
 from helpers import refusal, run_here
 from scripts_by_path import load
-from trace_score_net import ScoreNet
 
 from common.parameters import ParameterError
 from lad_ts.diffusion_lad import posterior_schedule
 from trace_ts import main_trace
 from trace_ts.event_loop import new_seen
-from trace_ts.evolution import Search, evolve
+from trace_ts.evolution import Evolution
 from trace_ts.fitting import fit
 from trace_ts.model_trace import LATENTS, Design, ScorePolicy, chain_schedule
 from trace_ts.policy_file import load_policy, save_policy
 from trace_ts.rules import RULES
 from trace_ts.scenario import Scenario
+from trace_ts.score_net import ScoreNet
+from trace_ts.search import Search, improve
 from trace_ts.simulation import simulate
 from trace_ts.study import trainings
 from trace_ts.synthetic import generate
@@ -82,7 +83,11 @@ def test_the_search_finds_the_least_and_is_the_same_again():
     def costs(candidates, generator):
         return ((candidates - goal) ** 2).sum(1) + generator.normal() * 0  # the draw is the search's own
 
-    found = [evolve(np.zeros(3), costs, lambda x: float(((x - goal) ** 2).sum()), Search(200), 0) for _ in range(2)]
+    def validate(point):
+        return float(((point - goal) ** 2).sum())
+
+    search = Search(200)
+    found = [improve(Evolution(np.zeros(3), costs, search, 0), validate, search) for _ in range(2)]
     np.testing.assert_allclose(found[0].parameters, goal, atol=0.1)
     np.testing.assert_array_equal(found[0].parameters, found[1].parameters)
     assert found[0].cost == min(cost for _, cost in found[0].history)

@@ -4,6 +4,7 @@ import contextlib
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,17 @@ import pytest
 from helpers import refusal, run_here, start_script
 
 from trace_ts import main_trace, search_file, study
-from trace_ts.evolution import Search, evolve
+from trace_ts.evolution import Evolution
 from trace_ts.main_trace import TraceConfig, trained
 from trace_ts.policy_file import load_policy, read_rule
-from trace_ts.search_file import SearchFile
+from trace_ts.search import Search, improve
+from trace_ts.search_file import Part, SearchFile
 from trace_ts.study import Training
 from trace_ts.synthetic import generate
 
 REQUESTS = generate(600, 0)
 SMALL = {"num_requests": 600, "num_servers": 4, "generations": 23, "pairs": 2}
-NAMES = ("affinity_fitted", "score", "d2sac_ts")
+NAMES = ("affinity_fitted", "score", "d2sac_ts", "lad_ts_ppo", "sac_ts", "dqn_ts")
 
 
 class StopError(Exception):
@@ -143,20 +145,35 @@ def test_a_damaged_file_is_told_of_in_a_line(tmp_path, monkeypatch, capsys):
     assert not path.exists()
 
 
-def test_a_search_may_stop_after_any_generation():
+def test_a_search_may_stop_after_any_generation(tmp_path, monkeypatch):
+    monkeypatch.setattr(search_file, "EVERY", 0.0)
+
+    def kept(path: Path) -> Part:
+        return SearchFile(path).part("search")
+
+    def stop_after(last: int) -> Callable[[int, float], None]:
+        def progress(generation: int, cost: float) -> None:
+            if generation == last:
+                raise StopError
+
+        return progress
+
     def costs(candidates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return ((candidates - generator.normal(size=3)) ** 2).sum(1)
 
     def validate(point: np.ndarray) -> float:
         return float((point**2).sum())
 
-    search, states = Search(12, 3, check_every=5), []
-    whole = evolve(np.ones(3), costs, validate, search, 0, keep=states.append)
-    for state in states:
-        again = evolve(np.zeros(3), costs, validate, search, 0, state=state)
-        np.testing.assert_array_equal(again.parameters, whole.parameters)
-        assert (again.cost, again.history) == (whole.cost, whole.history)
-    assert [state.generation for state in states if state.validated] == [5, 10, 12]
+    search, whole = Search(12, 3, check_every=5), Evolution(np.ones(3), costs, Search(12, 3), 0)
+    found = improve(whole, validate, search)
+    for generation in range(1, 13):
+        path = tmp_path / f"{generation}"
+        with pytest.raises(StopError):
+            improve(Evolution(np.ones(3), costs, search, 0), validate, search, stop_after(generation), kept(path))
+        again = improve(Evolution(np.zeros(3), costs, search, 1), validate, search, kept=kept(path))
+        np.testing.assert_array_equal(again.parameters, found.parameters)
+        assert (again.cost, again.history) == (found.cost, found.history)
+    assert [number for number, _ in found.history] == [0, 5, 10, 12]
 
 
 def test_a_file_keeps_arrays_of_any_kind_exactly(tmp_path):

@@ -6,13 +6,14 @@ Start reading at `fit`.
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from trace_ts.evolution import Found, Search, State, evolve
+from trace_ts.evolution import Evolution
 from trace_ts.scenario import Scenario
+from trace_ts.search import Found, Search, improve
 from trace_ts.search_file import Part, digest
 from trace_ts.simulation import TracePolicy, simulate
 from trace_ts.workload import Requests
@@ -59,6 +60,14 @@ def identity(
     }
 
 
+def draw_job(requests: Requests, scenarios: Sequence[Scenario], generator: np.random.Generator, segment: int) -> Job:
+    """A segment of so many requests, or of all, with one of the scenarios and servers that searches see."""
+    segment = min(segment, len(requests))
+    begin = int(generator.integers(len(requests) - segment + 1))
+    scenario = scenarios[generator.integers(len(scenarios))]
+    return Job(scenario, FIRST_DRAW + int(generator.integers(TRAINING_DRAWS)), slice(begin, begin + segment))
+
+
 def fit(
     policy: Callable[[np.ndarray], TracePolicy],
     start: np.ndarray,
@@ -77,27 +86,19 @@ def fit(
     ParameterError when that file is damaged.
     """
     requests = requests.halves()[0]
-    state, keep = None, lambda state: None
-    if kept is not None:
-        kept = kept.of(**identity(start, requests, scenarios, search, seed))
-        state, keep = kept.load(State), lambda state: kept.save(vars(state), state.validated)
-    count = len(requests)
-    segment = min(SEGMENT, count)
-    judged = checks(scenarios)
+    kept = kept and kept.of(**identity(start, requests, scenarios, search, seed))
     with ThreadPoolExecutor(search.threads or os.cpu_count()) as pool:
 
         def costs(candidates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-            jobs = []
-            for _ in range(SEGMENTS if len(scenarios) == 1 else MIXED_SEGMENTS):
-                begin = int(generator.integers(count - segment + 1))
-                scenario = scenarios[generator.integers(len(scenarios))]
-                draw = FIRST_DRAW + int(generator.integers(TRAINING_DRAWS))
-                jobs.append(Job(scenario, draw, slice(begin, begin + segment)))
+            segments = SEGMENTS if len(scenarios) == 1 else MIXED_SEGMENTS
+            jobs = [draw_job(requests, scenarios, generator, SEGMENT) for _ in range(segments)]
             made = [policy(candidate) for candidate in candidates]
             return np.array(list(pool.map(lambda one: sum(log_mean_delay(one, requests, job) for job in jobs), made)))
 
-        def validate(parameters: np.ndarray) -> float:
-            made = policy(parameters)
-            return float(np.mean(list(pool.map(lambda job: log_mean_delay(made, requests, job), judged))))
+        validate = lambda x: validated(policy(x), requests, scenarios, pool)  # noqa: E731
+        return improve(Evolution(start, costs, search, seed), validate, search, progress, kept)
 
-        return evolve(start, costs, validate, search, seed, progress, state, keep)
+
+def validated(policy: TracePolicy, requests: Requests, scenarios: Sequence[Scenario], pool: Executor) -> float:
+    """The log of the mean delay, averaged over `checks`."""
+    return float(np.mean(list(pool.map(lambda job: log_mean_delay(policy, requests, job), checks(scenarios)))))

@@ -19,12 +19,12 @@ from common.parameters import ParameterError, parameter
 from common.progress import Progress
 from common.run_folder import RESULTS, peak_memory, read_source, resumed, run_place, write_config
 from common.statistics_seeds import with_interval
-from trace_ts.evolution import Search
 from trace_ts.metrics import measures
 from trace_ts.plot_delays import plot_delays, write_tables
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import Rule
 from trace_ts.scenario import Scenario
+from trace_ts.search import Search
 from trace_ts.search_file import SearchFile
 from trace_ts.simulation import Outcome
 from trace_ts.synthetic import generate

@@ -70,17 +70,20 @@ class ScorePolicy:
     """A learned policy for any number of servers and any scenario.
 
     Its parameters [P] are the logarithms of the constants of `rules.CONSTANTS`, then the network's weights.
+    While news is not old, tasks go where the score is least; with `explore`, they draw by this temperature in mean
+    services.
     """
 
     design: Design
     parameters: np.ndarray
+    explore: float = 0.0
 
     def arrays(self, scenario: Scenario, rate: np.ndarray, requests: Requests) -> tuple[Policy, Network]:
         """What the event loop needs."""
         service, servers = mean_service(requests, rate), len(rate)
         constants = np.exp(self.parameters[: len(CONSTANTS)])
         constants[2:6] *= self.design.price
-        constants[6] *= scenario.age > 0
+        constants[6] = constants[6] if scenario.age > 0 else self.explore
         latent = LATENTS[self.design.latent]
         memories = {BY_USER: requests.num_users, BY_MODEL: requests.num_models, BY_STATION: scenario.num_base_stations}
         network = new_network(

@@ -18,17 +18,16 @@ import numpy as np
 
 from common.progress import Progress
 from common.tables import write_csv
-from trace_ts.evolution import Search
 from trace_ts.metrics import by_block, measures
 from trace_ts.model_trace import ScorePolicy
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
+from trace_ts.search import Search
 from trace_ts.search_file import SearchFile
 from trace_ts.training import (
     CENTRAL,
     CLASSES,
-    LEARNED,
     PARTITION,
     Ready,
     changed,
@@ -144,8 +143,7 @@ def train(training: Training, out: Path, search: Search) -> None:
         return
     begin = Training(training.cell, "priced", 0).load(out)
     assert isinstance(begin, Rule)
-    design = LEARNED[training.policy][1]
-    policy = train_network(training.policy, design, requests, scenarios, search, training.seed, quiet, begin, kept)
+    policy = train_network(training.policy, requests, scenarios, search, training.seed, quiet, begin, kept)
     save_policy(training.path(out), policy, {"cell": training.cell, "policy": training.policy})
     kept.remove()
 

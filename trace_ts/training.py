@@ -8,29 +8,47 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from common.parameters import ParameterError
 from trace_ts.central import Pull
-from trace_ts.evolution import Search
 from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
+from trace_ts.search import Search
 from trace_ts.search_file import SearchFile
 from trace_ts.simulation import Outcome, simulate
 from trace_ts.sita import fit_partition, fit_size_intervals
 from trace_ts.workload import Requests
 
+EVOLUTION = "evolution"
+CHAIN = Design(steps=5, latent="user")
+
+
+class Learned(NamedTuple):
+    """A learned policy: what it is, what it is made of, and what trains it: `EVOLUTION` or one of `LEARNERS`."""
+
+    text: str
+    design: Design = Design()
+    trained_by: str = EVOLUTION
+
+
 LEARNED = {
-    "score": ("a network's score, from the fitted priced rule on", Design()),
-    "lad_ts": ("LAD-TS: a chain of five such scores from the user's last one", Design(steps=5, latent="user")),
-    "lad_ts_model": ("the same from the model's last one", Design(steps=5, latent="model")),
-    "lad_ts_station": ("the same from the base station's last one", Design(steps=5, latent="base_station")),
-    "lad_ts_zeros": ("the same without a latent action: from zeros", Design(steps=5, latent="zeros")),
-    "d2sac_ts": ("the same from noise", Design(steps=5, latent="noise")),
-    "score_unpriced": ("a network's score without the price of a load", Design(price=False)),
+    "score": Learned("a network's score, from the fitted priced rule on"),
+    "lad_ts": Learned("LAD-TS: a chain of five such scores from the user's last one", CHAIN),
+    "lad_ts_model": Learned("the same from the model's last one", Design(steps=5, latent="model")),
+    "lad_ts_station": Learned("the same from the base station's last one", Design(steps=5, latent="base_station")),
+    "lad_ts_zeros": Learned("the same without a latent action: from zeros", Design(steps=5, latent="zeros")),
+    "d2sac_ts": Learned("the same from noise", Design(steps=5, latent="noise")),
+    "score_unpriced": Learned("a network's score without the price of a load", Design(price=False)),
+    "score_ppo": Learned("the score, trained by gradients: PPO", trained_by="ppo"),
+    "lad_ts_ppo": Learned("LAD-TS, trained by gradients: PPO", CHAIN, "ppo"),
+    "lad_ts_sac": Learned("LAD-TS, trained as published: soft actor-critic", CHAIN, "sac"),
+    "sac_ts": Learned("SAC-TS: the score, trained by soft actor-critic", trained_by="sac"),
+    "dqn_ts": Learned("DQN-TS: the score, trained by double Q-learning", trained_by="dqn"),
 }
 CENTRAL = {"pull": Pull("shortest"), "pull_resident": Pull("resident_first"), "pull_fcfs": Pull("fcfs")}
 CLASSES = {"sita_2_fitted": 2, "sita_3_fitted": 3}  # classes of sizes
@@ -86,7 +104,6 @@ def fit_rule(
 
 def train_network(
     name: str,
-    design: Design,
     requests: Requests,
     scenarios: Sequence[Scenario],
     search: Search,
@@ -95,15 +112,21 @@ def train_network(
     begin: Rule | None = None,
     kept: SearchFile | None = None,
 ) -> ScorePolicy:
-    """A network trained by the evolution strategy, from the priced rule on: `begin`, or one fitted so, too.
+    """A network of `LEARNED`, trained from the priced rule on: `begin`, or one fitted by the evolution strategy.
 
     Both searches go on from `kept`.
     """
+    _, design, trained_by = LEARNED[name]
     begin = begin or fit_rule(RULES["priced"], requests, scenarios, search, seed, progress, kept)
     start = design.begin(np.array(begin.constants), seed)
     tell = lambda generation, cost: progress(name, generation, cost)  # noqa: E731
     part = kept and kept.part(name, policy=dataclasses.asdict(design))
-    found = fit(lambda x: ScorePolicy(design, x), start, requests, scenarios, search, seed, tell, part)
+    if trained_by == EVOLUTION:
+        found = fit(lambda x: ScorePolicy(design, x), start, requests, scenarios, search, seed, tell, part)
+    else:
+        from trace_ts.gradients import fit_by_gradients  # torch takes seconds to load
+
+        found = fit_by_gradients(trained_by, design, start, requests, scenarios, search, seed, tell, part)
     return ScorePolicy(design, found.parameters)
 
 
@@ -132,7 +155,7 @@ def ready_policy(
     if name == PARTITION:
         return fit_partition(requests, scenarios, draws)
     if name in LEARNED:
-        return train_network(name, LEARNED[name][1], requests, scenarios, search, seed, progress, kept=kept)
+        return train_network(name, requests, scenarios, search, seed, progress, kept=kept)
     raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")
 
 

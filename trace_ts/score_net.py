@@ -1,10 +1,14 @@
-"""The network's score in torch, the oracle of the compiled one. Start reading at `ScoreNet.score`."""
+"""The networks in torch, for learning by gradients: the score of score.py, and the value of a state.
+
+Start reading at `ScoreNet.score`.
+"""
 
 import numpy as np
 import torch
 
 from trace_ts.model_trace import Design, chain_schedule
 from trace_ts.rules import CONSTANTS
+from trace_ts.score import ON_SERVER, ON_TASK
 
 
 class ScoreNet(torch.nn.Module):
@@ -45,3 +49,32 @@ class ScoreNet(torch.nn.Module):
             found = self.score(servers, torch.cat([on_task[:, :-1], step], 1))
             x = end * (found.min(1, keepdim=True).values - found).clamp(min=-20) + present * x
         return -x
+
+
+class ValueNet(torch.nn.Module):
+    """What is to come from a state on, standardised; blind to the order of servers (Zaheer et al. 2017, deep sets).
+
+    `centre` and `spread` [1] turn it into what it stands for. Weights are drawn by the generator.
+    """
+
+    def __init__(self, generator: np.random.Generator, hidden: int = 32) -> None:
+        super().__init__()
+        self.each = torch.nn.Linear(ON_SERVER, hidden)
+        self.all = torch.nn.Sequential(
+            torch.nn.Linear(hidden + ON_SERVER + ON_TASK, hidden),
+            torch.nn.ReLU(),
+            torch.nn.Linear(hidden, hidden),
+            torch.nn.ReLU(),
+            torch.nn.Linear(hidden, 1),
+        )
+        for weights in self.parameters():
+            scale = weights.shape[-1] ** -0.5 if weights.ndim > 1 else 0.0
+            drawn = generator.uniform(-scale, scale, weights.shape)
+            weights.data = torch.tensor(drawn, dtype=torch.float32)
+        self.register_buffer("centre", torch.zeros(1))
+        self.register_buffer("spread", torch.ones(1))
+
+    def forward(self, on_server: torch.Tensor, on_task: torch.Tensor) -> torch.Tensor:
+        """Values [N] from on_server [N, ON_SERVER, B] and on_task [N, ON_TASK]."""
+        pooled = self.each(on_server.transpose(1, 2)).relu().mean(1)
+        return self.all(torch.cat([on_task, pooled, on_server.mean(2)], 1))[:, 0]
