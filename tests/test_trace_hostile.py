@@ -159,6 +159,16 @@ def test_a_run_goes_on_with_its_own_requests_alone(tmp_path, capsys):
     assert "must hold the requests that" in refusal(capsys, main_trace, f"--resume={out}")
 
 
+@pytest.mark.parametrize("policies", ["jsq,jsq", "best", "jsq,"])
+def test_wrong_policies_for_a_stored_run_leave_it_as_it_is(policies, tmp_path, capsys):
+    out = tmp_path / "run"
+    run_here(main_trace, "--policies=jsq", "--num_requests=100", "--draws=2", f"--out={out}")
+    before = (out / "config.json").read_bytes()
+    assert "--policies=" in refusal(capsys, main_trace, f"--resume={out}", f"--policies={policies}")
+    assert (out / "config.json").read_bytes() == before
+    run_here(main_trace, f"--resume={out}")
+
+
 def test_policies_of_another_name_are_not_taken_for_ones_own(tmp_path, capsys):
     out, file = tmp_path / "run", written(tmp_path / "requests.csv")
     some = ["--generations=1", "--pairs=1", "--draws=2", f"--requests={file}"]
