@@ -14,7 +14,7 @@ import numpy as np
 from dedgeai.cluster import Cluster
 from dedgeai.configuration import DedgeParameters
 from dedgeai.records import QUEUED, Record
-from edge_sim.dispatcher import Backlog, Dispatcher
+from edge_sim.dispatcher import CHOICE, Backlog, Dispatcher
 from edge_sim.server_profile import Profile
 from edge_sim.servers import Asked, Known, Servers
 from edge_sim.task_stream import input_mbit, rounds
@@ -35,6 +35,9 @@ class Rounds:
         self.config, self.cluster, self.now, self.sent = config, cluster, now, sent
         self.groups: deque[tuple[float | None, list[Record]]] = deque()
         self.numbers = {entry.name: number for number, entry in enumerate(config.entries)}  # of models
+        self.held: list[list[Record]] = []  # chunks that the scheduler holds back
+        self.waited: set[int] = set()  # numbers of the first tasks of those that it has held back before
+        cluster.on_idle = self.again
         self.wake = asyncio.Event()
         self.stopped = False
         # from taking up a round to sending it: seconds, and tasks
@@ -61,14 +64,26 @@ class Rounds:
             self.groups.append((slot, list(records)))
         self.wake.set()
 
+    def again(self) -> None:
+        """Have decided again what the scheduler holds back."""
+        if self.held and not self.groups:
+            self.take(None, [])
+
+    @property
+    def can_decide(self) -> bool:
+        """Whether a server is up, or tasks that find none are held back."""
+        return self.dispatcher.ready.holds_back or any(server.up for server in self.cluster.servers)
+
     async def decide_all(self) -> None:
         """Decide and send round after round, for ever."""
         while True:
             await self.wake.wait()
             self.wake.clear()
-            while self.groups and not self.stopped and any(server.up for server in self.cluster.servers):
+            while self.groups and not self.stopped and self.can_decide:
                 slot, records = self.groups.popleft()
                 chunks = self.chunks(records)
+                if self.dispatcher.ready.holds_back:
+                    chunks = self.with_held(chunks)
                 stations = np.array([chunk[0].task.base_station for chunk in chunks], dtype=np.int64)
                 rest = 0.0
                 for part in rounds(stations, self.dispatcher.ready.num_tasks):
@@ -104,7 +119,9 @@ class Rounds:
             asked = self.asked(chunks)
             known = self.planned.known(slot) if by_profile else self.known()
             chosen = self.dispatcher.decide_knowing(station, asked, known)
-            self.planned.send(chosen, slot, asked)
+            if by_profile:
+                self.planned.send(chosen, slot, asked)
+            chunks, chosen, work = self.hold_back(chunks, chosen, work)
         else:
             size = np.array([input_mbit(chunk[0].task.prompt) for chunk in chunks])
             chosen = self.dispatcher.decide(station, work, size, nominal if by_profile else self.cluster.backlog())
@@ -125,6 +142,22 @@ class Rounds:
         self.seconds.append((seconds, sum(map(len, chunks))))
         self.timed(seconds)
 
+    def with_held(self, chunks: list[list[Record]]) -> list[list[Record]]:
+        """The oldest ones of these chunks and those that are held back, which are to be decided now."""
+        self.waited = {chunk[0].task.number for chunk in self.held}
+        left = [chunk for chunk in [*self.held, *chunks] if any(record.finished is None for record in chunk)]
+        left.sort(key=lambda chunk: chunk[0].submitted)
+        self.held = left[CHOICE:]
+        return left[:CHOICE]
+
+    def hold_back(
+        self, chunks: list[list[Record]], chosen: np.ndarray, work: np.ndarray
+    ) -> tuple[list[list[Record]], np.ndarray, np.ndarray]:
+        """Keep the chunks that are to wait; returns the others, their servers and their work, each [K]."""
+        self.held = [*(chunks[i] for i in np.flatnonzero(chosen < 0)), *self.held]
+        sent = np.flatnonzero(chosen >= 0)
+        return [chunks[i] for i in sent], chosen[sent], work[sent]
+
     def asked(self, chunks: list[list[Record]]) -> Asked:
         """What a scheduler that knows models is told of chunks."""
         firsts, overhead = [chunk[0] for chunk in chunks], self.profile.overhead
@@ -132,7 +165,7 @@ class Rounds:
             np.array([sum(record.task.work + overhead for record in chunk) for chunk in chunks]),
             np.array([self.numbers.get(first.task.model, 0) for first in firsts]),
             np.array([first.task.user for first in firsts], dtype=object),
-            np.array([first.decided is not None for first in firsts]),
+            np.array([first.decided is not None or first.task.number in self.waited for first in firsts]),
         )
 
     def known(self) -> Known:

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,7 @@ class Queues:
         self.servers = [Server(number) for number in range(config.num_servers)]
         self.where: dict[int, Server] = {}  # the server of each task, by its number
         self.paused = False
+        self.on_idle: Callable[[], Any] = lambda: None  # called when servers have no work
         # s of a load of each model of the catalogue: their mean so far, else what the catalogue says; and their number
         self.load_time = {entry.name: entry.seconds for entry in config.entries}
         self.loads: Counter[str] = Counter()
@@ -196,10 +197,10 @@ class Queues:
                 self.feed(server)
                 if not server.calls:
                     idle.append(server)
-        if not self.config.rebalance:
-            return
+        if idle:
+            self.on_idle()
         idle.sort(key=lambda server: -server.seconds_per_step)
-        while idle and (busy := [server for server in self.servers if server.waiting]):
+        while self.config.rebalance and idle and (busy := [server for server in self.servers if server.waiting]):
             self.take_over(idle.pop(), max(busy, key=self.seconds))
 
     def feed(self, server: Server) -> None:

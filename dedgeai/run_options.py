@@ -109,7 +109,7 @@ def run_options(config: DedgeParameters) -> RunOptions:
         mean_steps=sum(config.step_range) / 2,
         load=config.load or SchedulerOptions.load,
     )
-    check_scheduler(scheduler, config.num_servers)
+    check_scheduler(scheduler, config.num_servers, config.backlog == "profile")
     folder = config.entries[0].folder if config.entries else None
     pocket = models_folder(folder or config.models).resolve() == POCKET
     prompts = read_prompts(config.prompts, pocket, sum(config.counts), config.seed)

@@ -19,6 +19,8 @@ from edge_sim.task_stream import place_of
 from lad_ts.environment_lad import Scenario, Slot
 from lad_ts.episodes import check_action
 
+CHOICE = 1000  # waiting tasks that are decided about where tasks are held back, the oldest ones
+
 
 @dataclasses.dataclass(frozen=True)
 class ClusterScheduler:
@@ -39,7 +41,8 @@ class ClusterScheduler:
     slot_seconds: float
     first_episode: int = 0  # of the run: what was trained goes on where its training ended
     checkpoint: dict[str, Any] = dataclasses.field(default_factory=dict)  # of one that learns: method and parameters
-    knows_models: bool = False  # it is a `TraceScheduler`, which `decide_knowing` takes
+    knows_models: bool = False  # it is one of trace_scheduler.py, which `decide_knowing` takes
+    holds_back: bool = False  # it may leave tasks for later, and is asked again when a server is idle
 
 
 class Backlog:
@@ -109,11 +112,14 @@ class Dispatcher:
         return server
 
     def decide_knowing(self, base_station: np.ndarray, asked: Asked, known: Known) -> np.ndarray:
-        """`decide` of a scheduler that `knows_models`: the server [K] of each task, one after another."""
+        """`decide` of a scheduler that `knows_models`: the server [K] of each task, one after another.
+
+        Of one that `holds_back`, -1 where a task is to wait.
+        """
         began = time.perf_counter()
         server = self.ready.scheduler.choose(base_station, asked, known)
         self.round += 1
-        self.seconds.append((time.perf_counter() - began, base_station.size))
+        self.seconds.append((time.perf_counter() - began, np.count_nonzero(server >= 0)))
         return server
 
     def learn_from(self, number: int, delay: np.ndarray) -> None:

@@ -19,8 +19,8 @@ class SchedulerParameters(Parameters):
     scheduler: str = parameter(
         "lad_ts",
         "method that decides, by name, trace:NAME, trace:FILE, or FILE.py:ClassName for your own",
-        more=f"One of {', '.join(scheduler_names())}. trace:NAME is a rule of main_trace.py, trace:FILE one of its "
-        "trained policies.",
+        more=f"One of {', '.join(scheduler_names())}. trace:NAME is a rule of main_trace.py or its central queue, "
+        "trace:FILE what it has fitted or trained.",
         path=True,
     )
     checkpoint: str | None = parameter(

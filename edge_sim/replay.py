@@ -68,6 +68,5 @@ def read_replay(path: str, most: int, most_steps: int, models: int) -> Replay:
     if most > len(requests):
         raise ParameterError("num_tasks", most, f"must be at most {len(requests)}, the requests of --arrivals")
     model = np.empty(requests.num_models, dtype=np.int64)
-    popularity = np.bincount(requests.model, minlength=requests.num_models)
-    model[np.argsort(-popularity, kind="stable")] = np.arange(requests.num_models) % models
+    model[requests.by_popularity()] = np.arange(requests.num_models) % models
     return Replay(requests, most_steps, model)

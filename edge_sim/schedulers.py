@@ -98,8 +98,13 @@ def method_of(name: str) -> Method:
 # --- what can be refused before the servers' speeds are known ---
 
 
-def check_scheduler(options: SchedulerOptions, servers: int) -> None:
-    """Raise ParameterError for a checkpoint that does not fit, and for sizes that need too much memory."""
+def check_scheduler(options: SchedulerOptions, servers: int, by_profile: bool = False) -> None:
+    """Raise ParameterError for a checkpoint that does not fit, and for sizes that need too much memory.
+
+    And with `by_profile` for a scheduler that holds tasks back, since a server is idle whatever the profile says.
+    """
+    if by_profile and getattr(getattr(options.method.build, "func", None), "holds_back", False):
+        raise ParameterError("backlog", "profile", f"must be reported with --scheduler={options.name}")
     if options.method.learns:
         check_size(servers, options)
         if options.checkpoint is not None:
@@ -158,7 +163,9 @@ def make_scheduler(options: SchedulerOptions, profile: Profile) -> ClusterSchedu
     method = options.method
     if options.name.startswith(TRACE):
         known = profile, options.models, options.mean_steps + profile.overhead, options.load, options.seed
-        return ClusterScheduler(options.name, method.build(*known), None, (), sys.maxsize, 1, 0.0, knows_models=True)
+        scheduler: Any = method.build(*known)
+        flags = {"knows_models": True, "holds_back": scheduler.holds_back}
+        return ClusterScheduler(options.name, scheduler, None, (), sys.maxsize, 1, 0.0, **flags)
     if not method.learns:
         flags = environment(options, profile) | method.flags | {"seed": options.seed}
         config = resolve(method.parameters, flags)

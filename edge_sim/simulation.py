@@ -4,12 +4,13 @@ Start reading at `simulate`.
 """
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from common.progress import Progress
 from common.random_streams import Stream, random_generator
-from edge_sim.dispatcher import Backlog, Dispatcher
+from edge_sim.dispatcher import CHOICE, Backlog, Dispatcher
 from edge_sim.server_profile import Profile
 from edge_sim.servers import Models, Servers, asked_of
 from edge_sim.task_stream import TaskStream, rounds
@@ -33,6 +34,18 @@ class Simulated:
     queue_length: np.ndarray
 
 
+def moments(
+    slots: Iterable[tuple[float, np.ndarray]], servers: Servers, held: list[int]
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Slots, as `TaskStream.slots` has them, and while tasks are held back, the times at which servers become idle."""
+    for now, tasks in slots:
+        while held and servers.free.min() < now:
+            yield float(servers.free.min()), tasks[:0]
+        yield now, tasks
+    while held:
+        yield float(servers.free.min()), tasks[:0]
+
+
 def simulate(
     dispatcher: Dispatcher,
     profile: Profile,
@@ -49,7 +62,7 @@ def simulate(
     Raises ParameterError when a scheduler of the user's own chooses a server that there is not.
 
     The dispatcher sees the simulated servers, or with `by_profile` what the profile says of them, which a live run with
-    the same tasks sees as well.
+    the same tasks sees as well. One that holds tasks back always sees the simulated servers.
     """
     ready, count, models = dispatcher.ready, len(stream), models or Models()
     noise = random_generator(Stream.EDGE_DURATIONS, seed).standard_normal(count)
@@ -57,18 +70,24 @@ def simulate(
     server, start, finish = np.empty(count, dtype=np.int64), np.empty(count), np.empty(count)
     loads = np.empty(count, dtype=bool)
     servers, nominal, backlog = Servers(profile, models), Servers(profile, models), Backlog(profile)
-    time, length = [], []
+    time, length, held = [], [], []
     with Progress(total=count, unit="task", unit_scale=True, desc=ready.name, disable=not progress) as bar:
-        for now, tasks in stream.slots(ready.slot_seconds):
+        for now, tasks in moments(stream.slots(ready.slot_seconds), servers, held):
             servers.at(now)
             time.append(now)
             length.append((servers.count.mean(), np.percentile(servers.count, 95), servers.count.max()))
+            tasks, later = np.append(np.array(held, dtype=np.int64), tasks), tasks[:0]
+            if ready.holds_back:
+                tasks, later = tasks[:CHOICE], tasks[CHOICE:]
             for part in rounds(stream.base_station[tasks], ready.num_tasks):
                 ids = tasks[part]
                 seen = backlog.at(now) if by_profile else np.maximum(servers.free - now, 0) * profile.capacity
                 if ready.knows_models:
-                    known = (nominal if by_profile else servers).known(now)
-                    chosen = dispatcher.decide_knowing(stream.base_station[ids], asked.part(ids), known)
+                    known = (nominal if by_profile and not ready.holds_back else servers).known(now)
+                    asks = dataclasses.replace(asked.part(ids), again=np.arange(ids.size) < len(held))
+                    chosen = dispatcher.decide_knowing(stream.base_station[ids], asks, known)
+                    held[:] = [*ids[chosen < 0].tolist(), *later.tolist()]
+                    ids, chosen = ids[chosen >= 0], chosen[chosen >= 0]
                     nominal.send(chosen, now, asked.part(ids))
                 else:
                     chosen = dispatcher.decide(stream.base_station[ids], work[ids], stream.size[ids], seen)

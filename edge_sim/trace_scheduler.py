@@ -1,27 +1,31 @@
-"""The policies of trace_ts as schedulers of the edge system: `trace:NAME` of a rule, `trace:FILE` of a trained policy.
+"""The policies of trace_ts as schedulers of the edge system: `trace:NAME` of a rule, `trace:FILE` of what was fitted.
 
-They decide each task when it comes, and know which models servers hold. Start reading at `TraceScheduler.choose`.
+They decide each task when it comes, and know which models servers hold; pull_scheduler.py has the central queue. Start
+reading at `TraceScheduler.choose`.
 """
 
 import functools
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from common.parameters import ParameterError
 from common.random_streams import Stream, random_generator
+from edge_sim.pull_scheduler import PullScheduler
 from edge_sim.server_profile import Profile
 from edge_sim.servers import Asked, Known, Models, Servers
 from lad_ts.method import Method
 from lad_ts.run_parameters import FixedParameters
+from trace_ts.central import CENTRAL, Pull
 from trace_ts.choosing import ROUND_ROBIN, Policy
-from trace_ts.cluster import NONE, Cluster, Tasks, new_cluster
+from trace_ts.cluster import NONE, Cluster, Tasks, new_cluster, unsent
 from trace_ts.compiled import compiled
 from trace_ts.event_loop import Seen, decide, new_seen
 from trace_ts.memory import Memory, new_memory, remember
-from trace_ts.policy_file import load_policy, read_rule
+from trace_ts.policy_file import SUFFIXES, read_policy
 from trace_ts.rules import RULES
 from trace_ts.scenario import Scenario
 from trace_ts.score import BY_USER, Network
@@ -37,18 +41,21 @@ def trace_method(name: str) -> Method:
     """The method of --scheduler trace:NAME or trace:FILE. Raises ParameterError when there is none."""
     what = name.removeprefix(PREFIX)
     path = Path(os.path.expanduser(what))  # noqa: PTH111
-    policy: TracePolicy
+    build: Callable[..., TraceScheduler | PullScheduler] = TraceScheduler
+    policy: TracePolicy | Pull
     if what in RULES:
         policy = RULES[what]
-    elif path.suffix == ".safetensors" and path.is_file():
-        policy = load_policy(path, "scheduler")
-    elif path.suffix == ".json" and path.is_file():
-        policy = read_rule(path, "scheduler")
+    elif what in CENTRAL:
+        policy, build = CENTRAL[what], PullScheduler
+    elif path.suffix in SUFFIXES and path.is_file():
+        policy = read_policy(path, "scheduler")
     else:
         form = f"{PREFIX}FILE of a policy of trace_ts/main_trace.py, which ends with .safetensors or .json"
-        raise ParameterError("scheduler", name, f"must be {PREFIX} with one of {', '.join(RULES)}, or {form}")
+        raise ParameterError(
+            "scheduler", name, f"must be {PREFIX} with one of {', '.join([*RULES, *CENTRAL])}, or {form}"
+        )
     key = f"trace_{path.stem[:60]}"
-    return Method(key, name, FixedParameters, functools.partial(TraceScheduler, policy), "trace_ts/main_trace.py")
+    return Method(key, name, FixedParameters, functools.partial(build, policy), "trace_ts/main_trace.py")
 
 
 @compiled()
@@ -79,7 +86,7 @@ class TraceScheduler:
     mean of these servers' rates.
     """
 
-    learns = training = False
+    learns = training = holds_back = False
 
     def __init__(
         self, policy: TracePolicy, profile: Profile, models: Models, mean_work: float, load: float, seed: int
@@ -93,7 +100,7 @@ class TraceScheduler:
             resident_models=models.most,
         )
         self.most_users = max(1, USER_CELLS // servers)
-        none = np.zeros(1, dtype=np.int64)
+        none = np.zeros(1, dtype=np.int64)  # one request of the first model, so that models rank as in the catalogue
         traffic = Requests(none.astype(float), none, np.array([mean_work]), none, min(64, self.most_users), count, 1)
         self.policy, self.network = policy.arrays(scenario, rate, traffic)
         self.cluster = new_cluster(rate, models.seconds.copy(), models.most, 0, "fcfs", np.inf)
@@ -122,18 +129,13 @@ class TraceScheduler:
         held = known.planned[known.planned != NONE]
         c.holders[:] = np.bincount(held, minlength=c.holders.size)
         user = np.array([self.number_of(user) for user in asked.user.tolist()], dtype=np.int64)
-        tasks = Tasks(
+        tasks = unsent(
             time=np.zeros(count),
             work=asked.work.astype(np.float64),
             model=asked.model,
             user=user,
             base_station=base_station,
             noise=np.ones(count),
-            server=np.empty(count, dtype=np.int64),
-            start=np.empty(count),
-            finish=np.empty(count),
-            loads=np.empty(count, dtype=np.bool_),
-            attempts=np.zeros(count, dtype=np.int64),
         )
         waiting = c._replace(next=np.full(count, NONE), cost=np.zeros(count))
         uniform = self.random.random(count)

@@ -30,10 +30,12 @@ from edge_sim.server_profile import Profile
 from edge_sim.servers import Asked, Known, Models
 from edge_sim.simulation import simulate
 from trace_ts import simulation as trace_simulation
+from trace_ts.central import CENTRAL, Pull, simulate_pull
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
 from trace_ts.rules import RULES, START
 from trace_ts.scenario import Scenario, draw_rates
+from trace_ts.sita import partition, size_intervals
 from trace_ts.workload import requests_of, write_csv
 
 SERVERS, MODELS = 4, 5
@@ -71,6 +73,8 @@ def both(name, policy, trace, load_time, most, folder):
         load_time=load_time,
         resident_models=most,
     )
+    if isinstance(policy, Pull):
+        return found, simulate_pull(replay.requests, scenario, 0, order=policy.order, rate=rate)
     expected = trace_simulation.simulate(policy, replay.requests, scenario, 0, rate=rate)
     return found, expected
 
@@ -85,10 +89,10 @@ def check(found, expected):
 # --- beside the simulator of trace_ts ---
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [*RULES, *CENTRAL])
 @pytest.mark.parametrize(("load_time", "most"), [(0.0, 1), (12.0, 1), (12.0, 3)])
 def test_a_rule_decides_and_servers_work_as_in_the_simulator_of_trace_ts(name, load_time, most, trace, tmp_path):
-    check(*both(f"trace:{name}", RULES[name], trace, load_time, most, tmp_path))
+    check(*both(f"trace:{name}", (RULES | CENTRAL)[name], trace, load_time, most, tmp_path))
 
 
 @pytest.mark.parametrize("design", [Design(), Design(steps=3, latent="user"), Design(steps=2, latent="base_station")])
@@ -103,6 +107,46 @@ def test_a_trained_policy_comes_from_its_file(design, trace, tmp_path):
 def test_a_fitted_rule_comes_from_its_file(trace, tmp_path):
     write_rule(tmp_path / "mine.json", dataclasses.replace(RULES["priced"], constants=(1, 1.2, 2, 0.5, 3, 0.1, 0.2)))
     check(*both(f"trace:{tmp_path}/mine.json", read_rule(tmp_path / "mine.json"), trace, 12.0, 1, tmp_path))
+
+
+CLASSES = [
+    size_intervals([60.0], [0.4]),
+    size_intervals([30.0, 90.0], [0.2, 0.7], False),
+    dataclasses.replace(size_intervals([60.0], [0.4]), constants=(1, 1.2, 2, 0.5, 3, 0.1, 0)),
+    *(partition(classes) for classes in (1, 2, 3, 9)),
+]
+
+
+def kept(rule, requests, path):
+    """The rule's file, with the work of these requests' models where it asks for it."""
+    write_rule(path, dataclasses.replace(rule, more=rule.more.on(requests)) if rule.name == "partition" else rule)
+    return path
+
+
+@pytest.mark.parametrize(("load_time", "most"), [(0.0, 1), (12.0, 1), (12.0, 3)])
+@pytest.mark.parametrize("rule", CLASSES)
+def test_classes_of_tasks_come_from_their_file(rule, load_time, most, trace, tmp_path):
+    """As the rule decides that was not kept: a model of the catalogue is another number than in the trace."""
+    replay = read_replay(str(trace), 250, 200, MODELS)
+    assert replay.model.tolist() != [*range(MODELS)]
+    file = kept(rule, replay.requests, tmp_path / "classes.json")
+    check(*both(f"trace:{file}", rule, trace, load_time, most, tmp_path))
+
+
+@pytest.mark.parametrize("catalogue", [1, 2, 3, 7])
+def test_a_catalogue_of_another_size_is_partitioned_by_what_its_models_stand_for(catalogue, trace, tmp_path):
+    replay = read_replay(str(trace), 250, 200, catalogue)
+    file, rate = kept(partition(3), replay.requests, tmp_path / "classes.json"), draw_rates(SERVERS, 3)
+    profile = Profile(1 / rate, np.zeros(SERVERS), np.zeros(SERVERS), 0.0, {})
+    models = Models(np.ones(catalogue), 1, held=())
+    name = f"trace:{file}"
+    options = SchedulerOptions(name, method_of(name), None, tmp_path, 1, 1, (1, 9), 0.0, 1.0, 0, models)
+    policy = make_scheduler(options, profile).scheduler.policy
+    seen, there = replay.requests.training(), min(catalogue, MODELS)
+    stand_in = dataclasses.replace(seen, model=replay.model[seen.model], num_models=there, num_training=len(seen))
+    expected, _ = partition(3).arrays(Scenario(num_servers=SERVERS), rate, stand_in)
+    assert policy.class_of_model[:there].tolist() == expected.class_of_model.tolist()
+    assert policy.allowed[: len(expected.allowed)].tolist() == expected.allowed.tolist()
 
 
 # --- what the policies are told ---
@@ -127,8 +171,11 @@ class Sent:
         self.orders |= {task.number: server for server, tasks in orders.items() for task in tasks}
 
 
-@pytest.mark.parametrize("scheduler", ["trace:priced", "trace:two_choices", "opt_ts"])
+@pytest.mark.parametrize("scheduler", ["trace:priced", "trace:two_choices", "opt_ts", "trace:SITA", "trace:PARTS"])
 def test_by_the_profile_alone_a_live_run_decides_as_a_simulated_one(scheduler, trace, catalogue, tmp_path):
+    replay = read_replay(str(trace), 120, 200, MODELS)
+    for name, rule in (("SITA", CLASSES[1]), ("PARTS", CLASSES[4])):
+        scheduler = scheduler.replace(name, str(kept(rule, replay.requests, tmp_path / f"{name}.json")))
     flags = {"scheduler": scheduler, "arrivals": str(trace), "catalogue": catalogue, "load": 0.9, "num_servers": 3}
     flags |= {"num_tasks": "120", "speeds": "1,0.6,1.7", "backlog": "profile", "compute": "simulated"}
     config = make(DedgeParameters, resident_models=2, max_steps=200, **flags)
@@ -227,9 +274,12 @@ def test_a_simulated_run_loads_the_models_that_requests_ask_for(scheduler, trace
         ("trace:", [], "--scheduler=trace:: must be trace: with one of random, "),
         ("trace:priced_fitted", [], "must be trace: with one of random, "),
         ("trace:nowhere.json", [], "must be trace: with one of random, "),
+        ("trace:sita_2_fitted", [], "trace:FILE of a policy of trace_ts/main_trace.py"),
+        ("trace:pull_shortest", [], ", pull, pull_resident, pull_fcfs, or trace:FILE of"),
         ("trace:BAD.json", [], "must be a rule of main_trace.py"),
         ("trace:BAD.safetensors", [], "must be a policy of main_trace.py"),
         ("trace:jsq", ["--learn", True], "--learn=True: must come with a scheduler that learns"),
+        ("trace:pull", ["--learn", True], "--learn=True: must come with a scheduler that learns"),
         ("trace:jsq", ["--checkpoint", "x.pt"], "--checkpoint=x.pt: must come with a scheduler that learns"),
     ],
 )

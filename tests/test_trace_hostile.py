@@ -205,6 +205,6 @@ def test_a_study_leaves_what_is_no_study_alone(name, content, tmp_path, capsys):
 def test_a_study_of_few_requests_and_live_runs_of_no_policy_are_refused(tmp_path, capsys):
     file, trace_live = written(tmp_path / "requests.csv"), load("trace_live")
     assert "must hold at least 1000" in refusal(capsys, load("trace_study"), f"--requests={file}", f"--out={tmp_path}")
-    for name in ("best", "jsq,", "jsq,jsq", "pull"):
+    for name in ("best", "jsq,", "jsq,jsq"):
         words = refusal(capsys, trace_live, f"--policies={name}", f"--out={tmp_path / 'live'}")
         assert "--policies=" in words and not (tmp_path / "live").exists()

@@ -62,6 +62,19 @@ def put(waiting: np.ndarray, count: int, k: int) -> None:
 
 
 @compiled()
+def hand_out(c: Cluster, tasks: Tasks, waiting: np.ndarray, count: int, now: float, order: int) -> int:
+    """Send idle servers the tasks that they take of the first `count` of waiting [K]. Returns how many wait on."""
+    place, b = best_pair(c, tasks, waiting, count, now, order)
+    while place != NONE:
+        k, count = waiting[place], count - 1
+        for i in range(place, count):
+            waiting[i] = waiting[i + 1]
+        send(c, tasks, k, b, now)
+        place, b = best_pair(c, tasks, waiting, count, now, order)
+    return count
+
+
+@compiled()
 def pull(
     c: Cluster,
     tasks: Tasks,
@@ -99,13 +112,7 @@ def pull(
         elif arrived < len(tasks.time) and tasks.time[arrived] <= at:
             put(waiting, count, arrived)
             arrived, count = arrived + 1, count + 1
-        place, b = best_pair(c, tasks, waiting, count, at, order)
-        while place != NONE:
-            k, count = waiting[place], count - 1
-            for i in range(place, count):
-                waiting[i] = waiting[i + 1]
-            send(c, tasks, k, b, at)
-            place, b = best_pair(c, tasks, waiting, count, at, order)
+        count = hand_out(c, tasks, waiting, count, at, order)
 
 
 def simulate_pull(
@@ -146,6 +153,9 @@ class Pull:
     def simulate(self, requests: Requests, scenario: Scenario, draw: int, part: slice) -> Outcome:
         """`simulate_pull` in this order."""
         return simulate_pull(requests, scenario, draw, part, self.order)
+
+
+CENTRAL = {"pull": Pull("shortest"), "pull_resident": Pull("resident_first"), "pull_fcfs": Pull("fcfs")}
 
 
 def pooled(release: np.ndarray, work: np.ndarray, rate: float, remaining: bool) -> tuple[np.ndarray, np.ndarray]:

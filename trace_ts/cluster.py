@@ -36,6 +36,26 @@ class Tasks(NamedTuple):
     attempts: np.ndarray
 
 
+def unsent(
+    time: np.ndarray,
+    work: np.ndarray,
+    model: np.ndarray,
+    user: np.ndarray,
+    base_station: np.ndarray,
+    noise: np.ndarray,
+) -> Tasks:
+    """K tasks of which nothing has become yet."""
+    count = len(time)
+    return Tasks(
+        *(time, work, model, user, base_station, noise),
+        server=np.full(count, NONE),
+        start=np.empty(count),
+        finish=np.empty(count),
+        loads=np.empty(count, dtype=np.bool_),
+        attempts=np.zeros(count, dtype=np.int64),
+    )
+
+
 class Cluster(NamedTuple):
     """B servers, N models.
 

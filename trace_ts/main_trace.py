@@ -19,10 +19,11 @@ from common.parameters import ParameterError, parameter
 from common.progress import Progress
 from common.run_folder import RESULTS, peak_memory, read_source, resumed, run_place, write_config
 from common.statistics_seeds import with_interval
+from trace_ts.central import CENTRAL
 from trace_ts.metrics import measures
 from trace_ts.plot_delays import plot_delays, write_tables
-from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
-from trace_ts.rules import Rule
+from trace_ts.policy_file import SUFFIXES, read_policy, save_policy, write_rule
+from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
 from trace_ts.search import Search
 from trace_ts.search_file import SearchFile
@@ -53,7 +54,7 @@ class TraceConfig(Scenario):
         more=f"Of {', '.join(policy_names())}. A name with _fitted has its constants fitted; learned policies are "
         "trained.",
     )
-    checkpoint: str | None = parameter(None, "a trained network's file (.safetensors), to be measured, too", path=True)
+    checkpoint: str | None = parameter(None, "file of a trained policy or fitted rule, to be measured, too", path=True)
     every_cell: bool = parameter(
         False,
         "fit and train for twelve cells of the study at once",
@@ -109,7 +110,7 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
     requests = load_requests(config)
     if config.resume:
         same_requests(config, requests, "requests" in given)
-    checkpoint = load_policy(Path(config.checkpoint)) if config.checkpoint else None
+    checkpoint = read_policy(Path(config.checkpoint), "checkpoint") if config.checkpoint else None
     default = RESULTS / "trace_ts" / f"{'trace' if config.requests else 'synthetic'}_load{config.load:g}"
     with run_place(config.resume, config.out, default) as folder:
         write_config(folder, "trace_ts", dataclasses.asdict(config), requests.fingerprint())
@@ -131,18 +132,15 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
     """A policy by its name; one that has to be fitted or trained is kept in the folder, or found there."""
     place = folder / "policies"
     kept = SearchFile(place / f"{name}.search.safetensors")
-    if name.endswith("_fitted") and (path := place / f"{name}.json").exists():
-        kept.remove()  # of a run that was killed before it did so
-        rule = read_rule(path)
-        if f"{rule.name}_fitted" != name:
-            raise ParameterError("resume", path, f"must be the rule {name}, but is {rule.name}")
-        return rule
-    if name in LEARNED and (path := place / f"{name}.safetensors").exists():
-        kept.remove()
-        learned = load_policy(path, "resume")
-        if learned.design != LEARNED[name][1]:
-            raise ParameterError("resume", path, f"must be of the design of {name}, but is of another")
-        return learned
+    for path in (place / f"{name}{suffix}" for suffix in SUFFIXES):
+        if path.exists() and (name in LEARNED or name.endswith("_fitted")):
+            kept.remove()  # of a run that was killed before it did so
+            policy = read_policy(path, "resume")
+            if isinstance(policy, Rule) and f"{policy.name}_fitted" != name:
+                raise ParameterError("resume", path, f"must be the rule {name}, but is {policy.name}")
+            if not isinstance(policy, Rule) and (name not in LEARNED or policy.design != LEARNED[name][1]):
+                raise ParameterError("resume", path, f"must be of the design of {name}, but is of another")
+            return policy
     scenarios = grid(config.scenario()) if config.every_cell else practised(config.scenario())
     search = Search(generations=config.generations, pairs=config.pairs)
     bars: dict[str, Progress] = {}
@@ -157,7 +155,7 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
             bars[part].close()
 
     policy = ready_policy(name, requests, scenarios, search, config.seed, tell, kept)
-    if bars:
+    if name not in RULES and name not in CENTRAL:
         place.mkdir(exist_ok=True)
         if isinstance(policy, Rule):
             write_rule(place / f"{name}.json", policy)

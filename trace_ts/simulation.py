@@ -14,7 +14,7 @@ import numpy as np
 
 from common.random_streams import Stream, random_generator
 from trace_ts.choosing import Policy
-from trace_ts.cluster import Cluster, Tasks, new_cluster
+from trace_ts.cluster import Cluster, Tasks, new_cluster, unsent
 from trace_ts.event_loop import Course, Seen, new_course, new_seen, run
 from trace_ts.memory import Memory, new_memory
 from trace_ts.scenario import Scenario, draw_noise, draw_outages, draw_rates
@@ -87,18 +87,13 @@ def new_tasks(requests: Requests, scenario: Scenario, draw: int, part: slice, ra
     """A part of the requests as tasks that begin at 0 s, for servers of these rates [B] in image-steps/s."""
     time, chosen = times_of(requests, scenario.time_scale)[part] / (scenario.load * rate.sum()), requests.part(part)
     count = len(time)
-    return Tasks(
+    return unsent(
         time=time - time[0],
         work=chosen.work,
         model=chosen.model,
         user=chosen.user,
         base_station=base_stations(chosen.user, scenario.num_base_stations, draw),
         noise=draw_noise(count, scenario.noise, draw) if scenario.noise else np.ones(count),
-        server=np.empty(count, dtype=np.int64),
-        start=np.empty(count),
-        finish=np.empty(count),
-        loads=np.empty(count, dtype=np.bool_),
-        attempts=np.zeros(count, dtype=np.int64),
     )
 
 

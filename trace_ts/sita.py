@@ -3,6 +3,8 @@
 Inside a class a task takes the server that is done first. Start reading at `fit_size_intervals` and `fit_partition`.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,42 +41,94 @@ def consecutive(rate: np.ndarray, shares: Sequence[float], slow_first: bool) -> 
     return allowed
 
 
-def size_intervals(limits: Sequence[float], shares: Sequence[float], slow_first: bool = True) -> Rule:
-    """SITA with given cuts: tasks up to limits [C - 1] in image-steps, ascending, on shares [C - 1] of the capacity.
+@dataclasses.dataclass(frozen=True)
+class SizeIntervals:
+    """The cuts of SITA: limits [C - 1] of the work in image-steps and shares [C - 1] of the capacity, both ascending.
 
-    The small tasks' servers are the slowest ones or, with slow_first false, the fastest (Harchol-Balter et al. 1999).
+    The small tasks' servers are the slowest ones or, with slow_first false, the fastest. Raises ValueError for cuts
+    that are none.
     """
 
-    def more(rate: np.ndarray, requests: Requests) -> dict[str, Any]:
-        return {"allowed": consecutive(rate, shares, slow_first), "limits": limits}
+    limits: tuple[float, ...]
+    shares: tuple[float, ...]
+    slow_first: bool = True
 
+    def __post_init__(self) -> None:
+        if not len(self.limits) == len(self.shares) > 0:
+            raise ValueError(f"{len(self.limits)} limits and {len(self.shares)} shares")
+        for name, cuts, largest in (("limits", self.limits, np.inf), ("shares", self.shares, 1.0)):
+            edges = [0.0, *cuts, largest]
+            if not all(low < high for low, high in itertools.pairwise(edges)):
+                raise ValueError(f"{name} that do not ascend between 0 and {largest:g}")
+
+    def __call__(self, rate: np.ndarray, requests: Requests) -> dict[str, Any]:
+        """The servers, of rates [B], that each class may use, and the classes' limits."""
+        return {"allowed": consecutive(rate, self.shares, self.slow_first), "limits": self.limits}
+
+
+def size_intervals(limits: Sequence[float], shares: Sequence[float], slow_first: bool = True) -> Rule:
+    """SITA with the cuts of `SizeIntervals` (Harchol-Balter et al. 1999)."""
+    cuts = SizeIntervals(tuple(limits), tuple(shares), slow_first)
     text = f"sizes up to {', '.join(f'{x:g}' for x in limits)} apart on {', '.join(f'{x:.2f}' for x in shares)} of f"
-    return Rule(f"sita_{len(limits) + 1}", text, f"{QUEUES}, distribution of w", PRICED, BLIND, more=more)
+    return Rule(f"sita_{len(limits) + 1}", text, f"{QUEUES}, distribution of w", PRICED, BLIND, more=cuts)
 
 
-def partition(classes: int) -> Rule:
+@dataclasses.dataclass(frozen=True)
+class Partition:
     """Models partitioned over servers: at most so many classes of models, each with servers of its own.
 
-    Models and servers are shared out by the models' work in the first half: the model with the most work left goes to
-    the class with the least, then the fastest server left to the class with the most work for the servers it has.
+    Models and servers are shared out by the models' work: the model with the most work left goes to the class with the
+    least, then the fastest server left to the class with the most work for the servers it has.
+
+    work [N] in image-steps and rank [N] are of the models of a trace, of equal work the one that comes first counts as
+    more; by default they are those of the requests' first half. A model's rank, from 0, is that of its popularity,
+    which is its number in a catalogue, too: there models stand for those of a trace by rank, in turn (read_replay).
+    Raises ValueError for values that are not allowed.
     """
 
-    def more(rate: np.ndarray, requests: Requests) -> dict[str, Any]:
+    classes: int
+    work: tuple[float, ...] = ()
+    rank: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise ValueError(f"{self.classes} classes")
+        if sorted(self.rank) != [*range(len(self.work))]:
+            raise ValueError("ranks that are not those of the models")
+        if self.work and not (min(self.work) >= 0 and 0 < sum(self.work) < np.inf):
+            raise ValueError("work of models that is negative, infinite or none at all")
+
+    def on(self, requests: Requests) -> "Partition":
+        """The partition by the work of these requests' models, where it has none of its own."""
+        if self.work:
+            return self
         seen = requests.training()
-        work = np.bincount(seen.model, seen.work, requests.num_models)
-        count = min(classes, len(rate), len(work))
-        class_of_model, of_class = np.zeros(len(work), dtype=np.int64), np.zeros(count)
-        for model in np.argsort(-work, kind="stable"):
-            class_of_model[model] = of_class.argmin()
-            of_class[class_of_model[model]] += work[model]
+        work, rank = np.bincount(seen.model, seen.work, requests.num_models), np.argsort(requests.by_popularity())
+        return dataclasses.replace(self, work=tuple(work.tolist()), rank=tuple(rank.tolist()))
+
+    def __call__(self, rate: np.ndarray, requests: Requests) -> dict[str, Any]:
+        """The servers, of rates [B], that each class may use, and the class of each of the requests' models."""
+        known, models = self.on(requests), requests.num_models
+        stands = np.array(known.rank) % models
+        work, order = np.bincount(stands, known.work, models), [*dict.fromkeys([*stands.tolist(), *range(models)])]
+        count = min(self.classes, len(rate), models)
+        class_of_rank, of_class = np.zeros(models, dtype=np.int64), np.zeros(count)
+        for model in sorted(order, key=lambda model: -work[model]):
+            class_of_rank[model] = of_class.argmin()
+            of_class[class_of_rank[model]] += work[model]
         allowed, capacity = np.zeros((count, len(rate)), dtype=np.bool_), np.zeros(count)
         for b in np.argsort(-rate, kind="stable"):
-            need = np.where(capacity == 0, np.inf, of_class / np.maximum(capacity, 1e-300))
-            number = need.argmax()
+            number = np.divide(of_class, capacity, out=np.full(count, np.inf), where=capacity > 0).argmax()
             allowed[number, b] = True
             capacity[number] += rate[b]
+        class_of_model = np.empty(models, dtype=np.int64)
+        class_of_model[requests.by_popularity()] = class_of_rank
         return {"allowed": allowed, "class_of_model": class_of_model}
 
+
+def partition(classes: int, work: Sequence[float] = (), rank: Sequence[int] = ()) -> Rule:
+    """Models partitioned over servers, see `Partition`."""
+    more = Partition(classes, tuple(work), tuple(rank))
     text = f"models in {classes} classes, each with servers of its own"
     return Rule("partition", text, f"{MODELS}, models' work", PRICED, LOADING, more=more)
 

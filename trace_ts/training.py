@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.parameters import ParameterError
-from trace_ts.central import Pull
+from trace_ts.central import CENTRAL, Pull
 from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import RULES, Rule
@@ -21,7 +21,7 @@ from trace_ts.scenario import Scenario
 from trace_ts.search import Search
 from trace_ts.search_file import SearchFile
 from trace_ts.simulation import Outcome, simulate
-from trace_ts.sita import fit_partition, fit_size_intervals
+from trace_ts.sita import Partition, fit_partition, fit_size_intervals
 from trace_ts.workload import Requests
 
 EVOLUTION = "evolution"
@@ -50,7 +50,6 @@ LEARNED = {
     "sac_ts": Learned("SAC-TS: the score, trained by soft actor-critic", trained_by="sac"),
     "dqn_ts": Learned("DQN-TS: the score, trained by double Q-learning", trained_by="dqn"),
 }
-CENTRAL = {"pull": Pull("shortest"), "pull_resident": Pull("resident_first"), "pull_fcfs": Pull("fcfs")}
 CLASSES = {"sita_2_fitted": 2, "sita_3_fitted": 3}  # classes of sizes
 PARTITION = "partition_fitted"
 OVERLOADS = (1.0, 1.5, 2.25, 3.0)
@@ -153,7 +152,9 @@ def ready_policy(
     if name in CLASSES:
         return fit_size_intervals(CLASSES[name], requests, scenarios, draws)
     if name == PARTITION:
-        return fit_partition(requests, scenarios, draws)
+        rule = fit_partition(requests, scenarios, draws)
+        assert isinstance(rule.more, Partition)
+        return dataclasses.replace(rule, more=rule.more.on(requests))  # so that it can be kept
     if name in LEARNED:
         return train_network(name, requests, scenarios, search, seed, progress, kept=kept)
     raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")

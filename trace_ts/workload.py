@@ -63,6 +63,10 @@ class Requests:
         first, second = self.part(slice(middle)), self.part(slice(middle, None))
         return dataclasses.replace(first, num_training=middle), second
 
+    def by_popularity(self) -> np.ndarray:
+        """The numbers [N] of the models by how often they are asked for, the most popular one first."""
+        return np.argsort(-np.bincount(self.model, minlength=self.num_models), kind="stable")
+
     def training(self) -> "Requests":
         """What fitting and training may look at."""
         return self.part(slice(len(self) // 2 if self.num_training is None else self.num_training))
