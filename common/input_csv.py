@@ -27,6 +27,8 @@ class InputCsv:
 
     def first_line(self) -> list[str]:
         """The names in the first line, without spaces around them. Raises ParameterError or OSError."""
+        if not Path(self.path).is_file() and Path(self.path).exists() and not Path(self.path).is_dir():
+            raise self.refusal("must be a file, no pipe or device, since it is read more than once")
         try:
             with Path(self.path).open(encoding="utf-8-sig", newline="") as file:
                 names = [name.strip() for name in next(csv.reader([file.readline(10_000)]), [])]

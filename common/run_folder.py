@@ -238,7 +238,7 @@ def with_defaults(cls: type[Parameters], stored: dict[str, Any], flag: str, plac
 def resumed(config: Any, given: dict[str, Any], free: Sequence[str]) -> Any:
     """The parameters of the run in the folder `config.resume`, with those of the command line that are `free`.
 
-    Raises ParameterError when the folder holds no run of such parameters, or others are `given`.
+    Raises ParameterError when the folder holds no run of such parameters, or others are `given`, or they contradict it.
     """
     folder = Path(config.resume)
     try:
@@ -250,7 +250,9 @@ def resumed(config: Any, given: dict[str, Any], free: Sequence[str]) -> Any:
     for name in given:
         if name not in free:
             raise ParameterError(name, given[name], "must not be combined with --resume")
-    return dataclasses.replace(before, **{name: getattr(config, name) for name in given})
+    after = dataclasses.replace(before, **{name: getattr(config, name) for name in given})
+    after.check()  # what is given, which `resolve` has left to be checked with the stored parameters
+    return after
 
 
 def describe(error: BaseException) -> str:

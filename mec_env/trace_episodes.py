@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from common.parameters import ParameterError, resolve
+from common.parameters import LARGEST, ParameterError, resolve
 from common.random_streams import Stream, random_generator
 from mec_env.arguments import whole_number, without_unknown
 from trace_ts.scenario import Scenario
 from trace_ts.synthetic import generate
 from trace_ts.workload import Requests
 from trace_ts.world import SERVER_FEATURES, TASK_FEATURES, TraceWorld
+
+MOST_REQUESTS = 10_000_000  # of the synthetic generator
 
 
 class TraceEpisodes:
@@ -43,7 +45,8 @@ class TraceEpisodes:
         self.scenario = resolve(Scenario, stored | changes)
         self.seed, self.episode, self.held_out = whole_number("seed", seed), 0, False
         if requests is None:
-            requests = generate(counted("num_requests", num_requests, 2), whole_number("request_seed", request_seed))
+            number = counted("num_requests", num_requests, 2, MOST_REQUESTS)
+            requests = generate(number, whole_number("request_seed", request_seed))
         self.requests, self.tasks = requests, counted("tasks", tasks, 1)
         if self.tasks > len(requests) // 2:
             words = f"must be at most {len(requests) // 2}, half of the requests"
@@ -64,7 +67,7 @@ class TraceEpisodes:
         start = self.episode if seed is None else 0
         episode = whole_number("episode", known.get("episode", start))
         self.seed = self.seed if seed is None else whole_number("seed", seed)
-        self.episode, self.held_out = episode + 1, bool(held_out)
+        self.episode, self.held_out = (episode + 1) % 2**31, bool(held_out)
         generator = random_generator(Stream.TRACE_EPISODES, self.seed, episode)
         draw, middle = int(generator.integers(2**31)), len(self.requests) // 2
         low, high = (middle, len(self.requests)) if self.held_out else (0, middle)
@@ -74,10 +77,10 @@ class TraceEpisodes:
         return world
 
 
-def counted(name: str, value: Any, least: int) -> int:
-    """A whole number that is not too small. Raises ParameterError."""
-    if (number := whole_number(name, value)) < least:
-        raise ParameterError(name, value, f"must be at least {least}")
+def counted(name: str, value: Any, least: int, most: int = LARGEST) -> int:
+    """A whole number that is neither too small nor too large. Raises ParameterError."""
+    if not least <= (number := whole_number(name, value)) <= most:
+        raise ParameterError(name, value, f"must be at least {least} and at most {most}")
     return number
 
 

@@ -45,15 +45,15 @@ class BenchConfig(Parameters):
     requests: str | None = parameter(
         None, "file of requests, as of main_trace.py; default: the synthetic generator", path=True
     )
-    num_requests: int = parameter(200_000, "synthetic requests", low=2)
+    num_requests: int = parameter(200_000, "synthetic requests", low=2, high=10_000_000)
     edge_requests: int = parameter(2000, "requests that the edge system's simulation schedules", low=1)
     load: float = parameter(
         0.8,
         "offered load: work per second over what all servers do in a second, loading not counted",
-        above=0,
+        low=0.001,
         high=100,
     )
-    load_time: float = parameter(12.0, "time to load a model, in the last column", unit="s", low=0)
+    load_time: float = parameter(12.0, "time to load a model, in the last column", unit="s", low=0, high=1e6)
     num_servers: int = parameter(20, "edge servers", low=1, high=200)
     repeats: int = parameter(5, "timed runs of each rule", low=1)
     seed: int = parameter(0, "seed of requests and rates", low=0)
@@ -88,7 +88,8 @@ def edge_simulation(requests: Requests, scenario: Scenario, draw: int, part: sli
 
 def main(config: BenchConfig, given: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    requests = generate(config.num_requests, config.seed) if config.requests is None else read_trace(config.requests)
+    file = config.requests
+    requests = generate(config.num_requests, config.seed) if file is None else read_trace(file, least=2)
     places = {"num_servers": config.num_servers, "num_base_stations": config.num_servers}
     plain = Scenario(load=config.load, load_time=0.0, **places)
     loading = dataclasses.replace(plain, load_time=config.load_time)

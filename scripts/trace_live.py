@@ -22,10 +22,11 @@ from safetensors.numpy import save_file
 
 from common.command_line import command_line
 from common.figures import plt, save_figure
-from common.parameters import Parameters, parameter
+from common.parameters import ParameterError, Parameters, parameter
 from common.random_streams import Stream, random_generator
 from common.run_folder import RESULTS, new_folder, replace_file, write_config, write_text
 from common.tables import write_csv
+from edge_sim.trace_scheduler import PREFIX, trace_method
 from resd3_medium.finding import find_weights
 from resd3_medium.folders import POCKET
 from trace_ts.synthetic import generate
@@ -61,6 +62,16 @@ class LiveConfig(Parameters):
     resident_models: int = parameter(1, "models that a server holds", low=1, high=1000)
     seed: int = parameter(0, "seed of the requests", low=0)
     out: str | None = parameter(None, "folder of the results; default results/trace_live", path=True)
+
+    def check(self) -> None:
+        names = self.policies.split(",")
+        for name in names:
+            try:
+                trace_method(f"{PREFIX}{name}")
+            except ParameterError as error:
+                raise ParameterError("policies", name, f"--scheduler {PREFIX}{name} {error.reason}") from None
+            if names.count(name) > 1:
+                raise ParameterError("policies", self.policies, f"must name {name} once")
 
 
 def write_lora(path: Path, seed: int) -> None:

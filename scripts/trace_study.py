@@ -13,13 +13,17 @@ from typing import Any
 
 from common.command_line import command_line
 from common.parameters import ParameterError, Parameters, parameter
-from common.run_folder import RESULTS, claimed, read_json, write_config
+from common.run_folder import RESULTS, claimed, describe, read_json, unused, write_config
 from trace_ts.plot_workload import plot_workload
 from trace_ts.search import Search
 from trace_ts.study import measure, train_all
 from trace_ts.study_report import draw_ablations, draw_cells, write_report
 from trace_ts.synthetic import generate
-from trace_ts.workload import read_trace
+from trace_ts.workload import Requests, read_trace
+
+METHOD = "trace_study"
+STUDIED = 1000  # requests at least
+KEPT = ("requests", "num_requests", "generations")  # which must be the same when a study is gone on with
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -29,7 +33,7 @@ class TraceStudyConfig(Parameters):
     requests: str | None = parameter(
         None, "file of requests, as of main_trace.py; default: the synthetic generator", path=True
     )
-    num_requests: int = parameter(26_467, "requests of the synthetic generator", low=1000, high=10_000_000)
+    num_requests: int = parameter(26_467, "requests of the synthetic generator", low=STUDIED, high=10_000_000)
     generations: int = parameter(100, "generations of each search", low=1, high=100_000)
     seeds: int = parameter(3, "training seeds of each network, from 0 on", low=1, high=100)
     draws: int = parameter(
@@ -40,21 +44,31 @@ class TraceStudyConfig(Parameters):
     out: str = parameter(str(RESULTS / "trace_study"), "folder of the study", path=True)
 
 
-def keep_parameters(config: TraceStudyConfig, out: Path) -> None:
+def keep_parameters(config: TraceStudyConfig, requests: Requests, out: Path) -> None:
     """Write config.json. Raises ParameterError when the folder holds a study of other requests or searches."""
     kept = dataclasses.asdict(config)
-    if (out / "config.json").is_file():
-        before = read_json(out / "config.json").get("parameters", {})
-        for name in ("requests", "num_requests", "generations"):
-            if kept[name] != before.get(name):
-                raise ParameterError(name, kept[name], f"must be {before.get(name)}, as in the study in {out}")
-    write_config(out, "trace_study", kept)
+    if (out / "config.json").exists():
+        try:
+            stored = read_json(out / "config.json")
+            before, source = {name: stored["parameters"][name] for name in KEPT}, stored.get("source")
+            if stored["method"] != METHOD:
+                raise ValueError(f"it is of {stored['method']}")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ParameterError("out", out, f"must be empty or hold a study ({describe(error)})") from None
+        for name, value in before.items():
+            if kept[name] != value and not (name == "requests" and source):
+                raise ParameterError(name, kept[name], f"must be {value}, as in the study in {out}")
+        if source and source != requests.fingerprint():
+            raise ParameterError("requests", config.requests, f"must hold the requests of the study in {out}")
+    elif not unused(out):
+        raise ParameterError("out", out, "must be empty or hold a study, to overwrite nothing")
+    write_config(out, METHOD, kept, requests.fingerprint())
 
 
 def main(config: TraceStudyConfig, given: dict[str, Any]) -> None:
-    requests = read_trace(Path(config.requests)) if config.requests else generate(config.num_requests, 0)
+    requests = read_trace(config.requests, least=STUDIED) if config.requests else generate(config.num_requests, 0)
     with claimed(Path(config.out)) as out:
-        keep_parameters(config, out)
+        keep_parameters(config, requests, out)
         other = generate(config.num_requests, 1)
         plot_workload({"requests": requests, "synthetic": other}, out)
         if not config.only_measure:

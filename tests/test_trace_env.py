@@ -152,6 +152,10 @@ def test_mistakes_are_named():
     for wrong, words in (
         ({"tasks": 201}, "--tasks=201: must be at most 200"),
         ({"tasks": 0}, "--tasks=0: must be at least 1"),
+        (
+            {"requests": None, "num_requests": 10_000_001},
+            "--num_requests=10000001: must be at least 2 and at most 1000",
+        ),
         ({"seed": -1}, "--seed=-1"),
         ({"num_servers": 0}, "--num_servers=0"),
         ({"num_server": 3}, "did you mean --num_servers"),
@@ -166,6 +170,9 @@ def test_mistakes_are_named():
         with pytest.raises(ParameterError):
             env.reset(seed=3, options=options)
     assert env.episodes.episode == env.episodes.seed == 0
+    env.reset(seed=3, options={"episode": 2**31 - 1})
+    after_the_last = env.reset()[0]
+    assert np.array_equal(after_the_last, env.reset(seed=3)[0])
 
 
 # --- adapters ---

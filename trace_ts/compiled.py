@@ -1,5 +1,6 @@
 """How the simulator's functions are compiled, and where the result is kept. Start reading at `compiled`."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from numba import config, njit
+from numba.core.caching import FunctionCache
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -27,6 +29,24 @@ def place() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
+class KeptCode(FunctionCache):
+    """numba's files of a compiled function. Where they are damaged, or the disk is full, it is compiled anew."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled code for arguments of these types, or None."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a file that a failing machine has cut off may raise anything
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep compiled code, if there is room for it."""
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """A decorator. The functions run side by side in threads, and get tuples of arrays that their caller keeps.
 
@@ -37,8 +57,10 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         before, config.CACHE_DIR = config.CACHE_DIR, str(place() or "")
         try:
-            keep = place() is not None
-            return njit(nogil=True, _nrt=False, error_model="numpy", cache=keep, forceinline=True, **options)(function)
+            made = njit(nogil=True, _nrt=False, error_model="numpy", forceinline=True, **options)(function)
+            if place() is not None and made is not function:  # as it is where compiling is switched off
+                made._cache = KeptCode(function)
+            return made
         finally:
             config.CACHE_DIR = before
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from common.command_line import command_line
 from common.parameters import ParameterError, parameter
 from common.progress import Progress
-from common.run_folder import RESULTS, peak_memory, resumed, run_place, write_config
+from common.run_folder import RESULTS, peak_memory, read_source, resumed, run_place, write_config
 from common.statistics_seeds import with_interval
 from trace_ts.central import CENTRAL
 from trace_ts.metrics import measures
@@ -29,10 +29,10 @@ from trace_ts.search import Search
 from trace_ts.search_file import SearchFile
 from trace_ts.simulation import Outcome
 from trace_ts.synthetic import generate
-from trace_ts.training import grid, policy_names, practised, ready_policy, simulate_draws
+from trace_ts.training import LEARNED, grid, policy_names, practised, ready_policy, simulate_draws
 from trace_ts.workload import Requests, read_trace
 
-FREE = ("resume", "policies", "draws")  # what may be given anew for a stored run
+FREE = ("resume", "policies", "draws", "requests", "checkpoint")  # what may be given anew for a stored run
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -70,15 +70,19 @@ class TraceConfig(Scenario):
         None,
         "go on in this folder; policies that are done are kept",
         path=True,
-        more="A search that was killed goes on. Only --policies and --draws may be given anew.",
+        more="A search that was killed goes on. --policies, --draws and --checkpoint may be given anew, and --requests "
+        "for a file that has moved.",
     )
     out: str | None = parameter(None, "folder of the run; default results/trace_ts/<run>", path=True)
 
     def check(self) -> None:
         super().check()
-        for name in self.policies.split(","):
+        names = self.policies.split(",")
+        for name in names:
             if name not in policy_names():
                 raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")
+            if names.count(name) > 1:
+                raise ParameterError("policies", self.policies, f"must name {name} once")
 
     def scenario(self) -> Scenario:
         """The scenario alone."""
@@ -89,10 +93,14 @@ def load_requests(config: TraceConfig) -> Requests:
     """The requests of a file or of the generator. Raises ParameterError."""
     if config.requests is None:
         return generate(config.num_requests, config.seed)
-    requests = read_trace(Path(config.requests), config.seed)
-    if len(requests) < 2:
-        raise ParameterError("requests", config.requests, "must hold at least two requests")
-    return requests
+    return read_trace(config.requests, config.seed, least=2)
+
+
+def same_requests(config: TraceConfig, requests: Requests, given: bool) -> None:
+    """Raises ParameterError when a stored run, whose policies are kept, began with other requests."""
+    before = read_source(Path(config.resume or ""))
+    if before != requests.fingerprint() and (before or given):  # older versions did not keep it
+        raise ParameterError("requests", config.requests, f"must hold the requests that {config.resume} began with")
 
 
 def main(config: TraceConfig, given: dict[str, Any]) -> None:
@@ -100,10 +108,12 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
     if config.resume:
         config = resumed(config, given, FREE)
     requests = load_requests(config)
+    if config.resume:
+        same_requests(config, requests, "requests" in given)
     checkpoint = read_policy(Path(config.checkpoint), "checkpoint") if config.checkpoint else None
     default = RESULTS / "trace_ts" / f"{'trace' if config.requests else 'synthetic'}_load{config.load:g}"
     with run_place(config.resume, config.out, default) as folder:
-        write_config(folder, "trace_ts", dataclasses.asdict(config))
+        write_config(folder, "trace_ts", dataclasses.asdict(config), requests.fingerprint())
         scenario, test = config.scenario(), slice(len(requests) // 2, None)
         outcomes: dict[str, list[Outcome]] = {}
         made = {name: trained(config, name, requests, folder) for name in config.policies.split(",")}
@@ -123,9 +133,14 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
     place = folder / "policies"
     kept = SearchFile(place / f"{name}.search.safetensors")
     for path in (place / f"{name}{suffix}" for suffix in SUFFIXES):
-        if path.exists():
+        if path.exists() and (name in LEARNED or name.endswith("_fitted")):
             kept.remove()  # of a run that was killed before it did so
-            return read_policy(path, "resume")
+            policy = read_policy(path, "resume")
+            if isinstance(policy, Rule) and f"{policy.name}_fitted" != name:
+                raise ParameterError("resume", path, f"must be the rule {name}, but is {policy.name}")
+            if not isinstance(policy, Rule) and (name not in LEARNED or policy.design != LEARNED[name][1]):
+                raise ParameterError("resume", path, f"must be of the design of {name}, but is of another")
+            return policy
     scenarios = grid(config.scenario()) if config.every_cell else practised(config.scenario())
     search = Search(generations=config.generations, pairs=config.pairs)
     bars: dict[str, Progress] = {}
@@ -153,10 +168,10 @@ def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) ->
 def say(found: dict[str, list[dict[str, float]]]) -> None:
     """Print the main figures of every policy, with 95 % intervals over draws."""
     shown = ("mean_s", "p50_s", "p95_s", "p99_s", "slowdown", "slo_5", "switches")
-    print(f"{'policy':24}" + "".join(f"{name:>18}" for name in shown))
+    print(f"{'policy':24}" + "".join(f" {name:>18}" for name in shown))
     for name, rows in found.items():
         cells = [with_interval([row[key] for row in rows], None if key.endswith("_s") else 2) for key in shown]
-        print(f"{name:24}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{name:24}" + "".join(f" {cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from trace_ts.rules import CONSTANTS, RULES, Rule
 from trace_ts.sita import Partition, SizeIntervals, partition, size_intervals
 
 SUFFIXES = (".safetensors", ".json")
+LARGEST_LOG, LARGEST_WEIGHT = 500, 1e6  # of constants and of weights; no training comes near, and no sum overflows
 
 
 def read_policy(path: Path, flag: str) -> ScorePolicy | Rule:
@@ -39,13 +40,19 @@ def load_policy(path: Path, flag: str = "checkpoint") -> ScorePolicy:
         with safe_open(path, framework="numpy") as file:
             design = Design(**json.loads(file.metadata()["design"]))
             parameters = file.get_tensor("parameters").astype(np.float64)
+        types = [type(value) for value in dataclasses.astuple(design)]
+        if types != [int, int, str, bool]:
+            raise ValueError("a design with values of the wrong type")
         if not (0 < design.hidden < 10_000 and 0 <= design.steps <= 100 and design.latent in LATENTS):
             raise ValueError("a design that is not allowed")
         if parameters.shape != (len(CONSTANTS) + sum(int(np.prod(shape)) for shape in design.shapes),):
             raise ValueError("parameters of another design")
         if not np.isfinite(parameters).all():
             raise ValueError("parameters that are not finite")
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        logarithms, weights = np.split(parameters, [len(CONSTANTS)])
+        if logarithms.max() > LARGEST_LOG or np.abs(weights).max() > LARGEST_WEIGHT:
+            raise ValueError("parameters that are too large")
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ParameterError(flag, path, f"must be a policy of main_trace.py ({describe(error)})") from None
     return ScorePolicy(design, parameters)
 

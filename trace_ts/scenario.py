@@ -5,12 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.parameters import Parameters, parameter
+from common.parameters import ParameterError, Parameters, parameter
 from common.random_streams import Stream, random_generator
 from trace_ts.cluster import DISCIPLINES
 
 RATE = 17.2  # image-steps/s of a server of mean speed: the trace's requests take 0.058 s a step
 FASTEST, SLOWEST = 50, 10  # of the speeds that are drawn
+MOST_OUTAGES = 1_000_000  # that are drawn for a simulation
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,7 +23,7 @@ class Scenario(Parameters):
     load: float = parameter(
         0.8,
         "offered load: work per second over what all servers do in a second, loading not counted",
-        above=0,
+        low=0.001,
         high=100,
     )
     time_scale: str = parameter(
@@ -56,7 +57,13 @@ class Scenario(Parameters):
     )
     own_sends: bool = parameter(True, "whether agents count what they have sent since the last news")
     noise: float = parameter(0.0, "standard deviation of the log of service times; their mean stays", low=0, high=3)
-    up_time: float = parameter(0.0, "mean time until a server fails; 0: none fails", unit="s", low=0)
+    up_time: float = parameter(
+        0.0,
+        "mean time until a server fails; 0: none fails",
+        unit="s",
+        low=0,
+        more="None fails later than 1.5 times the last request's arrival, so that all is served at last.",
+    )
     down_time: float = parameter(60.0, "mean time until it comes back, without a model", unit="s", above=0)
 
     @property
@@ -80,10 +87,15 @@ def draw_noise(tasks: int, noise: float, draw: int) -> np.ndarray:
 def draw_outages(scenario: Scenario, seconds: float, draw: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """When which server goes down or comes back until a time in s: time, server and whether it comes back, each [E].
 
-    Times between are exponential. Every server that goes down comes back, be it after that time.
+    Times between are exponential. Every server that goes down comes back, be it after that time. Raises ParameterError
+    of --up_time for more than `MOST_OUTAGES`.
     """
     if scenario.up_time == 0:
         return np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
+    least = scenario.num_servers * seconds / MOST_OUTAGES - scenario.down_time
+    if scenario.up_time < least:
+        words = f"must be 0, or at least {least:.3g} for these requests, lest servers fail over {MOST_OUTAGES} times"
+        raise ParameterError("up_time", scenario.up_time, words)
     generator, events = random_generator(Stream.TRACE_OUTAGES, draw), []
     for b in range(scenario.num_servers):
         at = generator.exponential(scenario.up_time)

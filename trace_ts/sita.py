@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common.parameters import ParameterError
 from trace_ts.choosing import PRICED
 from trace_ts.rules import MODELS, QUEUES, Rule
 from trace_ts.scenario import Scenario
@@ -168,14 +169,18 @@ def fit_size_intervals(classes: int, requests: Requests, scenarios: Sequence[Sce
     """SITA with the cuts of the least mean delay on the first half, over scenarios and draws.
 
     Cuts are pairs of a size, of the quantiles `QUANTILES`, and a share of the capacity, of `SHARES`. Both orders of the
-    servers are tried. Raises ValueError for fewer than two classes or fewer sizes than they need.
+    servers are tried. Raises ValueError for fewer than two classes, and ParameterError, which is one, for requests of
+    fewer sizes than they need.
     """
     requests = requests.halves()[0]
     work = requests.work
     sizes = np.unique(np.quantile(work, QUANTILES, method="lower"))
     sizes = sizes[sizes < work.max()]
-    if not 2 <= classes <= len(sizes) + 1:
-        raise ValueError(f"{classes} classes of work, of which there are {len(sizes) + 1} sizes")
+    if classes < 2:
+        raise ValueError(f"{classes} classes of work, must be 2 at least")
+    if classes > len(sizes) + 1:
+        words = f"must have works of {classes} sizes at least in their first half, for as many classes of work"
+        raise ParameterError("requests", None, f"{words}; there are {len(sizes) + 1}")
     found = []
     for slow_first in (True, False):
 

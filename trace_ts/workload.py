@@ -5,6 +5,7 @@ and at `read_trace`.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Hashable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 
 from common import tables
 from common.input_csv import InputCsv
-from common.parameters import ParameterError
+from common.parameters import LARGEST, ParameterError
 from common.random_streams import Stream, random_generator
 
 COLUMNS = ("time_s", "user", "work", "model")
+LEAST_WORK = 1e-6  # image-steps; delays over less would be no numbers any more
 GENTD26 = (  # the columns of that trace that are read
     "gmt_create",
     "groupId",
@@ -69,6 +71,11 @@ class Requests:
         """What fitting and training may look at."""
         return self.part(slice(len(self) // 2 if self.num_training is None else self.num_training))
 
+    def fingerprint(self) -> str:
+        """A SHA-256 that no other requests have."""
+        arrays = [getattr(self, name) for name in ("time", "user", "work", "model")]
+        return hashlib.sha256(b"".join(np.ascontiguousarray(values).tobytes() for values in arrays)).hexdigest()
+
 
 def requests_of(
     time: Sequence[float] | np.ndarray,
@@ -95,19 +102,22 @@ def requests_of(
     )
 
 
-def read_trace(path: str | Path, seed: int = 0) -> Requests:
+def read_trace(path: str | Path, seed: int = 0, least: int = 1) -> Requests:
     """The requests of a file of either kind, told apart by its header; `seed` is that of `read_gentd26`.
 
-    Raises ParameterError of --requests for a file that is of neither kind, or damaged; it names line and column.
+    Raises ParameterError of --requests for a file that is of neither kind, or damaged, where it names line and column,
+    or that has fewer requests than `least`.
     """
     file = InputCsv(path, "requests")
     try:
         names = file.first_line()
     except OSError as error:
         raise unreadable(file, error) from None
-    if GENTD26[0] in names and COLUMNS[0] not in names:
-        return read_gentd26(path, seed)
-    return read_csv(path)
+    gentd26 = GENTD26[0] in names and COLUMNS[0] not in names
+    requests = read_gentd26(path, seed) if gentd26 else read_csv(path)
+    if len(requests) < least:
+        raise file.refusal(f"must hold at least {'two' if least == 2 else least} requests")
+    return requests
 
 
 def read_csv(path: str | Path) -> Requests:
@@ -123,7 +133,7 @@ def read_csv(path: str | Path) -> Requests:
         for line, row in file.rows(names):
             cells = [row[k].strip() for k in at]
             time.append(file.number(line, "time_s", cells[0], low=0))
-            work.append(file.number(line, "work", cells[2]))
+            work.append(file.number(line, "work", cells[2], low=LEAST_WORK))
             for name, text in (("user", cells[1]), ("model", cells[3])):
                 if not text:
                     raise file.wrong(line, name, text, "must not be empty")
@@ -151,7 +161,9 @@ def read_gentd26(path: str | Path, seed: int = 0) -> Requests:
             cells = [row[k].strip() for k in at]
             if not all(cells):
                 continue
-            values = [file.number(line, GENTD26[k], cells[k], low=low) for k, low in ((2, 1), (3, 1), (5, 0))]
+            images, steps, _ = (file.number(line, GENTD26[k], cells[k], low=int(k < 5)) for k in (2, 3, 5))
+            if images * steps > LARGEST:
+                raise file.wrong(line, GENTD26[3], cells[3], f"must be at most {LARGEST}, times {GENTD26[2]}")
             try:
                 seconds = (datetime.strptime(cells[0], CLOCK) - BEGIN).total_seconds()
             except ValueError:
@@ -159,7 +171,7 @@ def read_gentd26(path: str | Path, seed: int = 0) -> Requests:
             if seconds >= 0:
                 time.append(seconds)
                 user.append(cells[1])
-                work.append(values[0] * values[1])
+                work.append(images * steps)
                 model.append(cells[4])
     except OSError as error:
         raise unreadable(file, error) from None
