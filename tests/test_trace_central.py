@@ -93,7 +93,7 @@ def test_pulling_equals_a_plain_loop(seed, order):
     rate = generator.uniform(5, 30, scenario.num_servers)
     outcome = simulate_pull(requests, scenario, seed, order=order, rate=rate)
     noise = draw_noise(len(requests), scenario.noise, seed) if scenario.noise else np.ones(len(requests))
-    outages = draw_outages(scenario, outcome.time[-1] * 1.5, seed)
+    outages = draw_outages(scenario, outcome.time[-1], seed)
     arrays = (outcome.time, requests.work, requests.model, noise, rate)
     start, finish, server, loads = plain_pull(*arrays, scenario, order, outages)
     np.testing.assert_array_equal(outcome.server, server)

@@ -113,7 +113,7 @@ def test_outages_without_end_are_refused():
             draw_outages(Scenario(up_time=up_time, down_time=down_time), 1e4, 0)
         least = float(error.value.reason.split("at least ")[1].split()[0])
         allowed = Scenario(up_time=least * 1.01, down_time=down_time)
-        assert least == pytest.approx(20 * 1e4 / scenario.MOST_OUTAGES - down_time, rel=0.01)
+        assert least == pytest.approx(20 * scenario.LAST_FAILURE * 1e4 / scenario.MOST_OUTAGES - down_time, rel=0.01)
         assert len(draw_outages(allowed, 10.0, 0)[0]) > 0
 
 

@@ -62,7 +62,7 @@ def check(rule, requests, scenario, rate, draw=0):
     by_rate = rule.name in ("capacity_proportional", "two_choices", "round_robin")
     plain_name = PLAIN.get(rule.name, rule.name)
     agents = Agents(plain_name, constants, mean_service(requests, rate), credit, by_rate, scenario.load_time)
-    outages = draw_outages(scenario, outcome.time[-1] * 1.5, draw)
+    outages = draw_outages(scenario, outcome.time[-1], draw)
     plain = plain_simulation(tasks, rate, scenario, agents, outages, requests.num_models)
     for name in ("server", "loads", "attempts"):
         np.testing.assert_array_equal(getattr(outcome, name), plain[name], name)
@@ -210,7 +210,7 @@ def test_a_server_that_fails_loses_its_task_and_its_models():
     for draw in itertools.count():
         scenario = scene(load=0.01, num_servers=1, time_scale="compress", up_time=10000.0, down_time=1.0)
         outcome = simulate(RULES["opt_ts"], requests, scenario, draw, rate=np.array([1.0]))
-        times, _, ups = draw_outages(scenario, outcome.time[-1] * 1.5, draw)
+        times, _, ups = draw_outages(scenario, outcome.time[-1], draw)
         if outcome.attempts[1] == 2:
             break
     comes_back = times[ups][times[ups] > outcome.time[1]][0]
@@ -223,7 +223,7 @@ def test_a_round_leaves_out_the_servers_that_are_down_and_owes_them_nothing():
     requests, rate = requests_of(5, 1000), np.array([10.0, 10.0001, 10.0002, 10.0003])
     scenario = scene(num_base_stations=1, load=0.02, up_time=9000.0, down_time=9000.0)
     outcome = simulate(RULES["round_robin"], requests, scenario, 1, rate=rate)
-    time, server, back = draw_outages(scenario, outcome.time[-1] * 1.5, 1)
+    time, server, back = draw_outages(scenario, outcome.time[-1], 1)
     event = np.searchsorted(time, outcome.time, side="right")
     stretches = 0
     for number in np.unique(event):

@@ -137,7 +137,7 @@ def simulate_pull(
     tasks = new_tasks(requests, scenario, draw, part, rate)
     count, load_seconds = len(tasks.time), np.full(requests.num_models, scenario.load_time)
     cluster = new_cluster(rate, load_seconds, scenario.resident_models, count, "fcfs", scenario.ageing or np.inf)
-    outages = draw_outages(scenario, tasks.time[-1] * 1.5, draw)
+    outages = draw_outages(scenario, tasks.time[-1], draw)
     room = np.empty((2, count), dtype=np.int64)
     pull(cluster, tasks, DISCIPLINES[order], *outages, room[0], room[1])
     return outcome(tasks, rate)

@@ -11,6 +11,8 @@ from trace_ts.cluster import DISCIPLINES
 
 RATE = 17.2  # image-steps/s of a server of mean speed: the trace's requests take 0.058 s a step
 FASTEST, SLOWEST = 50, 10  # of the speeds that are drawn
+LAST_FAILURE = 20.0  # last arrivals: a queue that takes longer ends without failures
+MOST_LOAD = 100.0
 MOST_OUTAGES = 1_000_000  # that are drawn for a simulation
 
 
@@ -24,7 +26,7 @@ class Scenario(Parameters):
         0.8,
         "offered load: work per second over what all servers do in a second, loading not counted",
         low=0.001,
-        high=100,
+        high=MOST_LOAD,
     )
     time_scale: str = parameter(
         "flat",
@@ -62,7 +64,7 @@ class Scenario(Parameters):
         "mean time until a server fails; 0: none fails",
         unit="s",
         low=0,
-        more="None fails later than 1.5 times the last request's arrival, so that all is served at last.",
+        more="None fails later than 20 times the last request's arrival, so that all is served at last.",
     )
     down_time: float = parameter(60.0, "mean time until it comes back, without a model", unit="s", above=0)
 
@@ -84,14 +86,16 @@ def draw_noise(tasks: int, noise: float, draw: int) -> np.ndarray:
     return np.exp(noise * normal - noise**2 / 2)
 
 
-def draw_outages(scenario: Scenario, seconds: float, draw: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """When which server goes down or comes back until a time in s: time, server and whether it comes back, each [E].
+def draw_outages(scenario: Scenario, last: float, draw: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """When which server goes down or comes back: time in s, server and whether it comes back, each [E].
 
-    Times between are exponential. Every server that goes down comes back, be it after that time. Raises ParameterError
+    Times between are exponential. No server goes down later than `LAST_FAILURE` times the `last` arrival in s, and
+    every one that goes down comes back, be it after that time. Raises ParameterError
     of --up_time for more than `MOST_OUTAGES`.
     """
     if scenario.up_time == 0:
         return np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
+    seconds = LAST_FAILURE * last
     least = scenario.num_servers * seconds / MOST_OUTAGES - scenario.down_time
     if scenario.up_time < least:
         words = f"must be 0, or at least {least:.3g} for these requests, lest servers fail over {MOST_OUTAGES} times"

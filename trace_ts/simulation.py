@@ -120,7 +120,7 @@ def begin(
 
 def course_of(tasks: Tasks, scenario: Scenario, draw: int) -> Course:
     """The course of a simulation before its first task, with the outages of its draw."""
-    return new_course(len(tasks.time), draw_outages(scenario, tasks.time[-1] * 1.5, draw))
+    return new_course(len(tasks.time), draw_outages(scenario, tasks.time[-1], draw))
 
 
 def outcome(tasks: Tasks, rate: np.ndarray) -> Outcome:

@@ -17,7 +17,7 @@ from trace_ts.central import CENTRAL, Pull
 from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import RULES, Rule
-from trace_ts.scenario import Scenario
+from trace_ts.scenario import MOST_LOAD, Scenario
 from trace_ts.search import Search
 from trace_ts.search_file import SearchFile
 from trace_ts.simulation import Outcome, simulate
@@ -167,7 +167,7 @@ def practised(scenario: Scenario) -> list[Scenario]:
     """
     if scenario.time_scale == "flat":
         return [scenario]
-    return [changed(scenario, load=scenario.load * more) for more in OVERLOADS]
+    return [changed(scenario, load=min(scenario.load * more, MOST_LOAD)) for more in OVERLOADS]
 
 
 def changed(scenario: Scenario, **values: float | str) -> Scenario:
