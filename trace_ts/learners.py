@@ -22,7 +22,7 @@ TEMPERATURE = 6  # its place among the constants
 class Learning:
     """How policies are learned by gradients. A round is `segments` segments of `segment` tasks under one policy."""
 
-    rounds: int = 4  # that count as a generation
+    rounds: int = 2  # that count as a generation
     segments: int = 6
     segment: int = 4000
     tail: int = 200  # tasks at a segment's end that are not learned from: what came of them is not seen

@@ -34,6 +34,13 @@ def save_policy(path: Path, policy: ScorePolicy, told: dict[str, str]) -> None:
     replace_file(path, lambda temporary: save_file({"parameters": policy.parameters}, temporary, metadata=header))
 
 
+def what_is_told(path: Path) -> dict[str, str]:
+    """What `save_policy` was told of a policy. Raises ParameterError for what is no policy."""
+    load_policy(path)
+    with safe_open(path, framework="numpy") as file:
+        return {name: text for name, text in file.metadata().items() if name != "design"}
+
+
 def load_policy(path: Path, flag: str = "checkpoint") -> ScorePolicy:
     """A policy that `save_policy` wrote. Raises ParameterError for anything else."""
     try:

@@ -4,6 +4,7 @@ Start reading at `CELLS`, `train_all` and `measure`.
 """
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ from common.progress import Progress
 from common.tables import write_csv
 from trace_ts.metrics import by_block, measures
 from trace_ts.model_trace import ScorePolicy
-from trace_ts.policy_file import load_policy, read_rule, save_policy, write_rule
+from trace_ts.policy_file import load_policy, read_rule, save_policy, what_is_told, write_rule
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
 from trace_ts.search import Search
@@ -57,6 +58,7 @@ CELLS: dict[str, dict[str, Any]] = {
 UNTRAINED: dict[str, dict[str, Any]] = {  # cells that policies of others are measured in
     "L 12, load 0.8, noise 0.35": {"noise": 0.35},
     "L 12, load 0.8, outages": {"up_time": 2000.0, "down_time": 100.0},
+    "L 0, load 1.1": {"load": 1.1, "load_time": 0.0},
     "L 12, load 0.7": {"load": 0.7},
     "L 12, load 0.9": {"load": 0.9},
     "L 8, load 0.8": {"load_time": 8.0},
@@ -67,6 +69,7 @@ MAIN, STALE = "L 12, load 0.8", "L 12, load 0.8, age 10"
 OTHER = "L 12, load 0.8, other requests"  # of the synthetic generator, which nothing was trained on
 LIKE_MAIN = ("L 12, load 0.8, noise 0.35", "L 12, load 0.8, outages", OTHER)  # where its specialists are measured, too
 ABLATED = ("lad_ts", "lad_ts_model", "lad_ts_station", "lad_ts_zeros", "d2sac_ts", "score_unpriced")
+BY_GRADIENTS = ("score_ppo", "lad_ts_ppo", "lad_ts_sac", "sac_ts", "dqn_ts")
 
 
 def scenario_of(cell: str) -> Scenario:
@@ -105,10 +108,9 @@ def trainings(seeds: int) -> tuple[list[Training], list[Training]]:
     """What is fitted first, and the networks, which begin at fitted rules."""
     rules = [Training(cell, "priced", 0) for cell in (*CELLS, EVERY)]
     rules += [Training(cell, name, 0) for cell in (MAIN, STALE) for name in ("affinity", "weighted")]
-    networks = []
+    networks = [Training(cell, "score", seed) for seed in range(seeds) for cell in (EVERY, *CELLS)]
     for seed in range(seeds):
-        networks += [Training(cell, "score", seed) for cell in (EVERY, *CELLS)]
-        networks += [Training(cell, name, seed) for cell in (STALE, MAIN) for name in ABLATED]
+        networks += [Training(cell, name, seed) for name in (*BY_GRADIENTS, *ABLATED) for cell in (MAIN, STALE)]
     return rules, networks
 
 
@@ -143,8 +145,9 @@ def train(training: Training, out: Path, search: Search) -> None:
         return
     begin = Training(training.cell, "priced", 0).load(out)
     assert isinstance(begin, Rule)
-    policy = train_network(training.policy, requests, scenarios, search, training.seed, quiet, begin, kept)
-    save_policy(training.path(out), policy, {"cell": training.cell, "policy": training.policy})
+    policy, history = train_network(training.policy, requests, scenarios, search, training.seed, quiet, begin, kept)
+    told = {"cell": training.cell, "policy": training.policy, "history": json.dumps(history)}
+    save_policy(training.path(out), policy, told)
     kept.remove()
 
 
@@ -166,6 +169,22 @@ def train_all(requests: Requests, seeds: int, search: Search, jobs: int, out: Pa
                 for process in list(pool._processes.values()):
                     process.terminate()
                 raise
+
+
+def validations(seeds: int, out: Path) -> list[dict[str, Any]]:
+    """What every validation of the trained networks found, a row for each; writes training.csv.
+
+    mean_s is the mean delay in s on the first half, the geometric mean over servers that no training sees.
+    """
+    rows = []
+    for one in trainings(seeds)[1]:
+        if one.path(out).exists():
+            what = {"cell": one.cell, "policy": one.policy, "seed": one.seed}
+            history = json.loads(what_is_told(one.path(out)).get("history", "[]"))
+            rows += [what | {"generation": number, "mean_s": float(np.exp(cost))} for number, cost in history]
+    if rows:
+        write_csv(out / "training.csv", list(rows[0]), [list(row.values()) for row in rows])
+    return rows
 
 
 def contestants(cell: str, requests: Requests, seeds: int, out: Path) -> Iterator[tuple[str, int, Ready]]:
@@ -194,6 +213,7 @@ def measure(
     blocks: list[dict[str, Any]] = []
     for cell in Progress([*CELLS, *UNTRAINED, OTHER], unit="cell", desc="measuring"):
         scenario, asked = scenario_of(cell), other if cell == OTHER else requests
+        simulate_one(RULES["random"], asked, scenario, 0, slice(100))  # so that no compilation is timed
         test = slice(len(asked) // 2, None)
         tested = asked.part(test)
         for name, seed, policy in contestants(cell, asked, seeds, out):

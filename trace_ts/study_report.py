@@ -8,7 +8,7 @@ import numpy as np
 from common.figures import plt, save_figure
 from common.run_folder import write_text
 from common.statistics_seeds import mean_interval
-from trace_ts.study import ABLATED, BLOCKS, CELLS, MAIN, OTHER, STALE, UNTRAINED, means
+from trace_ts.study import ABLATED, BLOCKS, BY_GRADIENTS, CELLS, MAIN, OTHER, STALE, UNTRAINED, means
 
 SHOWN = ("opt_ts", "opt_ts_loading", "jsq", "affinity", "priced_fitted", "score")
 ALL = "score, one for all"
@@ -45,7 +45,7 @@ def write_report(out: Path, rows: Rows, blocks: Rows) -> None:
     write_text(out / "cells.md", table(["cell", *shown], cells))
     main = [[name, *(cell_words(rows, MAIN, name, q) for q in QUANTITIES)] for name in policies(rows, MAIN)]
     write_text(out / "main.md", table(["policy", *QUANTITIES], main))
-    both = ("priced_fitted", "score", *ABLATED)
+    both = ("priced_fitted", "score", *ABLATED, *BY_GRADIENTS)
     ablations = [
         [name, *(cell_words(rows, cell, name) for cell in (MAIN, STALE)), cell_words(rows, MAIN, name, "us_a_task")]
         for name in both
@@ -77,8 +77,9 @@ def draw_cells(path: Path, rows: Rows) -> None:
                 continue
             mean, half = zip(*(mean_interval(values) for _, values in found), strict=True)
             axis.errorbar([at for at, _ in found], mean, half, marker="o", capsize=3, color=f"C{number}", label=name)
-        axis.set(xlabel=words, ylabel="mean delay (s)", yscale="log")
+        axis.set(xlabel=words, yscale="log")
         axis.grid(alpha=0.3)
+    axes[0].set_ylabel("mean delay (s), 95 % over draws")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), fontsize="small", bbox_to_anchor=(0.5, 1.0))
     save_figure(figure, path)
@@ -86,17 +87,39 @@ def draw_cells(path: Path, rows: Rows) -> None:
 
 def draw_ablations(path: Path, rows: Rows) -> None:
     """Mean delays of learned policies; each point is a training seed's mean over draws."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True)
-    names = ("priced_fitted", "score", *ABLATED)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    names = ("priced_fitted", "score", *ABLATED, *BY_GRADIENTS)
     for axis, cell in zip(axes, (MAIN, STALE), strict=True):
         for place, name in enumerate(names):
             values = means(rows, cell, name, "mean_s")
             if values.size:
-                axis.scatter(values.mean(1), np.full(len(values), place), color=f"C{place}", alpha=0.7)
+                axis.scatter(values.mean(1), np.full(len(values), place), color=f"C{place % 10}", alpha=0.7)
                 mean, half = mean_interval(values.mean(0))
-                axis.errorbar(mean, place, xerr=half, color=f"C{place}", capsize=4, marker="|")
-        axis.set(xlabel="mean delay (s)", title=cell, yticks=range(len(names)))
+                axis.errorbar(mean, place, xerr=half, color=f"C{place % 10}", capsize=4, marker="|")
+        axis.set(xlabel="mean delay (s), 95 % over draws", title=cell, yticks=range(len(names)))
         axis.set_yticklabels(names)
         axis.grid(alpha=0.3)
     axes[0].invert_yaxis()
+    save_figure(figure, path)
+
+
+def draw_training(path: Path, rows: Rows) -> None:
+    """How the mean delay on the first half changes by training: the mean over seeds, and the range of the seeds."""
+    names = ("score", "lad_ts", *BY_GRADIENTS)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    for axis, cell in zip(axes, (MAIN, STALE), strict=True):
+        for number, name in enumerate(names):
+            own = [row for row in rows if row["cell"] == cell and row["policy"] == name]
+            generations = sorted({row["generation"] for row in own})
+            values = [[row["mean_s"] for row in own if row["generation"] == at] for at in generations]
+            if own:
+                axis.plot(generations, [np.mean(of) for of in values], color=f"C{number}", label=name)
+                low, high = ([end(of) for of in values] for end in (min, max))
+                axis.fill_between(generations, low, high, color=f"C{number}", alpha=0.2)
+        axis.set(xlabel="generation", title=cell, yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("mean delay on the first half (s)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        axes[1].legend(handles, labels, fontsize="small")
     save_figure(figure, path)

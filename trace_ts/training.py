@@ -110,10 +110,11 @@ def train_network(
     progress: Progress,
     begin: Rule | None = None,
     kept: SearchFile | None = None,
-) -> ScorePolicy:
+) -> tuple[ScorePolicy, list[tuple[int, float]]]:
     """A network of `LEARNED`, trained from the priced rule on: `begin`, or one fitted by the evolution strategy.
 
-    Both searches go on from `kept`.
+    Both searches go on from `kept`. Beside it (generation, log of the mean delay) of every validation on the way; the
+    network is that of the least one.
     """
     _, design, trained_by = LEARNED[name]
     begin = begin or fit_rule(RULES["priced"], requests, scenarios, search, seed, progress, kept)
@@ -126,7 +127,7 @@ def train_network(
         from trace_ts.gradients import fit_by_gradients  # torch takes seconds to load
 
         found = fit_by_gradients(trained_by, design, start, requests, scenarios, search, seed, tell, part)
-    return ScorePolicy(design, found.parameters)
+    return ScorePolicy(design, found.parameters), found.history
 
 
 def ready_policy(
@@ -156,7 +157,7 @@ def ready_policy(
         assert isinstance(rule.more, Partition)
         return dataclasses.replace(rule, more=rule.more.on(requests))  # so that it can be kept
     if name in LEARNED:
-        return train_network(name, requests, scenarios, search, seed, progress, kept=kept)
+        return train_network(name, requests, scenarios, search, seed, progress, kept=kept)[0]
     raise ParameterError("policies", name, f"must be of {', '.join(policy_names())}")
 
 
