@@ -68,7 +68,7 @@ UNTRAINED: dict[str, dict[str, Any]] = {  # cells that policies of others are me
 MAIN, STALE = "L 12, load 0.8", "L 12, load 0.8, age 10"
 OTHER = "L 12, load 0.8, other requests"  # of the synthetic generator, which nothing was trained on
 LIKE_MAIN = ("L 12, load 0.8, noise 0.35", "L 12, load 0.8, outages", OTHER)  # where its specialists are measured, too
-ABLATED = ("lad_ts", "lad_ts_model", "lad_ts_station", "lad_ts_zeros", "d2sac_ts", "score_unpriced")
+ABLATED = ("lad_ts", "lad_ts_zeros", "score_unpriced", "d2sac_ts", "lad_ts_model", "lad_ts_station")
 BY_GRADIENTS = ("score_ppo", "lad_ts_ppo", "lad_ts_sac", "sac_ts", "dqn_ts")
 
 
@@ -109,8 +109,8 @@ def trainings(seeds: int) -> tuple[list[Training], list[Training]]:
     rules = [Training(cell, "priced", 0) for cell in (*CELLS, EVERY)]
     rules += [Training(cell, name, 0) for cell in (MAIN, STALE) for name in ("affinity", "weighted")]
     networks = [Training(cell, "score", seed) for seed in range(seeds) for cell in (EVERY, *CELLS)]
-    for seed in range(seeds):
-        networks += [Training(cell, name, seed) for name in (*BY_GRADIENTS, *ABLATED) for cell in (MAIN, STALE)]
+    for name in (*ABLATED[:3], *BY_GRADIENTS, *ABLATED[3:]):
+        networks += [Training(cell, name, seed) for seed in range(seeds) for cell in (MAIN, STALE)]
     return rules, networks
 
 
