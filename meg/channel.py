@@ -52,6 +52,13 @@ class Channel:
 
     kind: str = "awgn"
 
+    def gains(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """The power gains |h|^2 [count] of as many images, in float64: 1 without fading."""
+        if self.kind == "awgn":
+            return torch.ones(count, dtype=torch.float64)
+        parts = torch.randn(count, 2, generator=generator, dtype=torch.float64) / math.sqrt(2)
+        return parts.square().sum(1)
+
     def __call__(
         self,
         signal: torch.Tensor,
@@ -65,9 +72,7 @@ class Channel:
         """
         count, device = len(signal), signal.device
         snr = ratio(torch.as_tensor(snr_db, dtype=torch.float64).expand(count)) / noise_factor
-        if self.kind == "rayleigh":
-            parts = torch.randn(count, 2, generator=generator, dtype=torch.float64) / math.sqrt(2)
-            snr = snr * parts.square().sum(1)
+        snr = snr * self.gains(count, generator)
         noise = torch.randn(signal.shape, generator=generator).to(device, signal.dtype)
         deviation = (power(signal) / snr.to(device, signal.dtype)).sqrt()
         return Received(

@@ -13,7 +13,7 @@ from common.figures import plt, save_figure
 from meg.channel import Link
 from meg.metrics import HIGHER_IS_BETTER, Estimate
 from meg.metrics import LABELS as MEASURES
-from meg.schemes import LABELS, Scheme
+from meg.schemes import Scheme
 
 HEADER = (
     *("budget", "scheme", "snr_db", "symbol_snr_db", "symbols", "side_bits", "symbols_with_side", "images"),
@@ -26,6 +26,7 @@ PUBLISHED = {
     "meg_dt": (198, 187, 41, 4, 6, 4, 3, 2, 2),
     "e2e_meg_dt": (177, 147, 6, 6, 7, 6, 5, 5, 5),
 }
+KNOWN = ("sender knows of the channel", "GFLOP of the device")
 AXES = {
     "symbol": "SNR of every symbol (dB)",
     "energy": "energy of an image, as the SNR at which CG has it (dB)",
@@ -55,23 +56,25 @@ class Row:
             yield [*start, "", "", "", ""]
 
 
-def names_of(rows: Sequence[Row]) -> list[str]:
-    """The schemes' names in the order of the rows."""
-    return list(dict.fromkeys(row.scheme.name for row in rows))
+def titles_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The schemes' titles by their names, in the order of the rows."""
+    return {row.scheme.name: row.scheme.title for row in rows}
 
 
 def plot_quality(path: Path, rows: Sequence[Row], measures: Sequence[str]) -> None:
     """Each measure against the budget's axis, with 95 % bands: the published schemes solid, others dashed."""
-    names, palette = names_of(rows), plt.get_cmap("tab10").colors
+    titles = titles_of(rows)
+    palette = plt.get_cmap("tab10" if len(titles) <= 10 else "tab20").colors
     figure, panels = plt.subplots(1, len(measures), figsize=(5.2 * len(measures), 4.2), squeeze=False)
     for axes, measure in zip(panels[0], measures, strict=True):
-        for number, name in enumerate(names):
+        for number, (name, title) in enumerate(titles.items()):
+            color = palette[number % len(palette)]
             own = [row for row in rows if row.scheme.name == name and measure in row.quality]
             x, found = [row.snr_db for row in own], [row.quality[measure] for row in own]
             style = "-" if name in PUBLISHED else "--"
-            axes.plot(x, [e.value for e in found], style, marker="o", ms=3, color=palette[number], label=LABELS[name])
+            axes.plot(x, [e.value for e in found], style, marker="o", ms=3, color=color, label=title)
             low, high = [e.low for e in found], [e.high for e in found]
-            axes.fill_between(x, low, high, color=palette[number], alpha=0.2, lw=0)
+            axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
         scale = "linear" if HIGHER_IS_BETTER.get(measure, False) else "log"
         axes.set(xlabel=AXES[rows[0].budget], ylabel=MEASURES[measure], yscale=scale)
         axes.grid(alpha=0.3)
@@ -88,12 +91,12 @@ def best_at(rows: Sequence[Row], measure: str, snr_db: float) -> str:
     first = max(here, key=lambda row: sign * row.quality[measure].value)
     top = first.quality[measure]
     level = [
-        row.scheme.name
+        row.scheme.title
         for row in here
         if row is not first and row.quality[measure].high >= top.low and row.quality[measure].low <= top.high
     ]
-    words = f"{LABELS[first.scheme.name]} ({number(top.value)})"
-    return words + (f"; within its interval: {', '.join(LABELS[name] for name in level)}" if level else "")
+    words = f"{first.scheme.title} ({number(top.value)})"
+    return words + (f"; within its interval: {', '.join(level)}" if level else "")
 
 
 def number(value: float) -> str:
@@ -111,33 +114,34 @@ def quality_table(rows: Sequence[Row], measure: str) -> list[str]:
     """A measure for each scheme and point; under it, for the Fréchet distance, the published FIDs."""
     points = list(dict.fromkeys(row.snr_db for row in rows))
     lines = []
-    for name in names_of(rows):
+    for name, title in titles_of(rows).items():
         own = {row.snr_db: row.quality.get(measure) for row in rows if row.scheme.name == name}
-        lines.append([LABELS[name], *(number(own[p].value) if own[p] else "-" for p in points)])
+        lines.append([title, *(number(own[p].value) if own[p] else "-" for p in points)])
         if measure == "frechet_pocket" and name in PUBLISHED and rows[0].budget == "symbol":
             fids = dict(zip(PUBLISHED_DB, PUBLISHED[name], strict=True))
-            lines.append([f"{LABELS[name]}, published FID", *(str(fids.get(p, "-")) for p in points)])
+            lines.append([f"{title}, published FID", *(str(fids.get(p, "-")) for p in points)])
     return table([f"{MEASURES[measure]} at (dB)", *(f"{p:g}" for p in points)], lines)
 
 
 def costs(rows: Sequence[Row], link: Link) -> list[str]:
     """What each scheme spends on an image at 0 dB."""
     lines = []
-    for name in names_of(rows):
-        scheme = next(row.scheme for row in rows if row.scheme.name == name)
+    for scheme in {row.scheme.name: row.scheme for row in rows}.values():
         total = scheme.total_symbols(link, 0.0)
         lines.append(
             [
-                LABELS[name],
+                scheme.title,
                 str(scheme.symbols),
                 str(scheme.side_bits),
                 f"{total:.0f}",
                 f"{1e3 * link.seconds(total):.3g}",
                 f"{1e6 * link.joules(total, 0.0):.3g}",
+                scheme.sender_knows,
+                number(scheme.device_flop / 1e9),
             ]
         )
     header = ["scheme", "symbols", "bits of side information", "symbols with it at 0 dB"]
-    return table([*header, f"ms at {link.bandwidth_hz:g} Hz", "µJ at 0 dB"], lines)
+    return table([*header, f"ms at {link.bandwidth_hz:g} Hz", "µJ at 0 dB", *KNOWN], lines)
 
 
 def report(rows: Sequence[Row], link: Link, channel: str, note: str) -> str:

@@ -6,14 +6,14 @@ estimate first, names with _snr have a decoder that is told the SNR. Start readi
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
 
 from meg.channel import Channel, Link, Received, ratio
 from meg.decoders import Base, Description, load_model, model_of
-from meg.models import SplitModel, image_estimate
+from meg.models import MergingModel, SplitModel, image_estimate
 
 Send = Callable[[torch.Tensor, torch.Tensor, Channel, float, torch.Generator], torch.Tensor]
 LABELS = {
@@ -36,6 +36,14 @@ class Scheme:
     symbols: int  # real numbers on the channel for an image
     side_bits: int  # that the receiver needs besides, without error
     send: Send
+    label: str = ""  # in reports; empty: that of LABELS
+    sender_knows: str = "nothing"  # of the channel: nothing, mean (its mean SNR) or gain (every image's own SNR)
+    device_flop: float = math.nan  # floating-point operations of an image on the device; nan: not counted
+
+    @property
+    def title(self) -> str:
+        """The scheme's name in reports."""
+        return self.label or LABELS[self.name]
 
     def total_symbols(self, link: Link, snr_db: float) -> float:
         """Symbols with those that carry the side information at the channel's capacity."""
@@ -60,7 +68,7 @@ class Scheme:
         return high
 
 
-def of_latents(model: SplitModel, size: torch.Size, name: str, linear: bool = False) -> Scheme:
+def of_latents(model: SplitModel | MergingModel, size: torch.Size, name: str, linear: bool = False) -> Scheme:
     """A scheme that sends latents [C, H, W] to a model; `linear` scales what it receives by the linear estimate."""
 
     def send(
@@ -71,7 +79,8 @@ def of_latents(model: SplitModel, size: torch.Size, name: str, linear: bool = Fa
             return model(Received(received.mmse(), received.snr_db))
         return model.through(latents, channel, snr_db, generator)
 
-    return Scheme(name, model.symbols(size), model.side_bits(size), send)
+    knows = "mean" if isinstance(model, MergingModel) and model.precoder is not None else "nothing"
+    return Scheme(name, model.symbols(size), model.side_bits(size), send, sender_knows=knows)
 
 
 def centralised(size: torch.Size, mean: float, variance: float, linear: bool) -> Scheme:
@@ -90,6 +99,12 @@ def trained_models(folder: Path) -> dict[str, tuple[torch.nn.Module, Description
     """The models of a folder by their scheme's names. Raises ParameterError for files that are none."""
     models = [load_model(path) for path in sorted(folder.glob("*.safetensors"))]
     return {description.name: (model, description) for model, description in models}
+
+
+def available(trained: Collection[str]) -> list[str]:
+    """The names that `all_schemes` gives with models for those schemes."""
+    always = {"cg", "cg_mmse", "own_mmse"} | ({"meg_dt_mmse"} if "meg_dt" in trained else set())
+    return [name for name in LABELS if name in always or name in trained]
 
 
 def all_schemes(

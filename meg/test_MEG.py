@@ -5,6 +5,7 @@ measures what arrives: at equal SNR per symbol, as published, and at equal energ
 sample images and report.md into the run's folder. Examples:
 python meg/test_MEG.py
 python meg/test_MEG.py --channel rayleigh
+python meg/test_MEG.py --schemes cg,meg_dt_snr,cg_digital,prompt --symbols 1024 --rates capacity,ldpc
 python meg/test_MEG.py --preset published --generator sdxl --decoders results/meg/sdxl
 """
 
@@ -25,12 +26,13 @@ from common.progress import Progress
 from common.run_folder import RESULTS, new_folder, peak_memory, write_config, write_text
 from common.tables import write_csv
 from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
+from meg.competitors import COMPETITORS, CompetitorParameters, competitors, counted, mean_image
 from meg.decoders import TRAINED
 from meg.generators import open_generator
 from meg.image_generator import GeneratorParameters
 from meg.metrics import Judge, PocketFeatures
 from meg.report import HEADER, Row, plot_quality, report
-from meg.schemes import Scheme, all_schemes, trained_models
+from meg.schemes import Scheme, all_schemes, available, trained_models
 from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET, read_lines
 
@@ -69,7 +71,7 @@ class LinkParameters(Parameters):
 
 
 @dataclasses.dataclass(kw_only=True)
-class TestConfig(LinkParameters, GeneratorParameters):
+class TestConfig(CompetitorParameters, LinkParameters, GeneratorParameters):
     """Every parameter of test_MEG.py."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {"images": 200}, "published": {"images": 6}}
@@ -118,7 +120,10 @@ class Experiment:
         self.config = config
         self.rows: list[Row] = []
         self.prompts = chosen_prompts(config)
-        self.trained = trained_models(Path(config.decoders))
+        self.trained, self.mean = trained_models(Path(config.decoders)), mean_image(Path(config.decoders))
+        missing = set(config.chosen()) - {*available(self.trained), *COMPETITORS}
+        if config.schemes and missing:
+            raise ParameterError("decoders", config.decoders, f"must hold models for {', '.join(sorted(missing))}")
         self.generator = open_generator(config.image_options())
         self.base = self.generator.base()
         for name, (_, d) in self.trained.items():
@@ -136,13 +141,27 @@ class Experiment:
         self.images = torch.cat([self.generator.images(part).cpu() for part in parts])
         pixels = float(self.images.mean()), float(self.images.var())
         sizes = self.latents.shape[1:], self.images.shape[1:]
-        self.schemes = all_schemes(self.base, self.trained, *sizes, pixels, self.device)
+        self.schemes = self.chosen_schemes(all_schemes(self.base, self.trained, *sizes, pixels, self.device), pixels[0])
         self.judge = Judge(self.images, PocketFeatures(POCKET), config.resamples, config.seed)
         self.note = self.judge.add_inception() if config.inception == "auto" else "FID, KID and LPIPS are off"
 
+    def chosen_schemes(self, uncoded: list[Scheme], level: float) -> list[Scheme]:
+        """Those of the schemes that are wanted, and the digital ones, which show grey of a level without a mean image.
+
+        Raises ParameterError when Pillow lacks a codec.
+        """
+        config, size = self.config, self.images.shape[1:]
+        first = self.latents[:1].to(self.device), self.images[:1].to(self.device)
+        requests = [(prompt, config.seed + i) for i, prompt in enumerate(self.prompts)]
+        mean = torch.full(size, level) if self.mean is None or self.mean.shape != size else self.mean
+        with torch.inference_mode():
+            found = [counted(scheme, *first) for scheme in uncoded if scheme.name in config.chosen()]
+            channel = Channel(config.channel)
+            return found + competitors(config, channel, self.generator, self.images, requests, mean, config.batch_size)
+
     def points(self) -> Iterator[tuple[str, Scheme, float, float]]:
         """Budget, scheme, SNR on the axis and SNR of the scheme's symbols, nan where nothing can be received."""
-        reference = self.schemes[0].symbols
+        reference = math.prod(self.images.shape[1:])  # the symbols of CG
         for budget in BUDGETS[self.config.budget]:
             for scheme in self.schemes:
                 for snr_db in self.config.snrs():

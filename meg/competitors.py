@@ -1,0 +1,146 @@
+"""What MEG has to be better than: coded images, and the prompt alone; their parameters, and their schemes by name.
+
+Start reading at `competitors`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.parameters import ParameterError, Parameters, parameter
+from common.run_folder import describe
+from meg.channel import Channel
+from meg.codecs import Album
+from meg.digital import SENDER_KNOWS, Files, Prompts, Sending, Source, digital_scheme
+from meg.image_generator import ImageGenerator
+from meg.rates import RATES, open_rate
+from meg.schemes import LABELS, Scheme
+
+COMPETITORS = ("cg_digital", "cg_digital_files", "prompt")
+MEAN_IMAGE = "mean.png"  # of training images, in the folder of trained models
+
+
+def words_of(text: str) -> list[str]:
+    """The parts of a list in a parameter."""
+    return [part.strip(" '\"") for part in text.strip("()[] ").split(",")]
+
+
+@dataclasses.dataclass(kw_only=True)
+class CompetitorParameters(Parameters):
+    """Which schemes are compared, and how the digital ones send."""
+
+    GROUP: ClassVar[str] = "schemes"
+
+    schemes: str | None = parameter(
+        None,
+        "schemes to compare, separated by commas; default those of uncoded symbols",
+        more=f"Those: {', '.join(LABELS)}. Digital ones: {', '.join(COMPETITORS)}.",
+    )
+    symbols: str = parameter("512,1024,12288", "real symbols of an image in digital schemes, separated by commas")
+    rates: str = parameter("capacity", f"what a symbol carries in digital schemes, of {', '.join(RATES)}")
+    block_error: float = parameter(
+        0.01, "block error that rates with errors are used at", unit="probability", low=1e-9, high=0.5
+    )
+    sender_knows: str = parameter(
+        "mean",
+        "what the sender of digital schemes knows under fading: the mean SNR, or every image's gain",
+        choices=SENDER_KNOWS,
+    )
+
+    def check(self) -> None:
+        """Raises ParameterError for schemes, symbols and rates that are none."""
+        super().check()
+        self.chosen()
+        self.symbol_counts()
+        self.rate_names()
+
+    def chosen(self) -> list[str]:
+        """The names of the schemes. Raises ParameterError for unknown ones."""
+        names = words_of(self.schemes) if self.schemes else list(LABELS)
+        return self.known("schemes", names, (*LABELS, *COMPETITORS))
+
+    def rate_names(self) -> list[str]:
+        """The names of the rates. Raises ParameterError for unknown ones."""
+        return self.known("rates", words_of(self.rates), RATES)
+
+    def symbol_counts(self) -> list[int]:
+        """Real symbols of an image. Raises ParameterError unless they are even numbers in range."""
+        texts = words_of(self.symbols)
+        if not all(t.isascii() and t.isdigit() and 2 <= int(t[:9]) <= 10**8 and int(t[:9]) % 2 == 0 for t in texts):
+            raise ParameterError(
+                "symbols", self.symbols, "must be even numbers from 2 to 100000000, separated by commas"
+            )
+        return list(dict.fromkeys(map(int, texts)))
+
+    def known(self, name: str, found: list[str], known: Sequence[str]) -> list[str]:
+        """The names, each once. Raises ParameterError for one that is not known."""
+        if not all(word in known for word in found):
+            raise ParameterError(name, getattr(self, name), f"must be some of {', '.join(known)}, separated by commas")
+        return list(dict.fromkeys(found))
+
+
+def mean_image(folder: Path) -> torch.Tensor | None:
+    """The mean image [3, H, W] in 0..1 of a folder, None where it has none. Raises ParameterError for no picture."""
+    path = folder / MEAN_IMAGE
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0).float() / 255
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ParameterError("decoders", folder, f"{MEAN_IMAGE} must be a picture ({describe(error)})") from None
+
+
+def operations(work: Callable[[], object]) -> float:
+    """The floating-point operations of matrix products and convolutions in some work, two a multiplication."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def counted(scheme: Scheme, latents: torch.Tensor, images: torch.Tensor) -> Scheme:
+    """An uncoded scheme with its operations for the first image, which are the device's but for an encoder's few."""
+    work = operations(lambda: scheme.send(latents[:1], images[:1], Channel(), 0.0, torch.Generator().manual_seed(0)))
+    return dataclasses.replace(scheme, device_flop=work or math.nan)
+
+
+def competitors(
+    config: CompetitorParameters,
+    channel: Channel,
+    generator: ImageGenerator,
+    images: torch.Tensor,
+    requests: Sequence[tuple[str, int]],
+    mean: torch.Tensor,
+    batch: int,
+) -> list[Scheme]:
+    """The digital schemes among the chosen ones, for every number of symbols and rate.
+
+    `requests` are prompts and seeds of images [N, 3, H, W]. Raises ParameterError when Pillow lacks a codec.
+    """
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+        return generator.images(generator.latents(prompts, seeds))
+
+    names, album = config.chosen(), None
+    sources: list[Source] = []
+    if "cg_digital" in names or "cg_digital_files" in names:
+        album = Album((images.shape[3], images.shape[2]))
+    for name in names:
+        if name == "prompt":
+            flop = operations(lambda: generate(*zip(requests[0], strict=True)))
+            sources.append(Prompts(images, requests, generate, flop, batch))
+        elif album and name in COMPETITORS:
+            sources.append(Files(album, name == "cg_digital_files", mean, torch.get_num_threads()))
+    sendings = [
+        Sending(symbols, open_rate(rate), config.block_error, config.sender_knows)
+        for symbols in config.symbol_counts()
+        for rate in config.rate_names()
+    ]
+    return [digital_scheme(source, sending, mean, channel) for source in sources for sending in sendings]
