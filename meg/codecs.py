@@ -177,7 +177,8 @@ class Album:
     def __init__(self, size: tuple[int, int]) -> None:
         """Files of pictures of that width and height. Raises ParameterError when Pillow lacks a codec."""
         check_codecs()
-        self.size, self.known = size, {}
+        self.size = size
+        self.known: dict[bytes, tuple[list[Entry], list[Entry]]] = {}
 
     def label(self, whole_files: bool) -> int:
         """The bits that say a setting: none beside whole files."""
@@ -192,15 +193,15 @@ class Album:
 
     def coded(self, picture: np.ndarray) -> tuple[list[Entry], list[Entry]]:
         """What `entries` gives of a picture, without headers and whole."""
-        image, found = Image.fromarray(picture), ([], [])
+        image, shorter, whole = Image.fromarray(picture), [], []
         for number, setting in enumerate(all_settings()):
             file = write(image, setting, smallest=False)
             psnr = psnr_db(read(file, self.size), picture)
-            whole = write(image, setting, smallest=True) if setting.codec == "jpeg" else file
-            for whole_files, content in enumerate((body(file, setting), whole)):
-                bits = self.label(bool(whole_files)) + 8 * len(content) + 1
-                found[whole_files].append(Entry(number, content, bits, psnr))
-        return worth_sending(found[0]), worth_sending(found[1])
+            alone = write(image, setting, smallest=True) if setting.codec == "jpeg" else file
+            content = body(file, setting)
+            shorter.append(Entry(number, content, self.label(False) + 8 * len(content) + 1, psnr))
+            whole.append(Entry(number, alone, self.label(True) + 8 * len(alone) + 1, psnr))
+        return worth_sending(shorter), worth_sending(whole)
 
     def prepare(self, pictures: Sequence[np.ndarray], threads: int) -> None:
         """Code pictures [H, W, 3] in as many threads; Pillow's codecs run beside each other."""

@@ -50,8 +50,7 @@ class CompetitorParameters(Parameters):
     )
     sender_knows: str = parameter(
         "mean",
-        "what the sender of digital schemes knows under fading: the mean SNR, or every image's gain",
-        choices=SENDER_KNOWS,
+        "what the sender of digital schemes knows under fading: mean, the SNR's; gain, that of every image; or both",
     )
 
     def check(self) -> None:
@@ -60,6 +59,7 @@ class CompetitorParameters(Parameters):
         self.chosen()
         self.symbol_counts()
         self.rate_names()
+        self.knowledge()
 
     def chosen(self) -> list[str]:
         """The names of the schemes. Raises ParameterError for unknown ones."""
@@ -69,6 +69,10 @@ class CompetitorParameters(Parameters):
     def rate_names(self) -> list[str]:
         """The names of the rates. Raises ParameterError for unknown ones."""
         return self.known("rates", words_of(self.rates), RATES)
+
+    def knowledge(self) -> list[str]:
+        """What the sender knows, a scheme for each. Raises ParameterError for unknown words."""
+        return self.known("sender_knows", words_of(self.sender_knows), SENDER_KNOWS)
 
     def symbol_counts(self) -> list[int]:
         """Real symbols of an image. Raises ParameterError unless they are even numbers in range."""
@@ -134,13 +138,15 @@ def competitors(
         album = Album((images.shape[3], images.shape[2]))
     for name in names:
         if name == "prompt":
-            flop = operations(lambda: generate(*zip(requests[0], strict=True)))
+            flop = operations(lambda: generate([requests[0][0]], [requests[0][1]]))
             sources.append(Prompts(images, requests, generate, flop, batch))
         elif album and name in COMPETITORS:
             sources.append(Files(album, name == "cg_digital_files", mean, torch.get_num_threads()))
+    knowledge = config.knowledge() if channel.kind == "rayleigh" else ["mean"]  # which is all without fading
     sendings = [
-        Sending(symbols, open_rate(rate), config.block_error, config.sender_knows)
+        Sending(symbols, open_rate(rate), config.block_error, knows)
         for symbols in config.symbol_counts()
         for rate in config.rate_names()
+        for knows in knowledge
     ]
     return [digital_scheme(source, sending, mean, channel) for source in sources for sending in sendings]

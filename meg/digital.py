@@ -1,14 +1,14 @@
 """Digital schemes: what is to be sent becomes bits, a channel code carries them, and they arrive whole or not at all.
 
 A source turns an image into a block of bits and back; a `Sending` says how many bits an image may have at an SNR, and
-how often they are lost. What is lost is shown as the mean image. The receiver always knows its SNR, and so the block's
-size; where the sender does not know it, it picks the size for each image, and the pick is side information. Start
-reading at `digital_scheme`.
+how often they are lost. What is lost is shown as the mean image: the receiver always notices, and the check sum by
+which a real one does is not counted. It knows its SNR, and so the block's size; where the sender does not know it, the
+sender picks the size for each image, and the pick is side information. Start reading at `digital_scheme`.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -59,7 +59,7 @@ class Sending:
         """Whether the sender picks among rates without knowing the gain."""
         return channel.kind == "rayleigh" and self.sender_knows == "mean"
 
-    def bits(self, snrs: Sequence[float]) -> list[int]:
+    def bits(self, snrs: Iterable[float]) -> list[int]:
         """The bits of blocks at known SNRs, which are power ratios."""
         return [self.rate.bits(self.symbols, float(snr), self.block_error) for snr in snrs]
 
@@ -68,7 +68,7 @@ class Sending:
 
         `psnr` gives those [N, R] in dB of R numbers of bits, `lost_db` [N] are those of the mean image.
         """
-        bits = self.bits(snr * GAINS)
+        bits = self.bits([snr * gain for gain in GAINS])
         lost = np.array([self.rate.error(b, self.symbols, snr * FADES).mean() if b else 1.0 for b in bits])
         mean = (1 - lost) * psnr(bits) + lost * lost_db[:, None]
         return [bits[best] for best in mean.argmax(1)]
@@ -87,7 +87,7 @@ def digital_scheme(source: Source, sending: Sending, mean_image: torch.Tensor, c
     def send(
         latents: torch.Tensor, images: torch.Tensor, channel: Channel, snr_db: float, generator: torch.Generator
     ) -> torch.Tensor:
-        snr = ratio(float(snr_db))
+        snr = float(ratio(snr_db))
         snrs = snr * channel.gains(len(images), generator).numpy()
         chance = torch.rand(len(images), generator=generator, dtype=torch.float64).numpy()
         if sending.picks(channel):
@@ -97,15 +97,18 @@ def digital_scheme(source: Source, sending: Sending, mean_image: torch.Tensor, c
             bits = sending.bits(snrs)
         blocks = source.encode(latents, images, bits)
         errors = [float(sending.rate.error(b, sending.symbols, own)) for b, own in zip(bits, snrs, strict=True)]
-        whole = [i for i, block in enumerate(blocks) if block is not None and chance[i] >= errors[i]]
+        whole = {i: block for i, block in enumerate(blocks) if block is not None and chance[i] >= errors[i]}
         result = mean.repeat(len(images), 1, 1, 1)
-        for i, image in zip(whole, source.decode([blocks[i] for i in whole]), strict=True):
+        for i, image in zip(whole, source.decode(list(whole.values())), strict=True):
             if image is not None:
                 result[i] = image
         return result.to(images.device)
 
-    name = f"{source.name}_{sending.symbols}_{sending.rate.name}"
-    label = f"{source.label}, {sending.symbols} symbols, {LABELS[sending.rate.name]}"
+    known = sending.sender_knows == "gain"
+    name = f"{source.name}_{sending.symbols}_{sending.rate.name}" + ("_gain" if known else "")
+    label = f"{source.label}, {sending.symbols} symbols, {LABELS[sending.rate.name]}" + (
+        ", gain known" if known else ""
+    )
     side_bits = PICK_BITS if sending.picks(channel) else 0
     return Scheme(name, sending.symbols, side_bits, send, label, sending.sender_knows, source.device_flop)
 
@@ -123,7 +126,7 @@ class Files:
 
     def psnr_db(self, latents: torch.Tensor, images: torch.Tensor, bits: Sequence[int]) -> np.ndarray:
         """PSNRs [N, len(bits)] in dB of the best files in so many bits, at least those of the mean image."""
-        pictures = pixels(images)
+        pictures = list(pixels(images))
         self.album.prepare(pictures, self.threads)
         rows = []
         for picture in pictures:
@@ -134,7 +137,7 @@ class Files:
 
     def encode(self, latents: torch.Tensor, images: torch.Tensor, bits: Sequence[int]) -> list[np.ndarray | None]:
         """Each image's best file in so many bits, or none where the mean image is better."""
-        pictures, blocks = pixels(images), []
+        pictures, blocks = list(pixels(images)), []
         self.album.prepare(pictures, self.threads)
         for picture, b in zip(pictures, bits, strict=True):
             entry = best_under(self.album.entries(picture, self.whole_files), b)

@@ -22,7 +22,9 @@ GAPS = Path(__file__).with_name("ldpc_5g.csv")
 class Rate(Protocol):
     """What a channel code achieves. SNRs are power ratios, not decibels."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """That of RATES."""
 
     def bits(self, symbols: int, snr: float, error: float) -> int:
         """The most bits in a block of real symbols at an SNR with that block error, 0 where none are possible."""

@@ -211,16 +211,12 @@ def test_a_prompt_crosses_as_seed_and_text_and_the_device_makes_the_image_once()
 
 def test_digital_schemes_are_named_on_the_command_line(tmp_path, capsys):
     flags = ["--device=cpu", "--steps=1", "--images=2", "--resamples=0", "--threads=1", "--snr_db=-20,20"]
-    chosen = ["--schemes=cg,cg_digital,cg_digital_files,prompt", "--symbols=1024,4096", "--rates=capacity,ldpc"]
+    chosen = ["--schemes=cg,cg_digital,cg_digital_files,prompt", "--symbols=1024", "--rates=capacity,ldpc"]
     run_here(test_MEG, *flags, *chosen, "--out", tmp_path / "out")
-    assert "digital CG, whole files, 4096 symbols, 5G LDPC" in capsys.readouterr().out
+    assert "digital CG, whole files, 1024 symbols, 5G LDPC" in capsys.readouterr().out
     rows = [row for row in read_csv(tmp_path / "out/quality.csv") if row["measure"] == "psnr_db"]
-    names = [
-        f"{n}_{k}_{r}"
-        for n in ("cg_digital", "cg_digital_files", "prompt")
-        for k in (1024, 4096)
-        for r in ("capacity", "ldpc")
-    ]
+    sources = ("cg_digital", "cg_digital_files", "prompt")
+    names = [f"{source}_1024_{rate}" for source in sources for rate in ("capacity", "ldpc")]
     assert list(dict.fromkeys(row["scheme"] for row in rows)) == ["cg", *names]
     found = {(r["budget"], r["scheme"], r["snr_db"]): r for r in rows}
     for row in rows:  # the same energy for every scheme
@@ -231,18 +227,11 @@ def test_digital_schemes_are_named_on_the_command_line(tmp_path, capsys):
     digital = float(found["symbol", "cg_digital_1024_capacity", "20.0"]["value"])
     assert digital > float(found["symbol", "cg_digital_1024_capacity", "-20.0"]["value"]) + 10
     assert digital >= float(found["symbol", "cg_digital_files_1024_capacity", "20.0"]["value"])
-    run_here(
-        test_MEG,
-        *flags,
-        "--schemes=prompt",
-        "--symbols=512",
-        "--budget=energy",
-        "--channel=rayleigh",
-        "--out",
-        tmp_path / "two",
-    )
+    fading = ["--schemes=prompt", "--symbols=512", "--budget=energy", "--channel=rayleigh", "--sender_knows=mean,gain"]
+    run_here(test_MEG, *flags, *fading, "--out", tmp_path / "two")
     rows = read_csv(tmp_path / "two/quality.csv")
-    assert {(row["scheme"], row["side_bits"]) for row in rows} == {("prompt_512_capacity", "5")}
+    picked, known = "prompt_512_capacity", "prompt_512_capacity_gain"
+    assert {(row["scheme"], row["side_bits"]) for row in rows} == {(picked, "5"), (known, "0")}
 
 
 @pytest.mark.parametrize(
