@@ -14,9 +14,11 @@ from common.tables import read_csv
 from meg import fit_digital, test_MEG
 from meg.channel import Channel
 from meg.codecs import Album, all_settings, best_under, body, joined, read, write
+from meg.competitors import counted, operations
 from meg.dataset import save_part
 from meg.digital import Files, Prompts, Sending, digital_scheme
 from meg.rates import RATES, open_rate
+from meg.schemes import Scheme
 
 SIZE = (64, 64)
 SYMBOLS = (64, 512, 1024, 12_288)
@@ -204,6 +206,13 @@ def test_a_prompt_crosses_as_seed_and_text_and_the_device_makes_the_image_once()
         assert torch.equal(scheme.send(None, images.flip(0), Channel(), snr_db, seeded(0)), images.flip(0))
     assert sorted(asked) == sorted(requests)
     assert torch.equal(scheme.send(None, images, Channel(), -30.0, seeded(0)), GREY.expand_as(images))
+
+
+def test_operations_are_two_for_each_multiplication_that_the_device_does():
+    assert operations(lambda: torch.ones(2, 3) @ torch.ones(3, 4)) == 2 * 2 * 3 * 4
+    matrix = torch.ones(12, 5)
+    scheme = Scheme("own_mmse", 12, 0, lambda latents, *_: latents.flatten(1) @ matrix)
+    assert counted(scheme, torch.ones(7, 3, 2, 2), torch.ones(7, 3, 16, 16)).device_flop == 2 * 12 * 5  # of one image
 
 
 # --- the command ---
