@@ -8,6 +8,7 @@ import numpy as np
 from common.figures import plt, save_figure
 from common.run_folder import write_text
 from common.statistics_seeds import mean_interval
+from common.tables import write_csv
 from trace_ts.study import ABLATED, BLOCKS, BY_GRADIENTS, CELLS, MAIN, OTHER, STALE, UNTRAINED, means
 
 SHOWN = ("opt_ts", "opt_ts_loading", "jsq", "affinity", "priced_fitted", "score")
@@ -59,6 +60,17 @@ def write_report(out: Path, rows: Rows, blocks: Rows) -> None:
             parts.append([str(number + 1), *(cell_words(part, MAIN, name) for name in names), f"{ratio:.2f}"])
     write_text(out / "blocks.md", table(["part", *names, "ratio"], parts))
     write_text(out / "ablations.md", table(["policy", MAIN, STALE, "us a task"], ablations))
+
+
+def write_delays(path: Path, rows: Rows) -> None:
+    """What the figures show: a row for each cell, policy and training seed, with the interval over draws."""
+    table = []
+    for cell in dict.fromkeys(row["cell"] for row in rows):
+        for policy in policies(rows, cell):
+            for seed, values in enumerate(means(rows, cell, policy, "mean_s")):
+                mean, half = mean_interval(values)
+                table.append([cell, policy, seed, float(mean), float(half)])
+    write_csv(path, ["cell", "policy", "seed", "mean_s", "half_width_s"], table)
 
 
 def draw_cells(path: Path, rows: Rows) -> None:
