@@ -60,18 +60,19 @@ def policies(folder: Path) -> dict[str, list[float]]:
 def test_a_stopped_search_goes_on_to_the_same_parameters(name, every, tmp_path, monkeypatch):
     """Stopped in each of its searches: at a validation, after it and at its end."""
     monkeypatch.setattr(search_file, "EVERY", every)
+    small = SMALL | ({"generations": 12} if name in BY_GRADIENTS else {})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    trained(TraceConfig(**SMALL), name, REQUESTS, whole)
+    trained(TraceConfig(**small), name, REQUESTS, whole)
     assert set(policies(whole)) == {f"{name}.json" if name.endswith("fitted") else f"{name}.safetensors"}
     for part in ("affinity",) if name == "affinity_fitted" else ("priced", name):
-        for generation in (10, 14) if part in BY_GRADIENTS else (10, 14, 23):
+        for generation in (10, 11) if name in BY_GRADIENTS else (10, 14, 23):
             with monkeypatch.context() as patch, pytest.raises(StopError):
                 stop_at(part, generation, patch)
-                trained(TraceConfig(**SMALL), name, REQUESTS, parts)
+                trained(TraceConfig(**small), name, REQUESTS, parts)
             assert set(policies(parts)) == {f"{name}.search.safetensors"}
-    trained(TraceConfig(**SMALL), name, REQUESTS, parts)
+    trained(TraceConfig(**small), name, REQUESTS, parts)
     assert policies(parts) == policies(whole)
 
 
