@@ -31,6 +31,7 @@ from meg.image_generator import GeneratorParameters
 from meg.metrics import Judge, PocketFeatures
 from meg.report import HEADER, Row, plot_quality, report
 from meg.schemes import Scheme, all_schemes, trained_models
+from meg.st_lpips import open_st_lpips
 from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET, read_lines
 
@@ -95,6 +96,12 @@ class TestConfig(LinkParameters, GeneratorParameters):
         choices=("auto", "off"),
         more="The packages may fetch weights.",
     )
+    st_lpips: str = parameter(
+        "auto",
+        "auto: also ST-LPIPS where the package stlpips-pytorch is; off; or its wheel, or its weights",
+        path=True,
+        more="Only the weights are read, no code of the package, which need not be installed if its wheel is named.",
+    )
     resamples: int = parameter(50, "draws behind the intervals of the Fréchet distance", low=0)
     batch_size: int = parameter(50, "images that are made, sent and decoded together", low=1, high=1024)
     seed: int = parameter(0, "seed of the first image, and of fading and noise", low=0)
@@ -119,6 +126,7 @@ class Experiment:
         self.rows: list[Row] = []
         self.prompts = chosen_prompts(config)
         self.trained = trained_models(Path(config.decoders))
+        self.network, self.without = open_st_lpips(config.st_lpips)
         self.generator = open_generator(config.image_options())
         self.base = self.generator.base()
         for name, (_, d) in self.trained.items():
@@ -139,6 +147,7 @@ class Experiment:
         self.schemes = all_schemes(self.base, self.trained, *sizes, pixels, self.device)
         self.judge = Judge(self.images, PocketFeatures(POCKET), config.resamples, config.seed)
         self.note = self.judge.add_inception() if config.inception == "auto" else "FID, KID and LPIPS are off"
+        self.note += f"; {self.judge.add_st_lpips(self.network) if self.network else self.without}"
 
     def points(self) -> Iterator[tuple[str, Scheme, float, float]]:
         """Budget, scheme, SNR on the axis and SNR of the scheme's symbols, nan where nothing can be received."""
