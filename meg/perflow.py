@@ -22,7 +22,7 @@ from resd3_medium.dtypes import choose_dtype
 from resd3_medium.folders import MODELS
 
 STEPS, CFG_SCALE, SIDE = 12, 2.5, 1024  # published
-UNIT, LARGEST = 32, 4096  # of the side: the deepest layers that merge tokens must have an even grid
+UNIT, LARGEST = 8, 4096  # pixels: the side of a latent's cell, and of the largest image
 MERGED = 0.5  # share of the tokens that are merged within the attention, published
 # The published prompts have a fixed beginning and a fixed negative prompt; these words are this project's.
 BEGINNING, NEGATIVE = "a detailed, sharp picture of ", "blurred, noisy, distorted"
@@ -147,8 +147,7 @@ class SDXLGenerator:
         self.cfg_scale = CFG_SCALE if options.cfg_scale is None else options.cfg_scale
         self.side = options.side or SIDE
         if self.side % UNIT or self.side > LARGEST:
-            words = f"must be a multiple of {UNIT}, up to {LARGEST}, for SDXL and its token merging"
-            raise ParameterError("side", self.side, words)
+            raise ParameterError("side", self.side, f"must be a multiple of {UNIT} up to {LARGEST}, for SDXL")
 
     @torch.inference_mode()
     def latents(
