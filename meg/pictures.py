@@ -132,7 +132,13 @@ class Pictures:
         )
 
     def check(self, side: int) -> None:
-        """Decode every picture. Raises ParameterError that names the first one that cannot be read."""
+        """Decode every picture, and tell how many lack a caption.
+
+        Raises ParameterError that names the first one that cannot be read.
+        """
+        if bare := [picture for picture in self.pictures if not picture.caption]:
+            words = f"{len(bare)} of {len(self)} pictures have no caption, such as {bare[0].shown}"
+            print(f"note: {words}; they are used without", file=sys.stderr)
         for picture in Progress(self.pictures, unit="picture", desc="checking pictures"):
             told = f"note: {picture.shown}: "
             loaded(picture, side, self.fit, self.flag, lambda line, told=told: print(told + line, file=sys.stderr))

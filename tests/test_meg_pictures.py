@@ -255,6 +255,7 @@ def test_a_picture_folder_is_trained_on_and_tested_on(tmp_path, capsys, monkeypa
     assert [(r["picture"], r["sha256"], r["caption"]) for r in rows] == [
         (p.name, d, f"number {int(p.name[:3])}") for p, d in zip(train.pictures, train.digests, strict=True)
     ]
+    assert "caption" not in capsys.readouterr().err
     pairs = load_dataset(data)
     assert pairs.latents.shape == (len(train), 16, 8, 8) and pairs.diffusion.shape == (len(train), 3, 64, 64)
     run_here(make_dataset, *flags, "--clean=picture", "--out", tmp_path / "plain")
@@ -297,6 +298,9 @@ def test_images_are_made_anew_of_a_folders_captions(tmp_path, capsys):
     for split, captions in expected.items():
         assert captions_of(folder, "prompts", split, 0.4) == captions
     (folder / "005.txt").unlink()
+    run_here(make_dataset, "--pictures", folder, "--split=all", "--out", tmp_path / "bare", *FEW)
+    told = f"note: 1 of 8 pictures have no caption, such as {folder / '005.png'}; they are used without"
+    assert told in capsys.readouterr().err
     words = refusal(capsys, make_dataset, "--captions", folder, "--split=all", "--out", tmp_path / "new", *FEW)
     assert f"--captions={folder / '005.png'}: has no caption, as 1 of 8 pictures" in words
 
