@@ -1,8 +1,8 @@
 """Reference latents and images on disk, made once and read by every training.
 
 A folder of safetensors parts with the fields `latents` [N, C, H/8, W/8] in float16, scaled, and `diffusion`
-[N, 3, H, W] in bytes: the images that the generator's own decoder makes of them. captions.txt has a line for each, and
-config.json says what made them. Start reading at `load_dataset`.
+[N, 3, H, W] in bytes: the images that the generator's own decoder makes of them, or pictures of one's own. captions.txt
+or pictures.csv has a line for each, and config.json says what made them. Start reading at `load_dataset`.
 """
 
 import dataclasses

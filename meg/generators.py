@@ -42,7 +42,7 @@ class SD3Generator:
             self.pipeline = open_pipeline(config)
         except ParameterError as error:
             raise error.renamed(width="side", height="side") from None
-        self.device, self.models = self.pipeline.device, models
+        self.device, self.models, self.side = self.pipeline.device, models, config.width
         self.settings = Settings(
             parse_steps(config.steps)[1], config.width, config.height, config.cfg_scale, config.shift
         )
@@ -58,12 +58,23 @@ class SD3Generator:
         wanted = [texts[prompt] for prompt in prompts]
         return self.pipeline.denoise(wanted, [texts[""]] * len(prompts), seeds, self.settings, step_done)
 
+    @property
+    def together(self) -> int:
+        """Images that the autoencoder takes at once."""
+        return 64 if self.side <= 128 else 1
+
     @torch.inference_mode()
     def images(self, latents: torch.Tensor) -> torch.Tensor:
         """Clean images [B, 3, H, W] in 0..1 of scaled latents, small ones 64 at a time, others one by one."""
         vae: VAE = self.pipeline.bring("VAE")
-        parts = latents.to(self.device).split(64 if self.settings.width <= 128 else 1)
+        parts = latents.to(self.device).split(self.together)
         return ((torch.cat([vae.decode(part) for part in parts]) + 1) / 2).clamp(0, 1)
+
+    @torch.inference_mode()
+    def encoded(self, images: torch.Tensor) -> torch.Tensor:
+        """Scaled latents [B, C, H/8, W/8] in float32, the encoder's means, of images [B, 3, H, W] in 0..1."""
+        vae: VAE = self.pipeline.bring("VAE")
+        return torch.cat([vae.encode(part * 2 - 1) for part in images.to(self.device).split(self.together)])
 
     def base(self) -> Base:
         """The autoencoder's decoder, a copy in float32."""

@@ -22,6 +22,7 @@ class ImageGenerator(Protocol):
     """A text-to-image model of which latent and image are wanted."""
 
     device: torch.device
+    side: int  # of the square images, in pixels
 
     def latents(
         self, prompts: Sequence[str], seeds: Sequence[int], step_done: Callable[[], None] = lambda: None
@@ -33,6 +34,9 @@ class ImageGenerator(Protocol):
 
     def images(self, latents: torch.Tensor) -> torch.Tensor:
         """Clean images [B, 3, H, W] in 0..1 of scaled latents [B, C, H/8, W/8]."""
+
+    def encoded(self, images: torch.Tensor) -> torch.Tensor:
+        """Scaled latents [B, C, H/8, W/8] in float32, the encoder's means, of images [B, 3, H, W] in 0..1."""
 
     def base(self) -> Base:
         """The generator's own decoder, a copy of its own in float32."""

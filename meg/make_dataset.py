@@ -1,14 +1,16 @@
-"""Make the latents and images that MEG's decoders are trained on, once, from a file of captions.
+"""Make the latents and images that MEG's decoders are trained on, once, from captions or from pictures of one's own.
 
-Writes parts of 64 into --out, with captions.txt and config.json; an interrupted run goes on with --resume, and nothing
-is ever made again. Examples:
+Writes parts of 64 into --out, with captions.txt or pictures.csv, and config.json; an interrupted run goes on with
+--resume, and nothing is ever made again. Examples:
 python meg/make_dataset.py
 python meg/make_dataset.py --generator sdxl --captions captions.txt --images 20
+python meg/make_dataset.py --generator sd3 --pictures photos
 """
 
 import common.quiet_start  # noqa: F401
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,19 +29,22 @@ from common.run_folder import (
 )
 from meg.dataset import PART, part_path, save_part
 from meg.generators import open_generator
-from meg.image_generator import GeneratorParameters, ImageGenerator
-from resd3_medium.tasks import DATASET, prompt_lines, read_lines
+from meg.pictures import Pictures, captions_of
+from meg.sources import Source, SourceParameters, check_one_source, pictures_of, recorded, source_of
+from resd3_medium.tasks import DATASET
 
 CAPTIONS = DATASET / "pocket_captions.txt"
 
 
 @dataclasses.dataclass(kw_only=True)
-class DatasetConfig(GeneratorParameters):
+class DatasetConfig(SourceParameters):
     """Every parameter of make_dataset.py."""
 
     GROUP: ClassVar[str] = "data"
 
-    captions: str = parameter(str(CAPTIONS), "file with a caption on each line", path=True)
+    captions: str = parameter(
+        str(CAPTIONS), "file with a caption on each line, or folder of pictures with captions", path=True
+    )
     images: int | None = parameter(
         None, "images to make; captions are gone through again and again; default one each", low=1
     )
@@ -56,38 +61,48 @@ def main(config: DatasetConfig, given: dict[str, Any]) -> None:
     """Captions, generator, and every part that is not there yet. Raises ParameterError."""
     if config.resume:
         config = resumed(config, given, FREE)
-    captions = read_lines(Path(config.captions), "captions")
-    count = config.images or len(captions)
-    if config.seed + count - 1 > LARGEST:
-        raise ParameterError("seed", config.seed, f"must be at most {LARGEST} for the last of the {count} images")
+    check_one_source(config, given)
+    found = found_by(config)
     generator = open_generator(config.image_options())
-    prompts = [captions[i % len(captions)] for i in range(count)]
+    source = source_of(found, generator, config.seed, config.clean)
+    count = len(source.captions)
     place = run_place(config.resume, config.out, RESULTS / "meg" / f"data_{config.generator}")
     with place as folder, Progress(total=count, unit="image", desc="images") as bar:
         if config.resume:
-            if read_lines(folder / "captions.txt", "resume") != prompts:
-                raise ParameterError("captions", config.captions, "must be the captions that the data were begun with")
+            if not recorded(folder, source):
+                name = "pictures" if config.pictures else "captions"
+                raise ParameterError(name, getattr(config, name), f"must be the {name} that the data were begun with")
         else:
-            write_text(folder / "captions.txt", prompt_lines(prompts))
+            name, text = source.record()
+            write_text(folder / name, text)
             write_config(folder, "meg data", dataclasses.asdict(config))
         for part, start in enumerate(range(0, count, PART)):
-            end = min(start + PART, count)
+            numbers = range(start, min(start + PART, count))
             if not part_path(folder, part).exists():
-                make_part(generator, config, folder, part, prompts[start:end], start)
-            bar.update(end - start)
+                make_part(source, folder, part, numbers, config.batch_size)
+            bar.update(len(numbers))
     print(f"{count} latents and images in {folder}; peak memory {peak_memory(generator.device)}")
 
 
-def make_part(
-    generator: ImageGenerator, config: DatasetConfig, folder: Path, part: int, prompts: list[str], first: int
-) -> None:
-    """Make the images of one part, whose first has that number."""
+def found_by(config: DatasetConfig) -> Pictures | list[str]:
+    """The pictures, or the captions gone through until there are enough. Raises ParameterError."""
+    split = config.split or "train"
+    if config.pictures:
+        return pictures_of(config, split, config.images)
+    captions = captions_of(Path(config.captions), "captions", split, config.test_share)
+    count = config.images or len(captions)
+    if config.seed + count - 1 > LARGEST:
+        raise ParameterError("seed", config.seed, f"must be at most {LARGEST} for the last of the {count} images")
+    return [captions[i % len(captions)] for i in range(count)]
+
+
+def make_part(source: Source, folder: Path, part: int, numbers: Sequence[int], size: int) -> None:
+    """Make the images of one part, so many at a time."""
     latents, images = [], []
-    for start in range(0, len(prompts), config.batch_size):
-        few = prompts[start : start + config.batch_size]
-        seeds = [config.seed + first + start + i for i in range(len(few))]
-        latents.append(generator.latents(few, seeds).cpu())
-        images.append(generator.images(latents[-1].half().float()).cpu())  # of the latents as they are stored
+    for start in range(0, len(numbers), size):
+        few = numbers[start : start + size]
+        latents.append(source.latents(few))
+        images.append(source.images(latents[-1].half().float(), few))  # of the latents as they are stored
     save_part(folder, part, torch.cat(latents), torch.cat(images))
 
 

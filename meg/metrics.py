@@ -2,7 +2,8 @@
 
 PSNR and SSIM compare images with images, with normal 95 % intervals over them. The Fréchet distance compares sets in a
 feature space that comes with the project, the pocket autoencoder's; it is not FID, which needs Inception's weights, and
-neither can be compared across numbers of images. All come from torchmetrics. Start reading at `Judge.__call__`.
+neither can be compared across numbers of images. These come from torchmetrics. ST-LPIPS (st_lpips.py), FID, KID and
+LPIPS are added where their weights are. Start reading at `Judge.__call__`.
 """
 
 import dataclasses
@@ -19,14 +20,16 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from common.run_folder import describe
+from meg.st_lpips import SMALLEST, STLPIPS, Against
 from resd3_medium.building import build
 from resd3_medium.finding import find_part
 from resd3_medium.vae import VAE
 
-HIGHER_IS_BETTER = {"psnr_db": True, "ssim": True, "frechet_pocket": False}
+HIGHER_IS_BETTER = {"psnr_db": True, "ssim": True, "st_lpips": False, "frechet_pocket": False}
 LABELS = {
     "psnr_db": "PSNR (dB)",
     "ssim": "SSIM",
+    "st_lpips": "ST-LPIPS",
     "frechet_pocket": "Fréchet distance, pocket features",
     "fid_64": "FID, 64 features",
     "fid_2048": "FID",
@@ -96,6 +99,7 @@ class Judge:
         self.clean, self.features, self.resamples, self.seed = as_shown(clean), features, resamples, seed
         self.known = self.of_parts(self.clean)
         self.inception: dict[str, Callable[[torch.Tensor], float]] = {}
+        self.perceptual: Against | None = None
 
     def of_parts(self, images: torch.Tensor) -> torch.Tensor:
         """Features [N, D] of images [N, 3, H, W], computed 64 at a time."""
@@ -110,6 +114,8 @@ class Judge:
             for a, b in zip(received.split(64), self.clean.split(64), strict=True)
         ]
         found = {"psnr_db": of_images(psnr.clamp(max=60)), "ssim": of_images(torch.cat(ssim))}
+        if self.perceptual:
+            found["st_lpips"] = of_images(self.perceptual(received))
         found["frechet_pocket"] = self.distance(self.of_parts(received))
         for name, measure in self.inception.items():
             value = measure(received)
@@ -129,6 +135,13 @@ class Judge:
             draws.append(frechet(self.known[chosen], features[chosen]))
         half = 1.96 * float(torch.tensor(draws).std()) if self.resamples > 1 else 0.0
         return Estimate(value, max(0.0, value - half), value + half)
+
+    def add_st_lpips(self, network: STLPIPS) -> str:
+        """Add ST-LPIPS. Returns a line that says that it is there, or why not."""
+        if min(self.clean.shape[2:]) < SMALLEST:
+            return f"ST-LPIPS is left out: it needs images of at least {SMALLEST} pixels along a side"
+        self.perceptual = Against(network, self.clean)
+        return "with ST-LPIPS, which is not LPIPS"
 
     def add_inception(self) -> str:
         """Add FID, KID and LPIPS where their weights can be had. Returns a line that says which are there, or why not.

@@ -22,6 +22,7 @@ from resd3_medium.dtypes import choose_dtype
 from resd3_medium.folders import MODELS
 
 STEPS, CFG_SCALE, SIDE = 12, 2.5, 1024  # published
+UNIT, LARGEST = 8, 4096  # pixels: the side of a latent's cell, and of the largest image
 MERGED = 0.5  # share of the tokens that are merged within the attention, published
 # The published prompts have a fixed beginning and a fixed negative prompt; these words are this project's.
 BEGINNING, NEGATIVE = "a detailed, sharp picture of ", "blurred, noisy, distorted"
@@ -145,6 +146,8 @@ class SDXLGenerator:
             raise ParameterError("steps", self.steps, "must be at least 4, the flow's windows")
         self.cfg_scale = CFG_SCALE if options.cfg_scale is None else options.cfg_scale
         self.side = options.side or SIDE
+        if self.side % UNIT or self.side > LARGEST:
+            raise ParameterError("side", self.side, f"must be a multiple of {UNIT} up to {LARGEST}, for SDXL")
 
     @torch.inference_mode()
     def latents(
@@ -177,6 +180,14 @@ class SDXLGenerator:
         vae: AutoencoderKL = self.pipeline.vae.float()
         raw = latents.to(self.device).float() / vae.config.scaling_factor
         return ((torch.cat([vae.decode(latent[None]).sample for latent in raw]) + 1) / 2).clamp(0, 1)
+
+    @torch.inference_mode()
+    def encoded(self, images: torch.Tensor) -> torch.Tensor:
+        """Scaled latents [B, 4, H/8, W/8], the encoder's means, of images [B, 3, H, W] in 0..1, in float32."""
+        vae: AutoencoderKL = self.pipeline.vae.float()
+        pixels = images.to(self.device).float() * 2 - 1
+        means = torch.cat([vae.encode(image[None]).latent_dist.mode() for image in pixels])
+        return means * vae.config.scaling_factor
 
     def base(self) -> Base:
         """The autoencoder's decoder and post-quantisation convolution, copies in float32."""

@@ -29,12 +29,16 @@ from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
 from meg.competitors import COMPETITORS, CompetitorParameters, competitors, counted, mean_image
 from meg.decoders import TRAINED
 from meg.generators import open_generator
-from meg.image_generator import GeneratorParameters
+from meg.merging import Tokens
 from meg.metrics import Judge, PocketFeatures
+from meg.pictures import Pictures, captions_of
 from meg.report import HEADER, Row, plot_quality, report
 from meg.schemes import Scheme, all_schemes, available, trained_models
+from meg.sources import SourceParameters, check_one_source, picture_note, pictures_of, source_of
+from meg.st_lpips import open_st_lpips
+from meg.training import FACTOR
 from resd3_medium.folders import POCKET
-from resd3_medium.tasks import DATASET, read_lines
+from resd3_medium.tasks import DATASET
 
 PROMPTS = DATASET / "pocket_test_captions.txt"
 BUDGETS = {"symbol": ("symbol",), "energy": ("energy",), "both": ("symbol", "energy")}
@@ -71,7 +75,7 @@ class LinkParameters(Parameters):
 
 
 @dataclasses.dataclass(kw_only=True)
-class TestConfig(CompetitorParameters, LinkParameters, GeneratorParameters):
+class TestConfig(CompetitorParameters, LinkParameters, SourceParameters):
     """Every parameter of test_MEG.py."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {"images": 200}, "published": {"images": 6}}
@@ -84,7 +88,9 @@ class TestConfig(CompetitorParameters, LinkParameters, GeneratorParameters):
         more="Six images are too few for any distance between sets.",
     )
     decoders: str = parameter(str(TRAINED), "folder of trained models; what is not there is left out", path=True)
-    prompts: str = parameter(str(PROMPTS), "file with a prompt on each line", path=True)
+    prompts: str = parameter(
+        str(PROMPTS), "file with a prompt on each line, or folder of pictures with captions", path=True
+    )
     images: int | None = parameter(None, "images for each point; default by preset", low=2)
     budget: str = parameter(
         "both",
@@ -97,16 +103,34 @@ class TestConfig(CompetitorParameters, LinkParameters, GeneratorParameters):
         choices=("auto", "off"),
         more="The packages may fetch weights.",
     )
+    st_lpips: str = parameter(
+        "auto",
+        "auto: also ST-LPIPS where the package stlpips-pytorch is; off; or its wheel, or its weights",
+        path=True,
+        more="Only the weights are read, no code of the package, which need not be installed if its wheel is named.",
+    )
     resamples: int = parameter(50, "draws behind the intervals of the Fréchet distance", low=0)
     batch_size: int = parameter(50, "images that are made, sent and decoded together", low=1, high=1024)
     seed: int = parameter(0, "seed of the first image, and of fading and noise", low=0)
     threads: int = parameter(2, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the results; default results/meg/test", path=True)
 
+    def check(self) -> None:
+        """Raises ParameterError where the prompts are to be sent of images that were not made of any."""
+        super().check()
+        if self.pictures and "prompt" in self.chosen():
+            raise ParameterError("schemes", self.schemes, "must not hold prompt with --pictures, made of no prompts")
 
-def chosen_prompts(config: TestConfig) -> list[str]:
-    """A prompt for each image: as many as there are, or with preset published each of three twice."""
-    prompts = read_lines(Path(config.prompts), "prompts")
+
+def found_by(config: TestConfig) -> Pictures | list[str]:
+    """The pictures, or a prompt for each image: as many as there are, or with preset published each of three twice."""
+    split = config.split or "test"
+    if config.pictures:
+        found = pictures_of(config, split, config.images, fewer="images" not in config.explicit())
+        if len(found) < 2:
+            raise ParameterError("pictures", config.pictures, "must hold at least 2 pictures to test on, not 1")
+        return found
+    prompts = captions_of(Path(config.prompts), "prompts", split, config.test_share)
     if config.preset == "published":
         prompts = prompts[:3]
     return [prompts[i % len(prompts)] for i in range(config.images)]
@@ -119,31 +143,39 @@ class Experiment:
         """Open all files. Raises ParameterError when one is missing, damaged, or for other latents."""
         self.config = config
         self.rows: list[Row] = []
-        self.prompts = chosen_prompts(config)
+        found = found_by(config)
         self.trained, self.mean = trained_models(Path(config.decoders)), mean_image(Path(config.decoders))
         missing = set(config.chosen()) - {*available(self.trained), *COMPETITORS}
         if config.schemes and missing:
             raise ParameterError("decoders", config.decoders, f"must hold models for {', '.join(sorted(missing))}")
+        self.network, self.without = open_st_lpips(config.st_lpips)
         self.generator = open_generator(config.image_options())
+        self.source = source_of(found, self.generator, config.seed, config.clean)
+        self.prompts = self.source.captions
         self.base = self.generator.base()
         for name, (_, d) in self.trained.items():
             if (d.family, d.channels) != (self.base.description.family, self.base.description.channels):
                 raise ParameterError("decoders", config.decoders, f"{name} must be for the generator's latents")
+            if d.share is not None and not Tokens(*d.tokens).fits(*[self.generator.side // FACTOR] * 2):
+                reason = f"must be such that the tokens of {name} in --decoders fill its latents in even rows"
+                raise ParameterError("side", self.generator.side, reason)
         self.device, self.link = self.generator.device, Link(config.bandwidth_hz, config.noise_dbm_hz, config.loss_db)
 
     def prepare(self) -> None:
         """Make the clean images, and the schemes that send them."""
         config, parts = self.config, []
         for start in Progress(range(0, len(self.prompts), config.batch_size), unit="batch", desc="clean images"):
-            few = self.prompts[start : start + config.batch_size]
-            parts.append(self.generator.latents(few, [config.seed + start + i for i in range(len(few))]).cpu())
-        self.latents = torch.cat(parts)
-        self.images = torch.cat([self.generator.images(part).cpu() for part in parts])
+            numbers = range(start, min(start + config.batch_size, len(self.prompts)))
+            latents = self.source.latents(numbers)
+            parts.append((latents, self.source.images(latents, numbers)))
+        self.latents, self.images = (torch.cat(values) for values in zip(*parts, strict=True))
         pixels = float(self.images.mean()), float(self.images.var())
         sizes = self.latents.shape[1:], self.images.shape[1:]
         self.schemes = self.chosen_schemes(all_schemes(self.base, self.trained, *sizes, pixels, self.device), pixels[0])
         self.judge = Judge(self.images, PocketFeatures(POCKET), config.resamples, config.seed)
         self.note = self.judge.add_inception() if config.inception == "auto" else "FID, KID and LPIPS are off"
+        self.note += picture_note(self.source)
+        self.note += f"; {self.judge.add_st_lpips(self.network) if self.network else self.without}"
 
     def chosen_schemes(self, uncoded: list[Scheme], level: float) -> list[Scheme]:
         """Those of the schemes that are wanted, and the digital ones, which show grey of a level without a mean image.
@@ -204,6 +236,7 @@ class Experiment:
 def main(config: TestConfig, given: dict[str, Any]) -> None:
     """Images, every point, and what is written of them. Raises ParameterError."""
     torch.set_num_threads(config.threads)
+    check_one_source(config, given)
     if config.seed + config.images - 1 > LARGEST:
         raise ParameterError("seed", config.seed, f"must be at most {LARGEST} for the last of {config.images} images")
     if not Path(config.decoders).is_dir():

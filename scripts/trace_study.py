@@ -1,7 +1,8 @@
 """Schedulers on a real service's requests: the study that docs/trace.md explains.
 
 Fits and trains on the first half of the requests, measures on the second. A second call goes on where the first ended.
-Writes policies/, cells.csv, blocks.csv, tables as Markdown, and the figures workload, cells, ablations and training.
+Writes policies/, cells.csv, blocks.csv, delays.csv, training.csv, tables as Markdown, and the figures workload, cells,
+ablations and training.
 Example: python scripts/trace_study.py --requests data/gentd26/lora_request_trace.csv --jobs 2
 """
 
@@ -17,7 +18,7 @@ from common.run_folder import RESULTS, claimed, describe, read_json, unused, wri
 from trace_ts.plot_workload import plot_workload
 from trace_ts.search import Search
 from trace_ts.study import measure, train_all, validations
-from trace_ts.study_report import draw_ablations, draw_cells, draw_training, write_report
+from trace_ts.study_report import draw_ablations, draw_cells, draw_training, write_delays, write_report
 from trace_ts.synthetic import generate
 from trace_ts.workload import Requests, read_trace
 
@@ -75,6 +76,7 @@ def main(config: TraceStudyConfig, given: dict[str, Any]) -> None:
             train_all(requests, config.seeds, Search(generations=config.generations), config.jobs, out)
         rows, blocks = measure(requests, other, config.seeds, config.draws, out)
         write_report(out, rows, blocks)
+        write_delays(out / "delays.csv", rows)
         draw_cells(out / "cells", rows)
         draw_ablations(out / "ablations", rows)
         draw_training(out / "training", validations(config.seeds, out))

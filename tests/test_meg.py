@@ -199,6 +199,9 @@ def test_mistakes_of_merging_and_of_the_figure_are_told_in_one_line(data, decode
         assert words.startswith("error: --ratio=") and "at least 0 and at most 0.75" in words
     assert "--token_columns=3" in refusal(capsys, *merging, "--token_columns=3", "--out", tmp_path / "run")
     figure = [test_MEG, "--out", tmp_path / "out", *FEW]
+    run_here(*merging, "--token_columns=4", "--out", tmp_path / "wide")  # 8 x 2 tokens of 64 pixels, 4 x 1 of 32
+    words = refusal(capsys, *figure, "--decoders", tmp_path / "wide", "--side=32")
+    assert "--side=32: must be such that the tokens of e2e_meg_dt in --decoders" in words
     for text in ("loud", "0,,5", "nan", "0,100"):
         assert "--snr_db=" in refusal(capsys, *figure, "--snr_db", text)
     assert "--decoders=nowhere" in refusal(capsys, *figure, "--decoders", "nowhere")

@@ -253,6 +253,11 @@ def test_mistakes_are_told_in_one_line(flag, tmp_path, capsys):
     assert words.startswith(f"error: --{flag.split('=')[0]}=") and not (tmp_path / "out").exists()
 
 
+def test_pictures_of_ones_own_have_no_prompt_to_send(tmp_path, capsys):
+    words = refusal(capsys, test_MEG, "--schemes=cg,prompt", "--pictures", tmp_path, "--out", tmp_path / "out")
+    assert words.startswith("error: --schemes=cg,prompt: must not hold prompt with --pictures")
+
+
 def test_the_mean_image_is_that_of_the_training_images(tmp_path, capsys):
     images = pictures(6)
     save_part(tmp_path, 0, torch.zeros(6, 16, 8, 8), images)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from helpers import refusal, run_here
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from meg import make_dataset, train_split
@@ -97,5 +98,22 @@ def test_sdxl_makes_data_that_its_decoder_is_trained_on(sdxl, tmp_path, capsys):
     assert (description.family, description.channels, description.scale) == ("sdxl", 4, 0.13025)
     more = ["--captions", prompts, "--out", tmp_path / "more"]
     assert "--steps=3: must be at least 4" in refusal(capsys, make_dataset, *flags, *more, "--steps=3")
+    for side in (20, 100, 4104, 2**31 - 1):
+        words = refusal(capsys, make_dataset, *flags, *more, f"--side={side}")
+        assert f"--side={side}: must be a multiple of 8 up to 4096" in words
     nowhere = ["--generator=sdxl", "--models=nowhere", "--device=cpu"]
     assert "--models=nowhere: must be a folder of SDXL" in refusal(capsys, make_dataset, *nowhere, *more)
+
+
+def test_sdxl_encodes_pictures_to_what_it_decodes(sdxl, tmp_path):
+    Image.new("RGB", (80, 70), "red").save(tmp_path / "a.png")
+    flags = ["--generator=sdxl", "--models", sdxl, "--device=cpu", "--side=64", "--pictures", tmp_path, "--split=all"]
+    run_here(make_dataset, *flags, "--out", tmp_path / "data")
+    pairs = load_dataset(tmp_path / "data")
+    vae = AutoencoderKL.from_pretrained(sdxl / "vae")
+    red = torch.tensor([1.0, -1, -1])[None, :, None, None].expand(1, 3, 64, 64)
+    with torch.no_grad():
+        mean = vae.encode(red).latent_dist.mean
+        image = ((vae.decode(mean).sample + 1) / 2).clamp(0, 1)
+    assert torch.allclose(pairs.latents.float(), mean * vae.config.scaling_factor, atol=1e-3)
+    assert torch.allclose(pairs.diffusion / 255, image, atol=0.01)

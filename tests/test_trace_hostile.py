@@ -143,6 +143,17 @@ def written(path, shift=0.0, count=120):
     return path
 
 
+def test_what_changes_nothing_is_told(tmp_path, capsys):
+    idle = ["--own_sends=False", "--down_time=5", "--ageing=9", "--pairs=3", "--every_cell=True"]
+    few = ["--num_requests=300", "--num_servers=3", "--draws=1"]
+    run_here(main_trace, *idle, *few, "--policies=jsq,pull", f"--out={tmp_path / 'a'}")
+    told = [line for line in capsys.readouterr().err.splitlines() if "does nothing" in line]
+    assert {line.split()[1].split("=")[0] for line in told} == {flag.split("=")[0] for flag in idle}
+    used = ["--own_sends=False", "--age=3", "--ageing=9", "--discipline=shortest", "--up_time=900", "--down_time=5"]
+    run_here(main_trace, *used, *few, "--every_cell=True", "--policies=sita_2_fitted", f"--out={tmp_path / 'b'}")
+    assert "does nothing" not in capsys.readouterr().err
+
+
 def test_a_run_goes_on_with_its_own_requests_alone(tmp_path, capsys):
     out, file = tmp_path / "run", written(tmp_path / "requests.csv")
     some = ["--policies=jsq,priced_fitted", "--generations=1", "--pairs=1", "--draws=2"]

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ def place() -> Path | None:
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(FOLDER.glob("*.py"))]
     folder = FOLDER / "__pycache__" / f"compiled-{hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
     try:
+        if not folder.exists():
+            for former in folder.parent.glob("compiled-*"):  # of files that have changed since
+                shutil.rmtree(former, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None

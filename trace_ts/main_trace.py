@@ -11,6 +11,7 @@ python trace_ts/main_trace.py --requests data/gentd26/lora_request_trace.csv --p
 import common.quiet_start  # noqa: F401
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,6 +108,7 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
     """Fit, train, measure, write. Raises ParameterError before anything starts."""
     if config.resume:
         config = resumed(config, given, FREE)
+    warn(config, given)
     requests = load_requests(config)
     if config.resume:
         same_requests(config, requests, "requests" in given)
@@ -126,6 +128,25 @@ def main(config: TraceConfig, given: dict[str, Any]) -> None:
         plot_delays(folder / "delays", outcomes, found)
         say(found)
         print(f"results in {folder}; peak memory {peak_memory()}")
+
+
+def warn(config: TraceConfig, given: dict[str, Any]) -> None:
+    """Tell of parameters that were given and that change nothing."""
+    names = config.policies.split(",")
+    fitted = any(name.endswith("_fitted") or name in LEARNED for name in names)
+    searched = any((name.removesuffix("_fitted") in RULES and name not in RULES) or name in LEARNED for name in names)
+    reasons = {
+        "num_requests": config.requests is not None and "--requests says what there is",
+        "own_sends": config.age == 0 and "all is known at once without --age",
+        "resident_models": config.load_time == 0 and "models need no loading with --load_time=0",
+        "ageing": config.discipline == "fcfs" and "the oldest task is the next one with --discipline=fcfs",
+        "down_time": config.up_time == 0 and "no server fails without --up_time",
+        **dict.fromkeys(("generations", "pairs"), not searched and "no policy of --policies is searched for"),
+        "every_cell": not fitted and "no policy of --policies is fitted or trained",
+    }
+    for name, reason in reasons.items():
+        if name in given and reason:
+            print(f"warning: --{name}={getattr(config, name)} does nothing: {reason}", file=sys.stderr)
 
 
 def trained(config: TraceConfig, name: str, requests: Requests, folder: Path) -> Any:

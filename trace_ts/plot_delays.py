@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from common.figures import plt, save_figure
 from common.statistics_seeds import mean_interval
@@ -30,12 +31,15 @@ def plot_delays(path: Path, outcomes: dict[str, list[Outcome]], found: Found) ->
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.35 * len(found) + 3))
     for place, (name, rows) in enumerate(found.items()):
         mean, half = mean_interval(np.array([row["mean_s"] for row in rows]))
-        left.barh(place, mean, xerr=None if np.isnan(half) else half, color=f"C{place % 10}", capsize=3)
+        left.errorbar(mean, place, xerr=None if np.isnan(half) else half, color=f"C{place % 10}", fmt="o", capsize=3)
         delay = np.sort(np.concatenate([one.delay for one in outcomes[name]]))
         shown = np.unique(np.linspace(0, delay.size - 1, 2000).astype(int))
         right.plot(delay[shown], 1 - shown / delay.size, color=f"C{place % 10}", label=name)
     left.set(xscale="log", xlabel="mean delay (s), 95 % interval over draws", yticks=range(len(found)))
     left.set_yticklabels(found)
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
     left.invert_yaxis()
     right.set(xscale="log", yscale="log", xlabel="delay (s)", ylabel="share of the tasks that take longer")
     right.set_ylim(1e-4, 1)

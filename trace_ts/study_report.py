@@ -8,24 +8,50 @@ import numpy as np
 from common.figures import plt, save_figure
 from common.run_folder import write_text
 from common.statistics_seeds import mean_interval
+from common.tables import write_csv
 from trace_ts.study import ABLATED, BLOCKS, BY_GRADIENTS, CELLS, MAIN, OTHER, STALE, UNTRAINED, means
 
 SHOWN = ("opt_ts", "opt_ts_loading", "jsq", "affinity", "priced_fitted", "score")
 ALL = "score, one for all"
-QUANTITIES = ("mean_s", "p50_s", "p95_s", "p99_s", "slowdown", "slo_2", "slo_5", "switches", "utilisation", "fairness")
+COMPARED = ("priced_fitted", "score", *ABLATED, *BY_GRADIENTS)
+QUANTITIES = {  # of the main cell's table, which has the mean first, and how its head calls them
+    "p50_s": "p50 s",
+    "p95_s": "p95 s",
+    "p99_s": "p99 s",
+    "slowdown": "slowdown",
+    "slo_2": "SLO-2",
+    "slo_5": "SLO-5",
+    "switches": "switches",
+    "utilisation": "utilisation",
+    "fairness": "fairness",
+}
 Rows = list[dict[str, Any]]
 
 
-def cell_words(rows: Rows, cell: str, policy: str, quantity: str = "mean_s") -> str:
-    """Mean and interval over draws of the mean over seeds; then the spread of the seeds, where there are several."""
-    values = means(rows, cell, policy, quantity)
+def value_words(values: np.ndarray, interval: bool = True) -> str:
+    """The mean of values [seeds, draws], the interval over draws, and the least and greatest seed if there are several.
+
+    Without `interval` the mean alone.
+    """
     if not values.size:
         return "-"
     digits = 2 if values.mean() < 20 else 1
     mean, half = mean_interval(values.mean(0))
-    words = f"{mean:.{digits}f} ± {half:.{digits}f}"
-    seeds = values.mean(1)
+    if not interval:
+        return f"{mean:.{digits}f}"
+    words, seeds = f"{mean:.{digits}f} ± {half:.{digits}f}", values.mean(1)
     return words + (f" [{seeds.min():.{digits}f}, {seeds.max():.{digits}f}]" if len(seeds) > 1 else "")
+
+
+def cell_words(rows: Rows, cell: str, policy: str, quantity: str = "mean_s", interval: bool = True) -> str:
+    """`value_words` of a quantity of a policy in a cell."""
+    return value_words(means(rows, cell, policy, quantity), interval)
+
+
+def named(policy: str) -> str:
+    """A policy's name, as code."""
+    name, *more = policy.split(", ")
+    return ", ".join([f"`{name}`", *more])
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -39,17 +65,26 @@ def policies(rows: Rows, cell: str) -> list[str]:
 
 
 def write_report(out: Path, rows: Rows, blocks: Rows) -> None:
-    """Tables: cells, main delays by cell; main, every quantity of the main cell; blocks, its parts; ablations."""
+    """The page's tables: cells.md, untrained.md, main.md, ablations.md, blocks.md.
+
+    They show mean delays by cell, then where no specialists were trained; every quantity of the main cell; networks
+    beside each other; the parts of the main cell.
+    """
     shown = [*SHOWN, ALL]
-    cells = [[cell, *(cell_words(rows, cell, name) for name in shown)] for cell in (*CELLS, *UNTRAINED, OTHER)]
-    write_text(out / "cells.md", table(["cell", *shown], cells))
-    main = [[name, *(cell_words(rows, MAIN, name, q) for q in QUANTITIES)] for name in policies(rows, MAIN)]
-    write_text(out / "main.md", table(["policy", *QUANTITIES], main))
-    both = ("priced_fitted", "score", *ABLATED, *BY_GRADIENTS)
-    ablations = [
-        [name, *(cell_words(rows, cell, name) for cell in (MAIN, STALE)), cell_words(rows, MAIN, name, "us_a_task")]
-        for name in both
+    for name, cells in (("cells", tuple(CELLS)), ("untrained", (*UNTRAINED, OTHER))):
+        delays = [[cell, *(cell_words(rows, cell, policy) for policy in shown)] for cell in cells]
+        write_text(out / f"{name}.md", table(["cell", *map(named, shown)], delays))
+    main = [
+        [named(one), cell_words(rows, MAIN, one), *(cell_words(rows, MAIN, one, q, False) for q in QUANTITIES)]
+        for one in policies(rows, MAIN)
     ]
+    write_text(out / "main.md", table(["policy", "mean s", *QUANTITIES.values()], main))
+    ablations = [
+        [named(one), *(cell_words(rows, cell, one) for cell in (MAIN, STALE)), time]
+        for one in COMPARED
+        for time in [cell_words(rows, MAIN, one, "us_a_task", False)]
+    ]
+    write_text(out / "ablations.md", table(["policy", MAIN, STALE, "us a task"], ablations))
     names, parts = ("priced_fitted", "score"), []
     for number in range(BLOCKS):
         part = [row for row in blocks if row["block"] == number]
@@ -57,8 +92,18 @@ def write_report(out: Path, rows: Rows, blocks: Rows) -> None:
         if rule.size and network.size:
             ratio = network.mean() / rule.mean()
             parts.append([str(number + 1), *(cell_words(part, MAIN, name) for name in names), f"{ratio:.2f}"])
-    write_text(out / "blocks.md", table(["part", *names, "ratio"], parts))
-    write_text(out / "ablations.md", table(["policy", MAIN, STALE, "us a task"], ablations))
+    write_text(out / "blocks.md", table(["part", *map(named, names), "ratio"], parts))
+
+
+def write_delays(path: Path, rows: Rows) -> None:
+    """What the figures show: a row for each cell, policy and training seed, with the interval over draws."""
+    table = []
+    for cell in dict.fromkeys(row["cell"] for row in rows):
+        for policy in policies(rows, cell):
+            for seed, values in enumerate(means(rows, cell, policy, "mean_s")):
+                mean, half = mean_interval(values)
+                table.append([cell, policy, seed, float(mean), float(half)])
+    write_csv(path, ["cell", "policy", "seed", "mean_s", "half_width_s"], table)
 
 
 def draw_cells(path: Path, rows: Rows) -> None:
@@ -88,16 +133,15 @@ def draw_cells(path: Path, rows: Rows) -> None:
 def draw_ablations(path: Path, rows: Rows) -> None:
     """Mean delays of learned policies; each point is a training seed's mean over draws."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-    names = ("priced_fitted", "score", *ABLATED, *BY_GRADIENTS)
     for axis, cell in zip(axes, (MAIN, STALE), strict=True):
-        for place, name in enumerate(names):
+        for place, name in enumerate(COMPARED):
             values = means(rows, cell, name, "mean_s")
             if values.size:
                 axis.scatter(values.mean(1), np.full(len(values), place), color=f"C{place % 10}", alpha=0.7)
                 mean, half = mean_interval(values.mean(0))
                 axis.errorbar(mean, place, xerr=half, color=f"C{place % 10}", capsize=4, marker="|")
-        axis.set(xlabel="mean delay (s), 95 % over draws", title=cell, yticks=range(len(names)))
-        axis.set_yticklabels(names)
+        axis.set(xlabel="mean delay (s), 95 % over draws", title=cell, yticks=range(len(COMPARED)))
+        axis.set_yticklabels(COMPARED)
         axis.grid(alpha=0.3)
     axes[0].invert_yaxis()
     save_figure(figure, path)
