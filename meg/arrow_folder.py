@@ -13,7 +13,7 @@ from typing import Any
 
 from common.parameters import ParameterError
 from common.run_folder import describe
-from meg.picture_folder import CAPTIONS, Picture, one_line, part_of
+from meg.picture import CAPTIONS, Picture, one_line, part_of
 
 NAME = r"\w+(\.\w+)*"  # of a part of a data set
 

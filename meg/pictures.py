@@ -17,7 +17,8 @@ import torch
 from common.parameters import ParameterError, Parameters, parameter
 from common.progress import Progress
 from common.run_folder import describe
-from meg.picture_folder import Picture, find_pictures
+from meg.picture import Picture
+from meg.picture_folder import find_pictures
 from resd3_medium.initial_image import file_sha256, load_image
 from resd3_medium.tasks import read_lines
 

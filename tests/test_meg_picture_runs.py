@@ -10,8 +10,9 @@ from picture_folders import numbered, picture, write
 from PIL import Image
 
 from common.tables import read_csv
-from meg import make_dataset, picture_folder, test_MEG, train_split
+from meg import make_dataset, test_MEG, train_split
 from meg.dataset import load_dataset
+from meg.picture import Picture
 from meg.pictures import captions_of, open_pictures
 
 FEW = ["--device=cpu", "--steps=1"]
@@ -85,7 +86,7 @@ def test_files_that_cannot_be_read_are_named_before_anything_is_made(tmp_path, c
         bad.unlink()
         bad.symlink_to("nowhere.png")
     elif kind == "arrow":  # an image that is no file of its own
-        lone = picture_folder.Picture("1", "", "", f"{bad}: row 1", content=lambda: BROKEN["text"])
+        lone = Picture("1", "", "", f"{bad}: row 1", content=lambda: BROKEN["text"])
         monkeypatch.setattr("meg.pictures.find_pictures", lambda *_: [lone])
     else:
         bad.write_bytes(BROKEN[kind])
