@@ -17,7 +17,7 @@ from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import RESULTS, claimed, describe, read_json, unused, write_config
 from trace_ts.plot_workload import plot_workload
 from trace_ts.search import Search
-from trace_ts.study import measure, train_all, validations
+from trace_ts.study import measure, policy_files, take_over, train_all, validations
 from trace_ts.study_report import draw_ablations, draw_cells, draw_training, write_delays, write_report
 from trace_ts.synthetic import generate
 from trace_ts.workload import Requests, read_trace
@@ -41,6 +41,9 @@ class TraceStudyConfig(Parameters):
         5, "draws to measure on: of speeds, users' base stations, noise and failures", low=2, high=1000
     )
     jobs: int = parameter(2, "trainings at the same time, best the number of cores", low=1, high=1000)
+    start_from: str | None = parameter(
+        None, "folder of policies of such a study, which are taken over and not trained again", path=True
+    )
     only_measure: bool = parameter(False, "train nothing more, measure what there is")
     out: str = parameter(str(RESULTS / "trace_study"), "folder of the study", path=True)
 
@@ -68,10 +71,12 @@ def keep_parameters(config: TraceStudyConfig, requests: Requests, out: Path) -> 
 
 def main(config: TraceStudyConfig, given: dict[str, Any]) -> None:
     requests = read_trace(config.requests, least=STUDIED) if config.requests else generate(config.num_requests, 0)
+    there = policy_files(Path(config.start_from)) if config.start_from else []
     with claimed(Path(config.out)) as out:
         keep_parameters(config, requests, out)
         other = generate(config.num_requests, 1)
         plot_workload({"requests": requests, "synthetic": other}, out)
+        take_over(there, out)
         if not config.only_measure:
             train_all(requests, config.seeds, Search(generations=config.generations), config.jobs, out)
         rows, blocks = measure(requests, other, config.seeds, config.draws, out)

@@ -149,7 +149,7 @@ def test_mistakes_are_told_in_a_line_before_anything_is_written(flags, words, tm
 
 
 @pytest.mark.slow
-def test_the_study_makes_its_tables_and_goes_on_with_what_is_there(tmp_path):
+def test_the_study_makes_its_tables_and_goes_on_with_what_is_there(tmp_path, capsys):
     out = tmp_path / "study"
     flags = ["--num_requests=1000", "--generations=1", "--seeds=1", "--draws=2", f"--out={out}"]
     trace_study = load("trace_study")
@@ -163,3 +163,8 @@ def test_the_study_makes_its_tables_and_goes_on_with_what_is_there(tmp_path):
     run_here(trace_study, *flags)
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "policies").iterdir()}
     assert tables["cells"] == (out / "cells.md").read_text()
+    again = tmp_path / "again"
+    run_here(trace_study, *flags[:-1], f"--start_from={out / 'policies'}", "--only_measure=True", f"--out={again}")
+    assert all((again / f"{name}.md").read_text() == text for name, text in tables.items() if name != "ablations")
+    said = refusal(capsys, trace_study, *flags[:-1], f"--start_from={tmp_path}", f"--out={tmp_path / 'new'}")
+    assert "--start_from=" in said and not (tmp_path / "new").exists()

@@ -4,9 +4,11 @@ Start reading at `CELLS`, `train_all` and `measure`.
 """
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from common.parameters import ParameterError
 from common.progress import Progress
+from common.run_folder import replace_file
 from common.tables import write_csv
 from trace_ts.metrics import by_block, measures
 from trace_ts.model_trace import ScorePolicy
-from trace_ts.policy_file import load_policy, read_rule, save_policy, what_is_told, write_rule
+from trace_ts.policy_file import SUFFIXES, load_policy, read_policy, read_rule, save_policy, what_is_told, write_rule
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import Scenario
 from trace_ts.search import Search
@@ -112,6 +116,24 @@ def trainings(seeds: int) -> tuple[list[Training], list[Training]]:
     for name in (*ABLATED[:3], *BY_GRADIENTS, *ABLATED[3:]):
         networks += [Training(cell, name, seed) for seed in range(seeds) for cell in (MAIN, STALE)]
     return rules, networks
+
+
+def policy_files(folder: Path) -> list[Path]:
+    """The policies in a folder. Raises ParameterError of --start_from when there are none, or damaged ones."""
+    paths = [path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES and ".search" not in path.suffixes]
+    if not paths:
+        raise ParameterError("start_from", folder, "must be a folder of policies of trace_study.py")
+    for path in paths:
+        read_policy(path, "start_from")
+    return paths
+
+
+def take_over(paths: list[Path], out: Path) -> None:
+    """Copy policies that the study in `out` has not."""
+    (out / "policies").mkdir(exist_ok=True)
+    for path in paths:
+        if not (out / "policies" / path.name).exists():
+            replace_file(out / "policies" / path.name, functools.partial(shutil.copyfile, path))
 
 
 _requests: list[Requests] = []  # of a process that trains
