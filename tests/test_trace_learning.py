@@ -1,6 +1,7 @@
 """Fitting and learned policies on a trace: what they start from, what they look at, and the command line."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from trace_ts.event_loop import new_seen
 from trace_ts.evolution import Evolution
 from trace_ts.fitting import fit
 from trace_ts.model_trace import LATENTS, Design, ScorePolicy, chain_schedule
-from trace_ts.policy_file import load_policy, save_policy
+from trace_ts.policy_file import load_policy, read_policy, save_policy
 from trace_ts.rules import RULES
 from trace_ts.scenario import Scenario
 from trace_ts.score_net import ScoreNet
@@ -25,6 +26,7 @@ from trace_ts.study import trainings
 from trace_ts.synthetic import generate
 from trace_ts.training import changed
 
+ROOT = Path(__file__).resolve().parents[1]
 REQUESTS = generate(1200, 0)
 RULE = RULES["priced"]
 
@@ -116,6 +118,20 @@ def test_policies_are_kept_and_damaged_files_refused(tmp_path):
         (tmp_path / "b.safetensors").write_bytes(content)
         with pytest.raises(ParameterError, match="must be a policy"):
             load_policy(tmp_path / "b.safetensors")
+
+
+def test_what_comes_with_the_project_is_whole_and_good_on_other_requests():
+    """Its networks were trained on a trace; here they see the generator's requests."""
+    paths = sorted((ROOT / "models/trace").iterdir())
+    policies = {path.name: read_policy(path, "start_from") for path in paths}
+    requests, test = generate(6000, 3), slice(3000, None)
+    names = ("L_12_load_0.8_priced_0.json", "L_12_load_0.8_score_0.safetensors", "every_cell_score_0.safetensors")
+    rules = RULES["opt_ts_loading"], RULES["affinity"]
+    delays = [
+        np.mean([simulate(one, requests, Scenario(), draw, test).delay.mean() for draw in range(3)])
+        for one in (*rules, *(policies[name] for name in names))
+    ]
+    assert delays[0] > 3 * delays[2] and delays[1] > delays[2] > max(delays[3:])
 
 
 def test_the_command_trains_measures_and_goes_on(tmp_path, capsys):
