@@ -18,7 +18,7 @@ from common.run_folder import RESULTS, claimed, describe, read_json, unused, wri
 from trace_ts.plot_workload import plot_workload
 from trace_ts.search import Search
 from trace_ts.study import measure, policy_files, take_over, train_all, validations
-from trace_ts.study_report import draw_ablations, draw_cells, draw_training, write_delays, write_report
+from trace_ts.study_report import draw_ablations, draw_cells, draw_training, write_delays, write_report, write_training
 from trace_ts.synthetic import generate
 from trace_ts.workload import Requests, read_trace
 
@@ -84,7 +84,9 @@ def main(config: TraceStudyConfig, given: dict[str, Any]) -> None:
         write_delays(out / "delays.csv", rows)
         draw_cells(out / "cells", rows)
         draw_ablations(out / "ablations", rows)
-        draw_training(out / "training", validations(config.seeds, out))
+        trained = validations(config.seeds, out)
+        write_training(out / "training.md", trained)
+        draw_training(out / "training", trained)
         print(f"tables and figures in {out}")
 
 

@@ -13,6 +13,7 @@ from trace_ts.study import ABLATED, BLOCKS, BY_GRADIENTS, CELLS, MAIN, OTHER, ST
 
 SHOWN = ("opt_ts", "opt_ts_loading", "jsq", "affinity", "priced_fitted", "score")
 ALL = "score, one for all"
+LEARNING = ("score", "lad_ts", *BY_GRADIENTS)  # whose trainings are shown
 COMPARED = ("priced_fitted", "score", *ABLATED, *BY_GRADIENTS)
 QUANTITIES = {  # of the main cell's table, which has the mean first, and how its head calls them
     "p50_s": "p50 s",
@@ -147,12 +148,26 @@ def draw_ablations(path: Path, rows: Rows) -> None:
     save_figure(figure, path)
 
 
+def write_training(path: Path, rows: Rows) -> None:
+    """A table of the delays on the first half at the start, at the best generation and at the last, means over seeds."""
+    table_rows = []
+    for name in LEARNING:
+        cells = []
+        for cell in (MAIN, STALE):
+            own = [row for row in rows if row["cell"] == cell and row["policy"] == name]
+            seeds = [[row["mean_s"] for row in own if row["seed"] == seed] for seed in sorted({r["seed"] for r in own})]
+            ends = [[values[0], min(values), values[-1]] for values in seeds if values]
+            cells += [f"{value:.1f}" for value in np.mean(ends, 0)] if ends else ["-"] * 3
+        table_rows.append([named(name), *cells])
+    head = [f"{cell}: {when}" for cell in (MAIN, STALE) for when in ("start", "best", "end")]
+    write_text(path, table(["policy", *head], table_rows))
+
+
 def draw_training(path: Path, rows: Rows) -> None:
     """How the mean delay on the first half changes by training: the mean over seeds, and the range of the seeds."""
-    names = ("score", "lad_ts", *BY_GRADIENTS)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for axis, cell in zip(axes, (MAIN, STALE), strict=True):
-        for number, name in enumerate(names):
+        for number, name in enumerate(LEARNING):
             own = [row for row in rows if row["cell"] == cell and row["policy"] == name]
             generations = sorted({row["generation"] for row in own})
             values = [[row["mean_s"] for row in own if row["generation"] == at] for at in generations]
