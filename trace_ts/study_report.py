@@ -149,7 +149,7 @@ def draw_ablations(path: Path, rows: Rows) -> None:
 
 
 def write_training(path: Path, rows: Rows) -> None:
-    """A table of the delays on the first half at the start, at the best generation and at the last, means over seeds."""
+    """A table of delays on the first half: at the start, at the best generation and at the last, means over seeds."""
     table_rows = []
     for name in LEARNING:
         cells = []
