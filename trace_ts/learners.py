@@ -112,7 +112,7 @@ class Learner:
 
     def learn(self, segments: list[Experience], generator: np.random.Generator) -> None:
         """Learn from a round."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define learn(segments, generator)")
 
     def state(self) -> dict[str, np.ndarray]:
         """All that changes, as arrays by name."""
@@ -142,7 +142,6 @@ class Ppo(Learner):
 
     def __init__(self, design: Design, start: np.ndarray, learning: Learning, generator: np.random.Generator) -> None:
         super().__init__(design, learning, {"actor": ScoreNet(design, start), "critic": ValueNet(generator)})
-        self.nets["critic"].spread *= 0.0  # no round yet
 
     def learn(self, segments: list[Experience], generator: np.random.Generator) -> None:
         """Both networks learn; in the first round the value alone.

@@ -68,7 +68,8 @@ class ScoreNet(torch.nn.Module):
 class ValueNet(torch.nn.Module):
     """What is to come from a state on, standardised; blind to the order of servers (Zaheer et al. 2017, deep sets).
 
-    `centre` and `spread` [1] turn it into what it stands for. Weights are drawn by the generator.
+    `centre` and `spread` [1] turn it into what it stands for; they are 0 before the first round.
+    Weights are drawn by the generator.
     """
 
     def __init__(self, generator: np.random.Generator, hidden: int = 32) -> None:
@@ -86,7 +87,7 @@ class ValueNet(torch.nn.Module):
             drawn = generator.uniform(-scale, scale, weights.shape)
             weights.data = torch.tensor(drawn, dtype=torch.float32)
         self.register_buffer("centre", torch.zeros(1))
-        self.register_buffer("spread", torch.ones(1))
+        self.register_buffer("spread", torch.zeros(1))
 
     def forward(self, on_server: torch.Tensor, on_task: torch.Tensor) -> torch.Tensor:
         """Values [N] from on_server [N, ON_SERVER, B] and on_task [N, ON_TASK]."""
