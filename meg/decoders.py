@@ -31,7 +31,7 @@ class Description:
 
     `family` is sd3 (resd3_medium's decoder) or sdxl (diffusers'), `decoder` the sizes that build it. `share` is the
     ratio of feature merging, None for the split model; `estimate` the width of the network that is told the SNR, 0
-    without. `training` is for the record.
+    without. `components`: it decodes estimates of a latent's components (meg_shift.py). `training` is for the record.
     """
 
     family: str
@@ -42,11 +42,14 @@ class Description:
     estimate: int = 0
     share: float | None = None
     tokens: tuple[int, int, bool] = (1, 1, False)
+    components: bool = False
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The scheme: `meg_dt` or `e2e_meg_dt`, with `_snr` when it is told the SNR."""
+        """The scheme: `meg_dt` or `e2e_meg_dt`, with `_snr` when it is told the SNR, or `meg_shift`."""
+        if self.components:
+            return "meg_shift"
         return ("meg_dt" if self.share is None else "e2e_meg_dt") + ("_snr" if self.estimate else "")
 
     @property

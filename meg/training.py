@@ -22,6 +22,7 @@ from common.stages import AveragedStage, run_stage
 from meg.channel import Channel
 from meg.dataset import Pairs, load_dataset
 from meg.decoders import Description, save_model
+from meg.meg_shift import ShiftModel
 from meg.models import MergingModel, SplitModel
 from meg.training_parameters import FREE, TrainingConfig
 
@@ -86,7 +87,7 @@ class MEGStage(AveragedStage):
     def __init__(
         self,
         name: str,
-        model: SplitModel | MergingModel,
+        model: SplitModel | MergingModel | ShiftModel,
         pairs: Pairs,
         phases: Sequence[Phase],
         config: TrainingConfig,
@@ -157,7 +158,7 @@ class MEGStage(AveragedStage):
 
 def train(
     config: TrainingConfig,
-    model: SplitModel | MergingModel,
+    model: SplitModel | MergingModel | ShiftModel,
     description: Description,
     pairs: Pairs,
     phases: Sequence[Phase],
@@ -175,7 +176,8 @@ def train(
             write_config(folder, name, dataclasses.asdict(config))
         seconds = run_stage(stage, fixed, folder, config.every)
         path = folder / f"{name}.safetensors"
-        save_model(path, stage.average, dataclasses.replace(description, training=fixed))
+        kept = stage.average.split if isinstance(stage.average, ShiftModel) else stage.average
+        save_model(path, kept, dataclasses.replace(description, training=fixed))
         write_text(folder / "summary.json", json.dumps({"seconds": round(seconds, 1)}) + "\n")
     rate = stage.steps / max(seconds, 1e-3)
     print(f"{path}: {stage.steps} steps in {seconds / 60:.1f} min, {rate:.1f} a second")

@@ -36,7 +36,7 @@ ARGUMENTS = {
     "dedgeai/main_dedgeai.py": ["--simulate", "--scheduler=water_filling", "--num_tasks=4", "--num_servers=2"],
     "meg/make_dataset.py": ["--device=cpu", "--steps=1", "--images=2"],
     "meg/test_MEG.py": ["--device=cpu", "--steps=1", "--images=2"],
-    "meg/fit_digital.py": ["--data=DATA", "--validation=2"],
+    "meg/fit_statistics.py": ["--data=DATA", "--validation=2"],
     "meg/train_split.py": MEG,
     "meg/train_JSCC_merging.py": MEG,
     "resd3_medium/refine_sd3_infer.py": ["--models=models/pocket", "--prompt=dog", "--steps=1"],
