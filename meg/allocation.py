@@ -28,12 +28,13 @@ class Allocation:
 class Choices:
     """What a component of variance 1 does at a ratio of prices: the best power for every number of symbols."""
 
-    def __init__(self, designs: Designs) -> None:
-        rows = designs.mse
+    def __init__(self, designs: Designs, most: int | None = None) -> None:
+        """`most`: symbols of a component; None: as many as there are designs for."""
+        rows = designs.mse[:most]
         self.power_db = np.arange(designs.power_db[0], designs.power_db[-1], 1 / FINE)
         fine = np.array([np.interp(self.power_db, designs.power_db, np.log(row)) for row in rows])
         power, mse = 10 ** (self.power_db / 10), np.exp(fine)
-        self.log_ratio = np.linspace(-20.0, 8.0, 561)
+        self.log_ratio = np.linspace(-40.0, 8.0, 961)
         best = (mse[:, None, :] + np.exp(self.log_ratio)[None, :, None] * power).argmin(2)  # [n, ratios]
         self.power = power[best]
         self.mse = np.take_along_axis(mse, best, 1)

@@ -22,6 +22,7 @@ from meg.digital import SENDER_KNOWS, Files, Prompts, Sending, Source, digital_s
 from meg.image_generator import ImageGenerator
 from meg.rates import RATES, open_rate
 from meg.schemes import LABELS, Scheme
+from meg.shift_schemes import SHIFTED
 
 COMPETITORS = ("cg_digital", "cg_digital_files", "prompt")
 MEAN_IMAGE = "mean.png"  # of training images, in the folder of trained models
@@ -40,10 +41,16 @@ class CompetitorParameters(Parameters):
 
     schemes: str | None = parameter(
         None,
-        "schemes to compare, separated by commas; default those of uncoded symbols",
-        more=f"Those: {', '.join(LABELS)}. Digital ones: {', '.join(COMPETITORS)}.",
+        "schemes to compare, separated by commas; default those of a number of symbols of their own, and meg_shift",
+        more=f"Of a number of their own: {', '.join(LABELS)}. Of any number: {', '.join(SHIFTED)}. Of any number, and "
+        f"digital: {', '.join(COMPETITORS)}.",
     )
-    symbols: str = parameter("512,1024,12288", "real symbols of an image in digital schemes, separated by commas")
+    symbols: str = parameter(
+        "512,1024,12288",
+        "real symbols of an image in schemes that take any number, separated by commas",
+        more="Without --schemes, meg_shift takes as many as a latent has values.",
+    )
+    design_db: float = parameter(0.0, "SNR that senders plan for which do not know it", unit="dB", low=-60, high=60)
     rates: str = parameter("capacity", f"what a symbol carries in digital schemes, of {', '.join(RATES)}")
     block_error: float = parameter(
         0.01, "block error that rates with errors are used at", unit="probability", low=1e-9, high=0.5
@@ -63,8 +70,8 @@ class CompetitorParameters(Parameters):
 
     def chosen(self) -> list[str]:
         """The names of the schemes. Raises ParameterError for unknown ones."""
-        names = words_of(self.schemes) if self.schemes else list(LABELS)
-        return self.known("schemes", names, (*LABELS, *COMPETITORS))
+        names = words_of(self.schemes) if self.schemes else [*LABELS, "meg_shift"]
+        return self.known("schemes", names, (*LABELS, *SHIFTED, *COMPETITORS))
 
     def rate_names(self) -> list[str]:
         """The names of the rates. Raises ParameterError for unknown ones."""

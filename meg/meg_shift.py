@@ -1,4 +1,4 @@
-"""MEG with shift maps: a scheme of this project that sends a latent's components, each on as many symbols as it is worth.
+"""MEG with shift maps, a scheme of this project: a latent's components, each on as many symbols as it is worth.
 
 The sender takes a latent apart by `Transform`, and divides its components by their image's scale, which is one more
 component. `allocate` gives each its symbols and its power for an SNR, `ShiftMaps` sends it. The receiver knows its own
@@ -36,31 +36,33 @@ class Plan:
         sent = torch.cat(parts, 1) if parts else numbers[:, :0]
         return nn.functional.pad(sent, (0, self.symbols - sent.shape[1]))
 
-    def estimate(self, received: torch.Tensor, noise: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def estimate(
+        self, received: torch.Tensor, noise: torch.Tensor, count: int, likeliest: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior means and variances [B, count] of the numbers behind symbols [B, K] with noise power [B]."""
         means, variances = received.new_zeros(len(received), count), received.new_ones(len(received), count)
         start = 0
         for own, maps in self.groups:
             size = maps.amplitudes.numel()
             part = received[:, start : start + size].unflatten(1, maps.amplitudes.shape)
-            means[:, own], variances[:, own] = maps.estimate(part, noise)
+            means[:, own], variances[:, own] = maps.estimate(part, noise, likeliest)
             start += size
         return means, variances
 
 
 @functools.cache
-def choices_for(channel: str) -> Choices:
-    """The choices that a channel's best maps give."""
-    return Choices(open_designs(channel))
+def choices_for(channel: str, most: int | None) -> Choices:
+    """The choices that a channel's best maps onto at most so many symbols give."""
+    return Choices(open_designs(channel), most)
 
 
 @functools.lru_cache(maxsize=512)
-def plan_for(transform: Transform, symbols: int, snr_db: float, channel: str) -> Plan:
+def plan_for(transform: Transform, symbols: int, snr_db: float, channel: str, most: int | None = None) -> Plan:
     """The plan of least square error, as pixels see it, for that many symbols at a mean SNR in dB."""
     own = transform.variances.double().cpu().numpy()
     scale = transform.log_scale[1] ** 2 * own.sum()  # what a wrong scale does to all components together
     variances, snr = np.append(own, scale), float(ratio(snr_db))
-    found = allocate(choices_for(channel), variances, symbols, symbols * snr)
+    found = allocate(choices_for(channel, most), variances, symbols, symbols * snr)
     groups = []
     for count in range(1, found.symbols.max(initial=0) + 1):
         chosen = np.flatnonzero(found.symbols == count)
@@ -75,12 +77,17 @@ def plan_for(transform: Transform, symbols: int, snr_db: float, channel: str) ->
 class ShiftLink:
     """Sender and receiver of latents, for K symbols an image.
 
-    `design_db` is the SNR that plans are made for; None: the mean SNR, which the sender then knows.
+    `design_db` is the SNR that plans are made for; None: the mean SNR, which the sender then knows. The rest is for
+    ablations: at most so many symbols for a component, the likeliest numbers in the place of posterior means, and by
+    how much the SNR is wrong that both ends are told.
     """
 
     transform: Transform
     symbols: int
     design_db: float | None = None
+    most: int | None = None
+    likeliest: bool = False
+    wrong_db: float = 0.0
 
     def sent(self, latent: torch.Tensor, plan: Plan) -> torch.Tensor:
         """Symbols [B, K] of latents [B, C, h, w]."""
@@ -95,7 +102,7 @@ class ShiftLink:
         """The estimate [B, C, h, w] of the latents, and the SNRs [B] in dB of white noise with its error."""
         t = self.transform
         noise = power(symbols) / (1 + ratio(snr_db))  # as the receiver can measure it
-        means, variances = plan.estimate(symbols, noise, len(t.variances) + 1)
+        means, variances = plan.estimate(symbols, noise, len(t.variances) + 1, self.likeliest)
         log_scale = t.log_scale[0] + t.log_scale[1] * means[:, -1]
         spread = t.log_scale[1] ** 2 * variances[:, -1]  # of the scale's logarithm
         scale = (log_scale + spread / 2).exp()
@@ -114,11 +121,10 @@ class ShiftLink:
         noise_factor: torch.Tensor | float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `received` gives of clean latents [B, C, h, w] that are sent at a mean SNR in dB, see `Channel`."""
-        plan = plan_for(
-            self.transform, self.symbols, snr_db if self.design_db is None else self.design_db, channel.kind
-        )
+        design_db = snr_db + self.wrong_db if self.design_db is None else self.design_db
+        plan = plan_for(self.transform, self.symbols, design_db, channel.kind, self.most)
         got = channel(self.sent(latent, plan), snr_db, generator, noise_factor)
-        return self.received(got.symbols, got.snr_db, plan)
+        return self.received(got.symbols, got.snr_db + self.wrong_db, plan)
 
 
 class ShiftModel(nn.Module):

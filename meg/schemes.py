@@ -14,6 +14,7 @@ import torch
 from meg.channel import Channel, Link, Received, ratio
 from meg.decoders import Base, Description, load_model, model_of
 from meg.models import MergingModel, SplitModel, image_estimate
+from meg.transform import TRANSFORM
 
 Send = Callable[[torch.Tensor, torch.Tensor, Channel, float, torch.Generator], torch.Tensor]
 LABELS = {
@@ -97,7 +98,7 @@ def centralised(size: torch.Size, mean: float, variance: float, linear: bool) ->
 
 def trained_models(folder: Path) -> dict[str, tuple[torch.nn.Module, Description]]:
     """The models of a folder by their scheme's names. Raises ParameterError for files that are none."""
-    models = [load_model(path) for path in sorted(folder.glob("*.safetensors"))]
+    models = [load_model(path) for path in sorted(folder.glob("*.safetensors")) if path.name != TRANSFORM]
     return {description.name: (model, description) for model, description in models}
 
 

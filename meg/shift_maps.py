@@ -42,10 +42,13 @@ class ShiftMaps:
         """Symbols [B, M, n] of numbers [B, M]."""
         return torch.stack(self.means(numbers), 2)
 
-    def estimate(self, received: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def estimate(
+        self, received: torch.Tensor, noise: torch.Tensor, likeliest: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior means and variances [B, M] of standard normal numbers behind symbols [B, M, n], noise power [B].
 
         Given the first symbol a number is normal, which is exact. The others weigh the points of a grid around it.
+        `likeliest` takes the grid's likeliest point in the place of the mean.
         """
         first, noise = self.amplitudes[:, 0], noise[:, None]
         known = first.square() / noise
@@ -58,6 +61,8 @@ class ShiftMaps:
         misfit = sum((received[:, :, j, None] - mean).square() for j, mean in enumerate(self.means(numbers)) if j > 0)
         weights = (-0.5 * (u.square() + misfit / noise[:, :, None])).softmax(2)
         mean = (weights * numbers).sum(2)
+        if likeliest:
+            mean = numbers.gather(2, weights.argmax(2, keepdim=True))[:, :, 0]
         return mean, (weights * (numbers - mean[:, :, None]).square()).sum(2)
 
 

@@ -27,16 +27,18 @@ from common.run_folder import RESULTS, new_folder, peak_memory, write_config, wr
 from common.tables import write_csv
 from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
 from meg.competitors import COMPETITORS, CompetitorParameters, competitors, counted, mean_image
-from meg.decoders import TRAINED
+from meg.decoders import TRAINED, model_of
 from meg.generators import open_generator
 from meg.merging import Tokens
 from meg.metrics import Judge, PocketFeatures
 from meg.pictures import Pictures, captions_of
 from meg.report import HEADER, Row, plot_quality, report
 from meg.schemes import Scheme, all_schemes, available, trained_models
+from meg.shift_schemes import SHIFTED, shift_schemes, transform_for
 from meg.sources import SourceParameters, check_one_source, picture_note, pictures_of, source_of
 from meg.st_lpips import open_st_lpips
 from meg.training import FACTOR
+from meg.transform import TRANSFORM
 from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET
 
@@ -145,7 +147,8 @@ class Experiment:
         self.rows: list[Row] = []
         found = found_by(config)
         self.trained, self.mean = trained_models(Path(config.decoders)), mean_image(Path(config.decoders))
-        missing = set(config.chosen()) - {*available(self.trained), *COMPETITORS}
+        self.shifted = "meg_shift" in self.trained and (Path(config.decoders) / TRANSFORM).is_file()
+        missing = set(config.chosen()) - {*available(self.trained), *COMPETITORS, *(SHIFTED if self.shifted else ())}
         if config.schemes and missing:
             raise ParameterError("decoders", config.decoders, f"must hold models for {', '.join(sorted(missing))}")
         self.network, self.without = open_st_lpips(config.st_lpips)
@@ -187,9 +190,21 @@ class Experiment:
         requests = [(prompt, config.seed + i) for i, prompt in enumerate(self.prompts)]
         mean = torch.full(size, level) if self.mean is None or self.mean.shape != size else self.mean
         with torch.inference_mode():
-            found = [counted(scheme, *first) for scheme in uncoded if scheme.name in config.chosen()]
+            uncoded = [scheme for scheme in uncoded if scheme.name in config.chosen()] + self.shift_schemes()
+            found = [counted(scheme, *first) for scheme in uncoded]
             channel = Channel(config.channel)
             return found + competitors(config, channel, self.generator, self.images, requests, mean, config.batch_size)
+
+    def shift_schemes(self) -> list[Scheme]:
+        """Those with shift maps, where their files are there. Raises ParameterError for files of other latents."""
+        config, latent = self.config, self.latents.shape[1:]
+        if not self.shifted or not set(config.chosen()) & set(SHIFTED):
+            return []
+        counts = config.symbol_counts() if config.schemes else [latent.numel()]
+        transform = transform_for(Path(config.decoders), latent).to(self.device)
+        own = model_of(self.base.description, self.base.decoder, self.base.post)
+        both = [model.to(self.device).eval().requires_grad_(False) for model in (self.trained["meg_shift"][0], own)]
+        return shift_schemes(config.chosen(), counts, config.design_db, transform, *both)
 
     def points(self) -> Iterator[tuple[str, Scheme, float, float]]:
         """Budget, scheme, SNR on the axis and SNR of the scheme's symbols, nan where nothing can be received."""
