@@ -87,11 +87,15 @@ def equal_energy_snr_db(snr_db: float, symbols: int, reference: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """What turns symbols into time and energy: bandwidth in Hz, noise density in dBm/Hz, losses on the way in dB."""
+    """What turns symbols and operations into time and energy.
+
+    Bandwidth in Hz, noise density in dBm/Hz, losses on the way in dB, and what the device computes for a joule.
+    """
 
     bandwidth_hz: float
     noise_dbm_hz: float
     loss_db: float
+    gflop_per_joule: float = 100.0
 
     def seconds(self, symbols: float) -> float:
         """Transmission time in s of real symbols, two per hertz and second."""
@@ -101,6 +105,10 @@ class Link:
         """Transmitted energy in J: complex symbols times SNR times noise density, times the loss on the way."""
         noise = ratio(self.noise_dbm_hz) / 1000
         return symbols / 2 * ratio(snr_db) * noise * ratio(self.loss_db)
+
+    def device_joules(self, flop: float) -> float:
+        """Energy in J of the device's floating-point operations."""
+        return flop / (1e9 * self.gflop_per_joule)
 
     def symbols_for(self, bits: float, snr_db: float) -> float:
         """The least real symbols that can carry bits without error at that SNR (Shannon's capacity)."""

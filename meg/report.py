@@ -27,6 +27,11 @@ PUBLISHED = {
     "e2e_meg_dt": (177, 147, 6, 6, 7, 6, 5, 5, 5),
 }
 KNOWN = ("sender knows of the channel", "GFLOP of the device")
+TOGETHER = 10  # schemes in one panel
+WARNING = (
+    "**This Fréchet distance favours images of the pocket decoder**: its features come from the same autoencoder. A "
+    "coded image that is nearer to the clean one in PSNR can have the larger distance."
+)
 AXES = {
     "symbol": "SNR of every symbol (dB)",
     "energy": "energy of an image, as the SNR at which CG has it (dB)",
@@ -62,26 +67,42 @@ def titles_of(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def plot_quality(path: Path, rows: Sequence[Row], measures: Sequence[str]) -> None:
-    """Each measure against the budget's axis, with 95 % bands: the published schemes solid, others dashed."""
-    titles = titles_of(rows)
-    palette = plt.get_cmap("tab10" if len(titles) <= 10 else "tab20").colors
-    figure, panels = plt.subplots(1, len(measures), figsize=(5.2 * len(measures), 4.2), squeeze=False)
-    for axes, measure in zip(panels[0], measures, strict=True):
-        for number, (name, title) in enumerate(titles.items()):
-            color = palette[number % len(palette)]
-            own = [row for row in rows if row.scheme.name == name and measure in row.quality]
-            x, found = [row.snr_db for row in own], [row.quality[measure] for row in own]
-            style = "-" if name in PUBLISHED else "--"
-            axes.plot(x, [e.value for e in found], style, marker="o", ms=3, color=color, label=title)
-            low, high = [e.low for e in found], [e.high for e in found]
-            axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
-        scale = "linear" if HIGHER_IS_BETTER.get(measure, False) else "log"
-        axes.set(xlabel=AXES[rows[0].budget], ylabel=MEASURES[measure], yscale=scale)
-        axes.grid(alpha=0.3)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8)
+    """Each measure against the budget's axis, with 95 % bands: the published schemes solid, others dashed.
+
+    More than `TOGETHER` schemes are drawn apart by their numbers of symbols.
+    """
+    parts = {"": list(rows)}
+    if len(titles_of(rows)) > TOGETHER:
+        counts = sorted({row.scheme.symbols for row in rows})
+        parts = {f"{k} symbols: ": [row for row in rows if row.scheme.symbols == k] for k in counts}
+    size = 5.2 * len(measures), 4.2 * len(parts)
+    figure, panels = plt.subplots(len(parts), len(measures), figsize=size, squeeze=False)
+    for line, (words, own) in zip(panels, parts.items(), strict=True):
+        for axes, measure in zip(line, measures, strict=True):
+            plot_measure(axes, own, measure)
+            axes.set(xlabel=AXES[rows[0].budget], ylabel=words + MEASURES[measure])
+        if words:
+            line[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    if not parts.keys() - {""}:
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8)
     figure.tight_layout()
     save_figure(figure, path)
+
+
+def plot_measure(axes: Any, rows: Sequence[Row], measure: str) -> None:
+    """A measure of every scheme against the budget's axis."""
+    titles = titles_of(rows)
+    palette = plt.get_cmap("tab10" if len(titles) <= 10 else "tab20").colors
+    for number, (name, title) in enumerate(titles.items()):
+        color = palette[number % len(palette)]
+        own = [row for row in rows if row.scheme.name == name and measure in row.quality]
+        x, found = [row.snr_db for row in own], [row.quality[measure] for row in own]
+        style = "-" if name in PUBLISHED else "--"
+        axes.plot(x, [e.value for e in found], style, marker="o", ms=3, color=color, label=title)
+        axes.fill_between(x, [e.low for e in found], [e.high for e in found], color=color, alpha=0.2, lw=0)
+    axes.set(yscale="linear" if HIGHER_IS_BETTER.get(measure, False) else "log")
+    axes.grid(alpha=0.3)
 
 
 def best_at(rows: Sequence[Row], measure: str, snr_db: float) -> str:
@@ -138,10 +159,12 @@ def costs(rows: Sequence[Row], link: Link) -> list[str]:
                 f"{1e6 * link.joules(total, 0.0):.3g}",
                 scheme.sender_knows,
                 number(scheme.device_flop / 1e9),
+                number(1e3 * link.device_joules(scheme.device_flop)),
             ]
         )
     header = ["scheme", "symbols", "bits of side information", "symbols with it at 0 dB"]
-    return table([*header, f"ms at {link.bandwidth_hz:g} Hz", "µJ at 0 dB", *KNOWN], lines)
+    computing = f"mJ of the device at {link.gflop_per_joule:g} GFLOP/J"
+    return table([*header, f"ms at {link.bandwidth_hz:g} Hz", "µJ of the channel at 0 dB", *KNOWN, computing], lines)
 
 
 def report(rows: Sequence[Row], link: Link, channel: str, note: str) -> str:
@@ -163,6 +186,8 @@ def report(rows: Sequence[Row], link: Link, channel: str, note: str) -> str:
         lines += [f"## {titles[budget]}", ""]
         for measure in dict.fromkeys(name for row in here for name in row.quality):
             lines += [*quality_table(here, measure), ""]
+            if measure == "frechet_pocket":
+                lines += [WARNING, ""]
         points = list(dict.fromkeys(row.snr_db for row in here))
         for measure in ("psnr_db", "frechet_pocket"):
             best = [[f"{p:g}", best_at(here, measure, p)] for p in points]

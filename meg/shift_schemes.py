@@ -32,12 +32,19 @@ def shift_scheme(name: str, link: ShiftLink, split: SplitModel, own: SplitModel)
     return Scheme(f"{name}_{link.symbols}", link.symbols, 0, send, title, knows)
 
 
+def misfit(transform: Transform, latent: torch.Size) -> str:
+    """What is wrong with a transform for latents of that shape; nothing where it is for such."""
+    if transform.mean.shape == latent:
+        return ""
+    found, wanted = (" x ".join(map(str, shape)) for shape in (transform.mean.shape, latent))
+    return f"{TRANSFORM} must be for latents of {wanted}; it is for {found}"
+
+
 def transform_for(folder: Path, latent: torch.Size) -> Transform:
     """The transform in a folder of trained models. Raises ParameterError when it is damaged, or for other latents."""
     transform = load_transform(folder / TRANSFORM)
-    if transform.mean.shape != latent:
-        found, wanted = (" x ".join(map(str, shape)) for shape in (transform.mean.shape, latent))
-        raise ParameterError("decoders", folder, f"{TRANSFORM} must be for latents of {wanted}; it is for {found}")
+    if reason := misfit(transform, latent):
+        raise ParameterError("decoders", folder, reason)
     return transform
 
 

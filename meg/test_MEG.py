@@ -34,11 +34,11 @@ from meg.metrics import Judge, PocketFeatures
 from meg.pictures import Pictures, captions_of
 from meg.report import HEADER, Row, plot_quality, report
 from meg.schemes import Scheme, all_schemes, available, trained_models
-from meg.shift_schemes import SHIFTED, shift_schemes, transform_for
+from meg.shift_schemes import SHIFTED, misfit, shift_schemes
 from meg.sources import SourceParameters, check_one_source, picture_note, pictures_of, source_of
 from meg.st_lpips import open_st_lpips
 from meg.training import FACTOR
-from meg.transform import TRANSFORM
+from meg.transform import TRANSFORM, load_transform
 from resd3_medium.folders import POCKET
 from resd3_medium.tasks import DATASET
 
@@ -58,6 +58,9 @@ class LinkParameters(Parameters):
     bandwidth_hz: float = parameter(1e6, "bandwidth that transmission times are for", unit="Hz", above=0)
     noise_dbm_hz: float = parameter(-174.0, "noise density that energies are for", unit="dBm/Hz", low=-300, high=100)
     loss_db: float = parameter(120.0, "loss between the antennas that energies are for", unit="dB", low=0, high=300)
+    gflop_per_joule: float = parameter(
+        100.0, "what the device computes for its energy, of matrix products and convolutions", unit="GFLOP/J", above=0
+    )
 
     def check(self) -> None:
         """Raises ParameterError for SNRs that are none."""
@@ -145,10 +148,13 @@ class Experiment:
         """Open all files. Raises ParameterError when one is missing, damaged, or for other latents."""
         self.config = config
         self.rows: list[Row] = []
+        self.left_out = ""
         found = found_by(config)
         self.trained, self.mean = trained_models(Path(config.decoders)), mean_image(Path(config.decoders))
-        self.shifted = "meg_shift" in self.trained and (Path(config.decoders) / TRANSFORM).is_file()
-        missing = set(config.chosen()) - {*available(self.trained), *COMPETITORS, *(SHIFTED if self.shifted else ())}
+        path = Path(config.decoders) / TRANSFORM
+        self.transform = load_transform(path) if path.is_file() else None
+        self.shifted = SHIFTED if self.transform and "meg_shift" in self.trained else ()
+        missing = set(config.chosen()) - {*available(self.trained), *COMPETITORS, *self.shifted}
         if config.schemes and missing:
             raise ParameterError("decoders", config.decoders, f"must hold models for {', '.join(sorted(missing))}")
         self.network, self.without = open_st_lpips(config.st_lpips)
@@ -162,7 +168,8 @@ class Experiment:
             if d.share is not None and not Tokens(*d.tokens).fits(*[self.generator.side // FACTOR] * 2):
                 reason = f"must be such that the tokens of {name} in --decoders fill its latents in even rows"
                 raise ParameterError("side", self.generator.side, reason)
-        self.device, self.link = self.generator.device, Link(config.bandwidth_hz, config.noise_dbm_hz, config.loss_db)
+        self.device = self.generator.device
+        self.link = Link(config.bandwidth_hz, config.noise_dbm_hz, config.loss_db, config.gflop_per_joule)
 
     def prepare(self) -> None:
         """Make the clean images, and the schemes that send them."""
@@ -177,7 +184,7 @@ class Experiment:
         self.schemes = self.chosen_schemes(all_schemes(self.base, self.trained, *sizes, pixels, self.device), pixels[0])
         self.judge = Judge(self.images, PocketFeatures(POCKET), config.resamples, config.seed)
         self.note = self.judge.add_inception() if config.inception == "auto" else "FID, KID and LPIPS are off"
-        self.note += picture_note(self.source)
+        self.note += picture_note(self.source) + self.left_out
         self.note += f"; {self.judge.add_st_lpips(self.network) if self.network else self.without}"
 
     def chosen_schemes(self, uncoded: list[Scheme], level: float) -> list[Scheme]:
@@ -196,15 +203,22 @@ class Experiment:
             return found + competitors(config, channel, self.generator, self.images, requests, mean, config.batch_size)
 
     def shift_schemes(self) -> list[Scheme]:
-        """Those with shift maps, where their files are there. Raises ParameterError for files of other latents."""
+        """Those with shift maps, where their files are there.
+
+        Raises ParameterError for files of other latents, where they are named; else they are left out.
+        """
         config, latent = self.config, self.latents.shape[1:]
-        if not self.shifted or not set(config.chosen()) & set(SHIFTED):
+        if not self.transform or not set(config.chosen()) & set(self.shifted):
+            return []
+        if reason := misfit(self.transform, latent):
+            if config.schemes:
+                raise ParameterError("decoders", config.decoders, reason)
+            self.left_out = f"; {SHIFTED['meg_shift']} is left out: {reason}"
             return []
         counts = config.symbol_counts() if config.schemes else [latent.numel()]
-        transform = transform_for(Path(config.decoders), latent).to(self.device)
         own = model_of(self.base.description, self.base.decoder, self.base.post)
         both = [model.to(self.device).eval().requires_grad_(False) for model in (self.trained["meg_shift"][0], own)]
-        return shift_schemes(config.chosen(), counts, config.design_db, transform, *both)
+        return shift_schemes(config.chosen(), counts, config.design_db, self.transform.to(self.device), *both)
 
     def points(self) -> Iterator[tuple[str, Scheme, float, float]]:
         """Budget, scheme, SNR on the axis and SNR of the scheme's symbols, nan where nothing can be received."""

@@ -250,6 +250,10 @@ def test_fitted_trained_and_measured(tmp_path, data, capsys):
     }
     words = refusal(capsys, test_MEG, *flags, "--schemes=meg_shift", "--decoders", data.parent)
     assert words.startswith("error: --decoders=") and "must hold models for meg_shift" in words
+    small = [*flags, "--side=32", "--snr_db=0", "--budget=symbol", "--resamples=0", "--decoders", tmp_path / "fitted"]
+    assert "must be for latents of 16 x 4 x 4" in refusal(capsys, test_MEG, *small, "--schemes=meg_shift")
+    run_here(test_MEG, *small, "--out", tmp_path / "small")
+    assert "MEG with shift maps is left out" in (tmp_path / "small/report.md").read_text()
     (tmp_path / "fitted" / TRANSFORM).write_bytes(b"nothing")
     assert "must be a transform" in refusal(capsys, test_MEG, *flags, "--decoders", tmp_path / "fitted")
     assert "--transform=" in refusal(capsys, train_shift, "--data", data, *short, *transform, "--out", tmp_path / "x")
