@@ -110,8 +110,7 @@ def best_maps(trial: Trial, check: Trial, progress: Iterator[int]) -> list[list[
             starts = [np.concatenate([logs[1:] - logs[0], [0.0], ratios, [np.log(r)]]) for r in (1.5, 0.5)]
             found, last = searched(trial, power, symbols, starts if last is None else [starts[place % 2], last])
             found = dataclasses.replace(found, mse=check.error(power, found.shares, found.periods))
-            if found.mse < unused.mse:
-                row[-1] = found
+            row[-1] = min(unused, found, *row[-2:-1], key=lambda best: best.mse)  # more power does no harm to a map
         rows.append(row)
     return rows
 
