@@ -6,18 +6,25 @@ reading at `CodedLatents`; component_coder.py makes the bits.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from common.parameters import ParameterError
 from meg.codecs import psnr_db
+from meg.competitors import operations
 from meg.component_coder import Coder, Quantised
+from meg.decoders import Base, model_of
 from meg.digital import pixels
 from meg.meg_shift import decoded
 from meg.models import SplitModel
-from meg.transform import Transform, scales
+from meg.shift_schemes import misfit
+from meg.transform import TRANSFORM, Transform, scales
 
+TOLD = ("meg_shift", "meg_dt_snr")  # decoders that are told the SNR, the better one first
 PROBED = 16  # rungs between those whose images are decoded to know their PSNRs
 
 
@@ -105,7 +112,7 @@ class CodedLatents:
             while place is not None and place >= 0 and block is None and ladder.psnr_db[place] > least:
                 quantised = self.coder.quantise(components, scale, int(self.coder.rungs[place]))
                 block, place = self.coder.block(quantised, b), place - 1
-            blocks.append(self.coder.block(None, b) if block is None else block)
+            blocks.append(self.coder.block(None, b) if block is None and b else block)
         return blocks
 
     def decode(self, blocks: Sequence[np.ndarray]) -> list[torch.Tensor | None]:
@@ -113,3 +120,38 @@ class CodedLatents:
         found = [self.coder.read(block) for block in blocks]
         shown = iter(self.images([q for q in found if q])) if any(found) else iter(())
         return [next(shown) if q else None for q in found]
+
+
+def check_coded(folder: Path, transform: Transform | None, trained: Mapping[str, Any]) -> None:
+    """Raises ParameterError where a folder of trained models has no transform, or no decoder that is told the SNR."""
+    lacking = [] if transform else [TRANSFORM]
+    if not set(TOLD) & set(trained):
+        lacking.append(f"a model for {' or '.join(TOLD)}")
+    if lacking:
+        raise ParameterError("decoders", folder, f"must hold {' and '.join(lacking)} for {CodedLatents.name}")
+
+
+def open_coded(
+    folder: Path,
+    transform: Transform | None,
+    trained: Mapping[str, tuple[SplitModel, Any]],
+    base: Base,
+    latent: torch.Size,
+    mean_image: torch.Tensor,
+    device: torch.device,
+) -> CodedLatents:
+    """The source for latents of a shape, with a folder's transform and models by name, and the generator's decoder.
+
+    Raises ParameterError when they are missing, or the transform is for other latents.
+    """
+    check_coded(folder, transform, trained)
+    if reason := misfit(transform, latent):
+        raise ParameterError("decoders", folder, reason)
+    models = (
+        trained[next(name for name in TOLD if name in trained)][0],
+        model_of(base.description, base.decoder, base.post),
+    )
+    split, own = (model.to(device).eval().requires_grad_(False) for model in models)
+    flop = operations(lambda: split.images(torch.zeros(1, *latent, device=device), torch.zeros(1, device=device)))
+    back = 2 * len(transform.variances) ** 2  # from components to the latent
+    return CodedLatents(transform, split, own, mean_image, flop + back)

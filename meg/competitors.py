@@ -24,7 +24,7 @@ from meg.rates import RATES, open_rate
 from meg.schemes import LABELS, Scheme
 from meg.shift_schemes import SHIFTED
 
-COMPETITORS = ("cg_digital", "cg_digital_files", "prompt")
+COMPETITORS = ("cg_digital", "cg_digital_files", "meg_digital", "prompt")
 MEAN_IMAGE = "mean.png"  # of training images, in the folder of trained models
 
 
@@ -130,10 +130,12 @@ def competitors(
     requests: Sequence[tuple[str, int]],
     mean: torch.Tensor,
     batch: int,
+    coded: Source | None = None,
 ) -> list[Scheme]:
     """The digital schemes among the chosen ones, for every number of symbols and rate.
 
-    `requests` are prompts and seeds of images [N, 3, H, W]. Raises ParameterError when Pillow lacks a codec.
+    `requests` are prompts and seeds of images [N, 3, H, W], `coded` is the source of meg_digital. Raises ParameterError
+    when Pillow lacks a codec.
     """
 
     def generate(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
@@ -147,7 +149,9 @@ def competitors(
         if name == "prompt":
             flop = operations(lambda: generate([requests[0][0]], [requests[0][1]]))
             sources.append(Prompts(images, requests, generate, flop, batch))
-        elif album and name in COMPETITORS:
+        elif coded and name == coded.name:
+            sources.append(coded)
+        elif album and name in ("cg_digital", "cg_digital_files"):
             sources.append(Files(album, name == "cg_digital_files", mean, torch.get_num_threads()))
     knowledge = config.knowledge() if channel.kind == "rayleigh" else ["mean"]  # which is all without fading
     sendings = [

@@ -26,6 +26,7 @@ from common.progress import Progress
 from common.run_folder import RESULTS, new_folder, peak_memory, write_config, write_text
 from common.tables import write_csv
 from meg.channel import CHANNELS, Channel, Link, equal_energy_snr_db, ratio
+from meg.coded_latents import CodedLatents, check_coded, open_coded
 from meg.competitors import COMPETITORS, CompetitorParameters, competitors, counted, mean_image
 from meg.decoders import TRAINED, model_of
 from meg.generators import open_generator
@@ -157,6 +158,8 @@ class Experiment:
         missing = set(config.chosen()) - {*available(self.trained), *COMPETITORS, *self.shifted}
         if config.schemes and missing:
             raise ParameterError("decoders", config.decoders, f"must hold models for {', '.join(sorted(missing))}")
+        if CodedLatents.name in config.chosen():
+            check_coded(Path(config.decoders), self.transform, self.trained)
         self.network, self.without = open_st_lpips(config.st_lpips)
         self.generator = open_generator(config.image_options())
         self.source = source_of(found, self.generator, config.seed, config.clean)
@@ -199,8 +202,12 @@ class Experiment:
         with torch.inference_mode():
             uncoded = [scheme for scheme in uncoded if scheme.name in config.chosen()] + self.shift_schemes()
             found = [counted(scheme, *first) for scheme in uncoded]
-            channel = Channel(config.channel)
-            return found + competitors(config, channel, self.generator, self.images, requests, mean, config.batch_size)
+            coded = None
+            if CodedLatents.name in config.chosen():
+                folder, latent = Path(config.decoders), self.latents.shape[1:]
+                coded = open_coded(folder, self.transform, self.trained, self.base, latent, mean, self.device)
+            rest = self.images, requests, mean, config.batch_size, coded
+            return found + competitors(config, Channel(config.channel), self.generator, *rest)
 
     def shift_schemes(self) -> list[Scheme]:
         """Those with shift maps, where their files are there.
