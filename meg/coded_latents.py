@@ -25,7 +25,8 @@ from meg.shift_schemes import misfit
 from meg.transform import TRANSFORM, Transform, scales
 
 TOLD = ("meg_shift", "meg_dt_snr")  # decoders that are told the SNR, the better one first
-PROBED = 16  # rungs between those whose images are decoded to know their PSNRs
+PROBED, NEAR = 8, 64  # rungs between those whose images are decoded to know their PSNRs, twice as many from NEAR on
+UNSURE_DB = 3.0  # PSNRs that are so little above the mean image's are measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ class CodedLatents:
         if key not in self.ladders:
             coder, (components, scale) = self.coder, self.components(latent[None])[0]
             all_of = [coder.quantise(components, scale, int(rung)) for rung in coder.rungs]
-            probed = np.arange(0, len(coder.rungs), PROBED)
+            probed = [*range(0, NEAR, PROBED), *range(NEAR, len(coder.rungs), 2 * PROBED)]
             shown = pixels(self.images([all_of[i] for i in probed]))
             quality = [psnr_db(one, pixels(image[None])[0]) for one in shown]
             bits = np.array([coder.length(q) for q in all_of])
@@ -109,9 +110,12 @@ class CodedLatents:
         for latent, image, (components, scale), b in zip(latents, images, self.components(latents), bits, strict=True):
             ladder, least = self.ladder(latent, image), psnr_db(self.mean, pixels(image[None])[0])
             place, block = self.finest(ladder, b), None
-            while place is not None and place >= 0 and block is None and ladder.psnr_db[place] > least:
+            while place is not None and place >= 0 and block is None:
                 quantised = self.coder.quantise(components, scale, int(self.coder.rungs[place]))
                 block, place = self.coder.block(quantised, b), place - 1
+            if block is not None and ladder.psnr_db[place + 1] < least + UNSURE_DB:
+                shown = pixels(self.images([quantised]))[0]
+                block = block if psnr_db(shown, pixels(image[None])[0]) > least else None
             blocks.append(self.coder.block(None, b) if block is None and b else block)
         return blocks
 

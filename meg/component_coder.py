@@ -17,9 +17,9 @@ import numpy as np
 from scipy.special import erf
 
 OCTAVE = 16  # units of deviations, scales and steps in a factor of 2
-SCALES, APART = 15, 4  # scales that can be told, and units between them
-COARSEST, FINEST = -112, 176  # units of a rung, the ratio of scale to step
-WIDTH = 6.0  # units by which rungs spread around the one that a block's bits suit
+SCALES, APART = 11, 6  # scales that can be told, and units between them
+COARSEST, FINEST = -112, 128  # units of rungs, the ratio of scale to step; the pocket model's reach 60 dB
+WIDTH = 3.0  # units by which rungs spread around the one that a block's bits suit
 LOWEST, HIGHEST = -160, 320  # units of ratios of deviation to step that there are quantisers for
 # The density of components as a mixture of normal ones, weights and deviations: the likeliest for 64 latents of the
 # pocket model that the transform was not fitted to, and two in a hundred wider ones.
