@@ -7,7 +7,6 @@ every image makes the components nearly normal. Start reading at `fit_transform`
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,9 +167,11 @@ def load_transform(path: Path, flag: str = "decoders") -> Transform:
         size = mean.numel()
         if mean.ndim != 3 or analysis.shape != (size, size) or variances.shape != (size,) or len(log_scale) != 2:
             raise ValueError("shapes that do not fit")
-        if not all(bool(torch.isfinite(t).all()) for t in content.values()) or not bool((variances > 0).all()):
-            raise ValueError("numbers that are not finite, or variances of 0")
+        if not all(bool(torch.isfinite(t).all()) for t in content.values()) or not bool(
+            (variances > 0).all() and log_scale[1] > 0
+        ):
+            raise ValueError("numbers that are not finite, or variances or deviations that are not above 0")
         synthesis = torch.linalg.inv(analysis.double()).float()
     except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
         raise ParameterError(flag, path, f"must be a transform by meg/fit_statistics.py ({describe(error)})") from None
-    return Transform(mean, analysis, synthesis, variances, (log_scale[0], math.fabs(log_scale[1])))
+    return Transform(mean, analysis, synthesis, variances, (log_scale[0], log_scale[1]))
