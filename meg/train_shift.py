@@ -40,6 +40,10 @@ def main(config: ShiftConfig, given: dict[str, Any]) -> None:
     """The decoder to start from, the transform, and the training. Raises ParameterError."""
     config = resumed(config, given, FREE) if config.resume else config
     config = filled(dataclasses.replace(config, told_snr=True))
+    if config.schedule != "short":
+        raise ParameterError("schedule", config.schedule, "must be short: nothing is published of this scheme")
+    if given.get("told_snr") is False:
+        raise ParameterError("told_snr", False, "must be True: this decoder is always told the SNR")
     torch.set_num_threads(config.threads)
     split, description = load_model(Path(config.start), "start")
     if description.share is not None or not description.estimate:
