@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 import torch
 
 from common.command_line import command_line
-from common.parameters import ParameterError, Parameters, parameter
+from common.parameters import ParameterError, parameter
 from common.progress import Progress
 from common.run_folder import RESULTS, new_folder, write_config, write_text
 from common.tables import write_csv
 from meg.channel import CHANNELS, Channel
+from meg.competitors import MOST_SHIFTED
 from meg.dataset import load_dataset
 from meg.decoders import TRAINED, load_model, model_of
 from meg.generators import open_generator
@@ -29,7 +30,8 @@ from meg.meg_shift import ShiftLink, decoded
 from meg.metrics import of_images
 from meg.report import table
 from meg.shift_schemes import transform_for
-from meg.transform import fit_transform
+from meg.training_parameters import DataParameters
+from meg.transform import Transform, transform_of
 
 Show = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 HEADER = ("variant", "snr_db", "psnr_db", "against_whole_db", "half_interval_db")
@@ -37,51 +39,58 @@ SNRS_DB = (-20.0, -10.0, 0.0, 5.0, 10.0, 20.0)
 
 
 @dataclasses.dataclass(kw_only=True)
-class AblationConfig(Parameters):
+class AblationConfig(DataParameters):
     """Every parameter of ablate_shift.py."""
 
     GROUP: ClassVar[str] = "ablation"
 
-    data: str = parameter(
-        str(RESULTS / "meg" / "data_pocket"), "folder of latents and images of the pocket model", path=True
-    )
-    validation: int = parameter(64, "last images of the data that are measured on", low=2)
     decoders: str = parameter(str(TRAINED), "folder of trained models", path=True)
-    symbols: int = parameter(1024, "real symbols of an image", low=2, high=10**8)
+    symbols: int = parameter(1024, "real symbols of an image, an even number", low=2, high=MOST_SHIFTED)
     channel: str = parameter("awgn", "the channel", choices=CHANNELS)
     wrong_db: float = parameter(3.0, "by how much both ends are told a wrong SNR", unit="dB", low=0, high=60)
     seed: int = parameter(1, "seed of the noise", low=0)
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the results; default results/meg/ablation", path=True)
 
+    def check(self) -> None:
+        """Raises ParameterError for an odd number of symbols, and for one image alone, which has no interval."""
+        super().check()
+        if self.symbols % 2:
+            raise ParameterError("symbols", self.symbols, "must be even")
+        if self.validation < 2:
+            raise ParameterError("validation", self.validation, "must be at least 2, to measure on")
 
-def variants(config: AblationConfig, latents: torch.Tensor) -> dict[str, tuple[ShiftLink, Show]]:
-    """What is compared, the whole scheme first: how latents are sent, and how estimates are decoded.
 
-    `latents` [N, C, h, w] fit the transform without pixel weights. Raises ParameterError for files that are missing.
-    """
-    folder, other = Path(config.decoders), dataclasses.replace
-    base = open_generator(ImageOptions("pocket", None, device="cpu", dtype="float32")).base()
-    own = model_of(base.description, base.decoder, base.post).eval().requires_grad_(False)
-    names = ("meg_shift", "meg_dt_snr")
-    split, told = (load_model(folder / f"{n}.safetensors")[0].eval().requires_grad_(False) for n in names)
-    link = ShiftLink(transform_for(folder, latents.shape[1:]), config.symbols)
-    alike = torch.eye(latents[0].numel(), dtype=torch.float64)
-    flat = other(link, transform=fit_transform(latents, alike))
-    show: Show = functools.partial(decoded, split, own)
-    return {
-        "the whole scheme": (link, show),
-        "at most two symbols a component": (other(link, most=2), show),
-        "one symbol a component, so linear": (other(link, most=1), show),
-        "the likeliest numbers, not the posterior means": (other(link, likeliest=True), show),
-        "a transform without pixel weights": (flat, show),
-        "the generator's own decoder alone": (link, own.images),
-        "the decoder of MEG-DT told the SNR alone": (link, told.images),
-        "linear, without pixel weights, the generator's own decoder": (other(flat, most=1), own.images),
-        "the sender plans for 0 dB": (other(link, design_db=0.0), show),
-        f"both ends told {config.wrong_db:g} dB too much": (other(link, wrong_db=config.wrong_db), show),
-        f"both ends told {config.wrong_db:g} dB too little": (other(link, wrong_db=-config.wrong_db), show),
-    }
+class Parts:
+    """The scheme's transform and the decoders that are compared."""
+
+    def __init__(self, config: AblationConfig, latent: torch.Size) -> None:
+        """Raises ParameterError for files that are missing, or for other latents [C, h, w]."""
+        folder = Path(config.decoders)
+        base = open_generator(ImageOptions("pocket", None, device="cpu", dtype="float32")).base()
+        split, told = (load_model(folder / f"{name}.safetensors")[0] for name in ("meg_shift", "meg_dt_snr"))
+        own = model_of(base.description, base.decoder, base.post)
+        self.split, self.told, self.own = (m.eval().requires_grad_(False) for m in (split, told, own))
+        self.link = ShiftLink(transform_for(folder, latent), config.symbols)
+
+    def variants(self, unweighted: Transform, wrong_db: float) -> dict[str, tuple[ShiftLink, Show]]:
+        """What is compared, the whole scheme first: how latents are sent, and how estimates are decoded."""
+        link, other = self.link, dataclasses.replace
+        flat = other(link, transform=unweighted)
+        show: Show = functools.partial(decoded, self.split, self.own)
+        return {
+            "the whole scheme": (link, show),
+            "at most two symbols a component": (other(link, most=2), show),
+            "one symbol a component, so linear": (other(link, most=1), show),
+            "the likeliest numbers, not the posterior means": (other(link, likeliest=True), show),
+            "a transform without pixel weights": (flat, show),
+            "the generator's own decoder alone": (link, self.own.images),
+            "the decoder of MEG-DT told the SNR alone": (link, self.told.images),
+            "linear, without pixel weights, the generator's own decoder": (other(flat, most=1), self.own.images),
+            "the sender plans for 0 dB": (other(link, design_db=0.0), show),
+            f"both ends told {wrong_db:g} dB too much": (other(link, wrong_db=wrong_db), show),
+            f"both ends told {wrong_db:g} dB too little": (other(link, wrong_db=-wrong_db), show),
+        }
 
 
 @torch.inference_mode()
@@ -99,13 +108,16 @@ def main(config: AblationConfig, given: dict[str, Any]) -> None:
     torch.set_num_threads(config.threads)
     pairs = load_dataset(Path(config.data))
     count = len(pairs) - config.validation
-    if count < 2:
+    if count < 1:
         raise ParameterError("validation", config.validation, f"must be less than the {len(pairs)} images of --data")
+    parts = Parts(config, pairs.latents.shape[1:])
     latents, images = pairs.batch(torch.arange(count, len(pairs)), torch.device("cpu"))
     rows, lines, whole = [], [], []
     with new_folder(config.out, RESULTS / "meg" / "ablation") as folder:
         write_config(folder, "meg ablation", dataclasses.asdict(config))
-        chosen = variants(config, pairs.latents[:count].float())
+        alike = torch.eye(pairs.latents[0].numel(), dtype=torch.float64)
+        unweighted = transform_of(pairs.latents[:count].float(), alike, config.data)
+        chosen = parts.variants(unweighted, config.wrong_db)
         for name, (link, show) in Progress(chosen.items(), unit="variant", desc="ablation"):
             found = [psnrs(config, link, show, snr_db, latents, images) for snr_db in SNRS_DB]
             whole = whole or found

@@ -6,6 +6,7 @@ chooses for itself; the prices follow from what there is (Lagrange). Start readi
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from meg.shift_maps import Designs
 
 STEPS = 40  # bisections for each price
 FINE = 8  # powers between those of the table
-LOWEST_DB = -120.0  # power for which a component is as good as unsent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,24 +56,25 @@ class Choices:
         return Allocation(chosen, power[chosen, own], mse[chosen, own])
 
 
+def least_price(asks_too_much: Callable[[float], bool], most: float) -> float:
+    """The least price up to `most` at which not too much is asked for."""
+    low, high = 1e-16 * most, most
+    for _ in range(STEPS):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if asks_too_much(middle) else (low, middle)
+    return high
+
+
 def allocate(choices: Choices, variances: np.ndarray, symbols: int, power: float) -> Allocation:
     """The allocation of at most so many symbols, and of that power in units of the noise."""
+    most = variances.max()
 
     def with_power(price_of_symbols: float) -> Allocation:
-        low, high = 1e-16 * variances.max(), variances.max()
-        for _ in range(STEPS):
-            middle = (low * high) ** 0.5
-            found = choices.at(variances, middle, price_of_symbols)
-            low, high = (middle, high) if found.power.sum() > power else (low, middle)
-        return choices.at(variances, high, price_of_symbols)
+        price = least_price(lambda p: choices.at(variances, p, price_of_symbols).power.sum() > power, most)
+        return choices.at(variances, price, price_of_symbols)
 
     found = with_power(0.0)
     if found.symbols.sum() > symbols:
-        low, high = 1e-16 * variances.max(), 10 * variances.max()
-        for _ in range(STEPS):
-            middle = (low * high) ** 0.5
-            found = with_power(middle)
-            low, high = (middle, high) if found.symbols.sum() > symbols else (low, middle)
-        found = with_power(high)
+        found = with_power(least_price(lambda p: with_power(p).symbols.sum() > symbols, 10 * most))
     total = found.power.sum()
     return found if not total else dataclasses.replace(found, power=found.power * (power / total))

@@ -69,9 +69,8 @@ class CodedLatents:
     def images(self, quantised: Sequence[Quantised]) -> torch.Tensor:
         """What the device shows [N, 3, H, W] in 0..1 of quantised components."""
         found = [self.coder.values(q) for q in quantised]
-        errors = [self.transform.latent_error(torch.from_numpy(error)) for _, error in found]
         latents = self.transform.latents(torch.from_numpy(np.stack([means for means, _ in found])).float())
-        snrs_db = 10 * torch.log10((1 / torch.tensor(errors).clamp(1e-6, 1 - 1e-3)) - 1)
+        snrs_db = self.transform.snr_db(torch.from_numpy(np.stack([errors for _, errors in found]))).float()
         device = next(self.own.parameters()).device
         parts = zip(latents.split(self.batch), snrs_db.split(self.batch), strict=True)
         shown = [decoded(self.split, self.own, z.to(device), s.to(device)).cpu() for z, s in parts]

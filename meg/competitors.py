@@ -25,6 +25,7 @@ from meg.schemes import LABELS, Scheme
 from meg.shift_schemes import SHIFTED
 
 COMPETITORS = ("cg_digital", "cg_digital_files", "meg_digital", "prompt")
+MOST_SHIFTED = 10**6  # symbols, all but a few thousand of which stay unused
 MEAN_IMAGE = "mean.png"  # of training images, in the folder of trained models
 
 
@@ -63,8 +64,9 @@ class CompetitorParameters(Parameters):
     def check(self) -> None:
         """Raises ParameterError for schemes, symbols and rates that are none."""
         super().check()
-        self.chosen()
-        self.symbol_counts()
+        counts = self.symbol_counts()
+        if set(self.chosen()) & set(SHIFTED) and self.schemes and max(counts) > MOST_SHIFTED:
+            raise ParameterError("symbols", self.symbols, f"must be at most {MOST_SHIFTED} with shift maps")
         self.rate_names()
         self.knowledge()
 
@@ -84,7 +86,9 @@ class CompetitorParameters(Parameters):
     def symbol_counts(self) -> list[int]:
         """Real symbols of an image. Raises ParameterError unless they are even numbers in range."""
         texts = words_of(self.symbols)
-        if not all(t.isascii() and t.isdigit() and 2 <= int(t[:9]) <= 10**8 and int(t[:9]) % 2 == 0 for t in texts):
+        if not all(
+            t.isascii() and t.isdigit() and len(t) <= 9 and 2 <= int(t) <= 10**8 and int(t) % 2 == 0 for t in texts
+        ):
             raise ParameterError(
                 "symbols", self.symbols, "must be even numbers from 2 to 100000000, separated by commas"
             )

@@ -96,7 +96,9 @@ def save_model(path: Path, model: nn.Module, description: Description) -> None:
 def load_model(path: Path, flag: str = "decoders") -> tuple[SplitModel | MergingModel, Description]:
     """A model in float32 on the host, and its description. Raises ParameterError when the file holds none, or parts."""
     if not path.is_file():
-        raise ParameterError(flag, path, "missing; train it with python meg/train_split.py or train_JSCC_merging.py")
+        raise ParameterError(
+            flag, path, "missing; train it with train_split.py, train_JSCC_merging.py or train_shift.py in meg/"
+        )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             content = json.loads((file.metadata() or {})[KEY])
@@ -112,6 +114,8 @@ def load_model(path: Path, flag: str = "decoders") -> tuple[SplitModel | Merging
                 odd = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
                 raise ValueError(f"{len(odd)} tensors are missing or of another shape, such as {odd[0]}")
             weights = {name: file.get_tensor(name).float() for name in found}
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+                raise ValueError("weights that are not finite")
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ParameterError(flag, path, f"must be a model written by meg's training ({describe(error)})") from None
     model.load_state_dict(weights, assign=True)

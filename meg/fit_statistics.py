@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from common.command_line import command_line
-from common.parameters import ParameterError, Parameters, parameter
+from common.parameters import ParameterError, parameter
 from common.run_folder import RESULTS, new_folder, replace_file, write_config
 from meg.competitors import MEAN_IMAGE
 from meg.dataset import load_dataset
@@ -23,21 +23,18 @@ from meg.decoders import model_of
 from meg.digital import pixels
 from meg.generators import open_generator
 from meg.image_generator import GENERATORS, ImageOptions
-from meg.transform import TRANSFORM, fit_transform, pixel_weights, save_transform
+from meg.training_parameters import DataParameters
+from meg.transform import TRANSFORM, pixel_weights, save_transform, transform_of
 
 LARGEST_LATENT = 4096  # values of a latent whose covariance is taken
 
 
 @dataclasses.dataclass(kw_only=True)
-class FitConfig(Parameters):
+class FitConfig(DataParameters):
     """Every parameter of fit_statistics.py."""
 
-    GROUP: ClassVar[str] = "data"
+    GROUP: ClassVar[str] = "fit"
 
-    data: str = parameter(
-        str(RESULTS / "meg" / "data_pocket"), "folder of latents and images by make_dataset.py", path=True
-    )
-    validation: int = parameter(64, "last images of the data that are left out", low=0)
     generator: str = parameter("pocket", "whose decoder says how pixels see latents", choices=GENERATORS)
     models: str | None = parameter(None, "folder of the generator's files; default that of the generator", path=True)
     probes: int = parameter(4, "random directions of pixels for each image; 0: no transform", low=0, high=1000)
@@ -77,7 +74,7 @@ def main(config: FitConfig, given: dict[str, Any]) -> None:
         replace_file(folder / MEAN_IMAGE, lambda temporary: picture.save(temporary))
         if decode:
             weights = pixel_weights(decode, latents, config.probes, config.seed)
-            save_transform(folder / TRANSFORM, fit_transform(latents, weights))
+            save_transform(folder / TRANSFORM, transform_of(latents, weights, config.data))
         print(f"{MEAN_IMAGE}{f' and {TRANSFORM}' if decode else ''} of {count} images in {folder}")
 
 

@@ -3,7 +3,7 @@
 The sender takes a latent apart by `Transform`, and divides its components by their image's scale, which is one more
 component. `allocate` gives each its symbols and its power for an SNR, `ShiftMaps` sends it. The receiver knows its own
 SNR. It takes the posterior mean of every component, puts the latent together, and decodes it with the SNR that white
-noise of the same error would have. Nothing but the symbols is sent. Start reading at `ShiftLink.__call__`.
+noise of the same error would have. No side information is sent. Start reading at `ShiftLink.__call__`.
 """
 
 import dataclasses
@@ -109,8 +109,7 @@ class ShiftLink:
         latent = t.latents(scale[:, None] * t.variances.sqrt() * means[:, :-1])
         wrong = spread.expm1().clamp(min=0)[:, None]  # relative square error of the scale
         errors = scale.square()[:, None] * t.variances * (variances[:, :-1] + wrong * means[:, :-1].square())
-        error = (errors @ t.synthesis.square().sum(0)) / errors.shape[1]
-        return latent, 10 * torch.log10((1 / error.clamp(1e-6, 1 - 1e-3)) - 1)
+        return latent, t.snr_db(errors)
 
     def __call__(
         self,

@@ -108,6 +108,8 @@ def plot_measure(axes: Any, rows: Sequence[Row], measure: str) -> None:
 def best_at(rows: Sequence[Row], measure: str, snr_db: float) -> str:
     """The scheme with the best value at a point, and those whose intervals reach it."""
     here = [row for row in rows if row.snr_db == snr_db and measure in row.quality]
+    if not here:
+        return "-"
     sign = 1 if HIGHER_IS_BETTER[measure] else -1
     first = max(here, key=lambda row: sign * row.quality[measure].value)
     top = first.quality[measure]

@@ -60,7 +60,7 @@ class LinkParameters(Parameters):
     noise_dbm_hz: float = parameter(-174.0, "noise density that energies are for", unit="dBm/Hz", low=-300, high=100)
     loss_db: float = parameter(120.0, "loss between the antennas that energies are for", unit="dB", low=0, high=300)
     gflop_per_joule: float = parameter(
-        100.0, "what the device computes for its energy, of matrix products and convolutions", unit="GFLOP/J", above=0
+        100.0, "what the device computes for its energy, of matrix products and convolutions", unit="GFLOP/J", low=1e-6
     )
 
     def check(self) -> None:
@@ -249,7 +249,11 @@ class Experiment:
             self.latents.split(self.config.batch_size), self.images.split(self.config.batch_size), strict=True
         ):
             made.append(scheme.send(latents.to(self.device), images.to(self.device), channel, snr_db, generator).cpu())
-        return torch.cat(made).clamp(0, 1)
+        images = torch.cat(made)
+        if not bool(torch.isfinite(images).all()):
+            words = f"must make finite images of --decoders={self.config.decoders}; {scheme.name} does not"
+            raise ParameterError("schemes", self.config.schemes, words)
+        return images.clamp(0, 1)
 
     def run(self, folder: Path) -> None:
         """Measure every point; a sheet for each budget and scheme, whose first row is clean."""
@@ -284,7 +288,7 @@ def main(config: TestConfig, given: dict[str, Any]) -> None:
         experiment.run(folder)
         measures = sorted({name for row in experiment.rows for name in row.quality})
         write_csv(folder / "quality.csv", HEADER, [values for row in experiment.rows for values in row.table()])
-        for budget in BUDGETS[config.budget]:
+        for budget in BUDGETS[config.budget] if measures else ():
             plot_quality(folder / f"quality_{budget}", [r for r in experiment.rows if r.budget == budget], measures)
         words = report(experiment.rows, experiment.link, config.channel, experiment.note)
         write_text(folder / "report.md", words)

@@ -18,6 +18,7 @@ from common.parameters import ParameterError, parameter
 from common.run_folder import resumed
 from meg.decoders import TRAINED, load_model
 from meg.meg_shift import ShiftModel
+from meg.shift_schemes import misfit
 from meg.training import Phase, data_for, train
 from meg.training_parameters import FREE, TrainingConfig, filled
 from meg.transform import TRANSFORM, load_transform
@@ -49,9 +50,8 @@ def main(config: ShiftConfig, given: dict[str, Any]) -> None:
     if description.share is not None or not description.estimate:
         raise ParameterError("start", config.start, "must be a MEG-DT model that is told the SNR")
     transform, pairs = load_transform(Path(config.transform), "transform"), data_for(config, description)
-    if transform.mean.shape != pairs.latents.shape[1:]:
-        shape = " x ".join(map(str, transform.mean.shape))
-        raise ParameterError("transform", config.transform, f"must be for latents of the data; it is for {shape}")
+    if reason := misfit(transform, pairs.latents.shape[1:]):
+        raise ParameterError("transform", config.transform, reason)
     model = ShiftModel(transform, split)
     train(config, model, dataclasses.replace(description, components=True), pairs, (Phase(config.steps, config.rate),))
 

@@ -1,4 +1,4 @@
-"""The parameters that both of MEG's trainings have. Start reading at `TrainingConfig`, then `filled`."""
+"""The parameters that MEG's trainings have. Start reading at `TrainingConfig`, then `filled`."""
 
 import dataclasses
 from typing import ClassVar, TypeVar
@@ -11,14 +11,23 @@ from meg.models import RANGE_DB
 
 
 @dataclasses.dataclass(kw_only=True)
-class ScheduleParameters(Parameters):
-    """What is trained on, for how long, and how fast."""
+class DataParameters(Parameters):
+    """The data, and what of them nothing is trained on or fitted to."""
 
-    GROUP: ClassVar[str] = "training"
+    GROUP: ClassVar[str] = "data"
 
     data: str = parameter(
         str(RESULTS / "meg" / "data_pocket"), "folder of latents and images by make_dataset.py", path=True
     )
+    validation: int = parameter(64, "last images of the data that nothing is trained on or fitted to", low=1)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ScheduleParameters(Parameters):
+    """For how long is trained, and how fast."""
+
+    GROUP: ClassVar[str] = "training"
+
     schedule: str = parameter(
         "short",
         "short: --steps at --rate; published: six phases of one image a step",
@@ -33,7 +42,6 @@ class ScheduleParameters(Parameters):
         choices=("mse", "log_mse"),
         more="The mean over images of the logarithm is that of the PSNR.",
     )
-    validation: int = parameter(64, "last images of the data that are measured on instead of trained on", low=1)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -72,8 +80,8 @@ FREE = ("device", "threads", "every", "resume", "out")  # what --resume may chan
 
 
 @dataclasses.dataclass(kw_only=True)
-class TrainingConfig(MachineParameters, ChannelParameters, ScheduleParameters):
-    """The parameters that both trainings have; the last base's come first."""
+class TrainingConfig(MachineParameters, ChannelParameters, ScheduleParameters, DataParameters):
+    """The parameters that all trainings have; the last base's come first."""
 
 
 Config = TypeVar("Config", bound=TrainingConfig)

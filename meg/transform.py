@@ -7,6 +7,7 @@ every image makes the components nearly normal. Start reading at `fit_transform`
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ TRANSFORM = "transform.safetensors"  # in the folder of trained models
 KRONECKER = 0.02  # share of the covariance that is a product of one of channels and one of places
 IDENTITY = 0.1  # share of the pixel weights that is alike for all values
 POWER = 0.5  # of the variance by which components count in their scale
+WRONG = 0.01  # of a latent's value, that there and back may leave
+WIDEST = 35.0  # logarithm of a variance, and of a scale; beyond, squares leave float32
 FOLDS = 8  # parts of the data by which variances are measured on latents that no direction was fitted to
 
 
@@ -47,9 +50,30 @@ class Transform:
         """Latents [B, C, h, w] of components [B, D]."""
         return (components @ self.synthesis.T).unflatten(1, self.mean.shape) + self.mean
 
-    def latent_error(self, errors: torch.Tensor) -> float:
-        """The mean square error of a latent's values of mean square errors [D] of components."""
-        return float((errors * self.synthesis.square().sum(0).to(errors)).sum()) / len(errors)
+    @functools.cached_property
+    def reach(self) -> torch.Tensor:
+        """What each component's square error [D] adds to the mean square error of a latent's values."""
+        return self.synthesis.square().mean(0)
+
+    def snr_db(self, errors: torch.Tensor) -> torch.Tensor:
+        """SNRs [B] in dB of white noise that leaves as much error of a latent as square errors [B, D] of components."""
+        return 10 * torch.log10(1 / (errors @ self.reach.to(errors)).clamp(1e-6, 1 - 1e-3) - 1)
+
+    def check(self) -> None:
+        """Raises ValueError for tensors that make no transform."""
+        size = self.mean.numel()
+        if self.mean.ndim != 3 or self.analysis.shape != (size, size) or self.variances.shape != (size,):
+            raise ValueError("shapes that do not fit")
+        tensors = (self.mean, self.analysis, self.synthesis, self.variances, torch.tensor(self.log_scale))
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            raise ValueError("numbers that are not finite")
+        sizes = torch.cat([self.variances, torch.tensor(self.log_scale[1:])])
+        if not bool((sizes > 0).all()):
+            raise ValueError("variances or deviations that are not above 0")
+        if bool((sizes.log().abs() > WIDEST).any()) or max(map(abs, self.log_scale)) > WIDEST:
+            raise ValueError("variances or scales that no latents have")
+        if (self.synthesis.double() @ self.analysis.double() - torch.eye(size)).abs().max() > WRONG:
+            raise ValueError("a matrix without an inverse")
 
     def to(self, device: torch.device) -> "Transform":
         """The transform on a device."""
@@ -103,13 +127,15 @@ def pixel_weights(
 
 
 def fit_transform(latents: torch.Tensor, weights: torch.Tensor) -> Transform:
-    """The transform of latents [N, C, h, w] and pixel weights [D, D].
+    """The transform of latents [N, C, h, w] and pixel weights [D, D]. Raises ValueError for too few, or too alike.
 
     Variances are measured on parts of the data whose directions come from the rest, for a few thousand latents do not
     tell a thousand variances otherwise.
     """
     mean = latents.double().mean(0)
     size = mean.numel()
+    if bool((latents == latents[0]).all()):
+        raise ValueError("fewer than two different latents")
     weights = (1 - IDENTITY) * weights + IDENTITY * torch.eye(size, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(weights)
     root = vectors * values.sqrt() @ vectors.T
@@ -138,13 +164,19 @@ def fit_transform(latents: torch.Tensor, weights: torch.Tensor) -> Transform:
         variances = scaled.sort(descending=True).values
     logs = torch.cat([scales(own, variances) for own in held]).log()
     analysis = basis(seen) @ root
-    return Transform(
-        mean.float(),
-        analysis.float(),
-        torch.linalg.inv(analysis).float(),
-        variances.float(),
-        (float(logs.mean()), float(logs.std())),
-    )
+    log_scale = float(logs.mean()), float(logs.std(correction=0))
+    found = Transform(mean.float(), analysis.float(), torch.linalg.inv(analysis).float(), variances.float(), log_scale)
+    found.check()
+    return found
+
+
+def transform_of(latents: torch.Tensor, weights: torch.Tensor, data: str) -> Transform:
+    """`fit_transform` of the latents in a folder. Raises ParameterError of --data where they tell no transform."""
+    try:
+        return fit_transform(latents, weights)
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        words = f"must tell a transform beside --validation images; these {len(latents)} do not ({describe(error)})"
+        raise ParameterError("data", data, words) from None
 
 
 def save_transform(path: Path, transform: Transform) -> None:
@@ -159,19 +191,16 @@ def save_transform(path: Path, transform: Transform) -> None:
 
 
 def load_transform(path: Path, flag: str = "decoders") -> Transform:
-    """The transform of a file. Raises ParameterError when it holds none."""
+    """The transform of a file, in float32. Raises ParameterError when it holds none."""
+    if not path.is_file():
+        raise ParameterError(flag, path, "missing; fit it with python meg/fit_statistics.py")
     try:
-        content = load_file(path)
-        mean, analysis, variances = content["mean"], content["analysis"], content["variances"]
-        log_scale = content["log_scale"].tolist()
-        size = mean.numel()
-        if mean.ndim != 3 or analysis.shape != (size, size) or variances.shape != (size,) or len(log_scale) != 2:
-            raise ValueError("shapes that do not fit")
-        if not all(bool(torch.isfinite(t).all()) for t in content.values()) or not bool(
-            (variances > 0).all() and log_scale[1] > 0
-        ):
-            raise ValueError("numbers that are not finite, or variances or deviations that are not above 0")
-        synthesis = torch.linalg.inv(analysis.double()).float()
+        content = {name: tensor.double() for name, tensor in load_file(path).items() if not tensor.is_complex()}
+        synthesis = torch.linalg.inv(content["analysis"])
+        tensors = (content["mean"], content["analysis"], synthesis, content["variances"])
+        mean, deviation = content["log_scale"].reshape(2).tolist()
+        found = Transform(*(tensor.float() for tensor in tensors), (mean, deviation))
+        found.check()
     except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
         raise ParameterError(flag, path, f"must be a transform by meg/fit_statistics.py ({describe(error)})") from None
-    return Transform(mean, analysis, synthesis, variances, (log_scale[0], log_scale[1]))
+    return found

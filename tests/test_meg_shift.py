@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import refusal, run_here
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_meg_parts import seeded
 
 from common.tables import read_csv
@@ -151,7 +153,8 @@ def test_a_transform_undoes_itself_and_its_components_are_uncorrelated(tmp_path,
     errors = torch.zeros(24)
     errors[5] = 4.0
     change = transform.latents(torch.eye(24)[5:6] * 2) - transform.latents(torch.zeros(1, 24))
-    assert transform.latent_error(errors) == pytest.approx(float(change.square().mean()), rel=1e-4)
+    white = 10 ** (transform.snr_db(errors) / 10)
+    assert 1 / (1 + white) == pytest.approx(float(change.square().mean()), rel=1e-3)
     save_transform(tmp_path / "t.safetensors", transform)
     again = load_transform(tmp_path / "t.safetensors")
     assert torch.allclose(again.latents(again.components(latents[:5])), latents[:5], atol=1e-4)
@@ -231,7 +234,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shift")
     captions = folder / "captions.txt"
     captions.write_text("rocket\ncat\nred heart\ntwo blue apples\ndog on the left\n")
-    run_here(make_dataset, "--captions", captions, "--out", folder / "data", "--device=cpu", "--steps=1")
+    run_here(make_dataset, "--captions", captions, "--images=24", "--out", folder / "data", "--device=cpu", "--steps=1")
     return folder / "data"
 
 
@@ -257,6 +260,67 @@ def test_fitted_trained_and_measured(tmp_path, data, capsys):
     (tmp_path / "fitted" / TRANSFORM).write_bytes(b"nothing")
     assert "must be a transform" in refusal(capsys, test_MEG, *flags, "--decoders", tmp_path / "fitted")
     assert "--transform=" in refusal(capsys, train_shift, "--data", data, *short, *transform, "--out", tmp_path / "x")
+
+
+DAMAGED = {
+    "a scale without deviation": {"log_scale": torch.tensor([0.0, 0.0])},
+    "a scale alone": {"log_scale": torch.tensor(0.3)},
+    "a complex scale": {"log_scale": torch.tensor([0.1 + 0j, 0.3])},
+    "a scale that no latent has": {"log_scale": torch.tensor([500.0, 1.0])},
+    "a matrix without inverse": {"analysis": torch.ones(1024, 1024)},
+    "a matrix of nothing": {"analysis": torch.full((1024, 1024), float("nan"))},
+    "variances that no latent has": {"variances": torch.full((1024,), 1e38)},
+    "variances of too few": {"variances": torch.ones(7)},
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_damaged_transforms_are_refused_in_one_line(what, tmp_path, capsys):
+    content = load_file(TRAINED / TRANSFORM) | DAMAGED[what]
+    save_file(content, tmp_path / TRANSFORM)
+    (tmp_path / "meg_shift.safetensors").write_bytes((TRAINED / "meg_shift.safetensors").read_bytes())
+    words = refusal(capsys, test_MEG, "--decoders", tmp_path, "--out", tmp_path / "out")
+    assert words.startswith("error: --decoders=") and "must be a transform" in words
+
+
+def test_a_transform_in_other_precision_is_taken(tmp_path, shipped):
+    content = {name: tensor.double() for name, tensor in load_file(TRAINED / TRANSFORM).items()}
+    save_file(content, tmp_path / TRANSFORM)
+    found = load_transform(tmp_path / TRANSFORM)
+    assert torch.equal(found.analysis, shipped.analysis) and found.variances.dtype == torch.float32
+
+
+def test_models_of_no_numbers_are_refused(tmp_path, capsys):
+    path = tmp_path / "meg_shift.safetensors"
+    with safe_open(TRAINED / path.name, framework="pt") as file:
+        metadata = file.metadata()
+    weights = {n: torch.full_like(t, float("nan")) for n, t in load_file(TRAINED / path.name).items()}
+    save_file(weights, path, metadata)
+    assert "not finite" in refusal(capsys, test_MEG, "--decoders", tmp_path, "--out", tmp_path / "out")
+    assert refusal(capsys, train_shift, "--start", path).startswith("error: --start=")
+
+
+@pytest.mark.parametrize("symbols", ["00000000211", "1000000001", "3", "2000000"])
+def test_numbers_of_symbols_are_read_whole(symbols, capsys):
+    words = refusal(capsys, test_MEG, "--schemes=meg_shift", f"--symbols={symbols}")
+    assert words.startswith("error: --symbols=")
+
+
+def test_where_nothing_can_be_received_the_table_says_so(tmp_path):
+    flags = ["--images=2", "--device=cpu", "--steps=1", "--inception=off", "--resamples=0", "--budget=energy"]
+    run_here(test_MEG, *flags, "--schemes=e2e_meg_dt_snr", "--snr_db=-60", "--out", tmp_path / "out")
+    assert {row["value"] for row in read_csv(tmp_path / "out/quality.csv")} == {""}
+
+
+def test_data_that_tell_no_transform_are_refused(tmp_path, data, capsys):
+    for script in (fit_statistics, ablate_shift):
+        name = script.__name__.split(".")[-1]
+        words = refusal(capsys, script, "--data", data, "--validation=22", "--out", tmp_path / name)
+        assert "must tell a transform" in words
+    assert "--symbols=7" in refusal(capsys, ablate_shift, "--data", data, "--symbols=7")
+    assert "at least 2" in refusal(capsys, ablate_shift, "--data", data, "--validation=1")
+    assert "train_shift.py" in refusal(capsys, ablate_shift, "--data", data, "--validation=2", "--decoders", tmp_path)
+    assert "--transform=" in refusal(capsys, train_shift, "--data", data, "--transform", tmp_path / "none")
 
 
 def test_the_ablation_compares_with_the_whole_scheme(tmp_path, data):
