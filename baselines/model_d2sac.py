@@ -30,6 +30,7 @@ class D2SACParameters(SACParameters):
 class D2SACAgents(SoftActorCritic):
     """The D2SAC-TS agents of all BSs and seeds."""
 
+    fused = "noise"
     Parameters = D2SACParameters
     params: D2SACParameters
     target_actor = True

@@ -38,6 +38,7 @@ class DQNParameters(AgentParameters):
 class DQNAgents(StackedAgents):
     """The DQN-TS agents of all BSs and seeds; theta and theta_target are [G, P]."""
 
+    fused = "q"
     Parameters = DQNParameters
     params: DQNParameters
 
@@ -76,7 +77,7 @@ class DQNAgents(StackedAgents):
         (gradient,) = torch.autograd.grad(errors.mean(-1).sum(), theta)
         self.adam.step(gradient, learning)
         due = (self.adam.count % self.params.target_every == 0) & (self.adam.count > 0)
-        self.theta_target = torch.where(due, self.theta, self.theta_target)
+        self.theta_target.copy_(torch.where(due, self.theta, self.theta_target))
         self.metrics.add(learning, loss=errors, q_mean=chosen, grad_norm=norm(gradient))
 
     def modules(self) -> dict[str, object]:

@@ -13,6 +13,8 @@ from lad_ts.stacked import Layout, forward
 class SACAgents(SoftActorCritic):
     """The SAC-TS agents of all BSs and seeds."""
 
+    fused = "mlp"
+
     def actor_layout(self) -> Layout:
         return Layout(self.state_size, self.params.hidden, self.params.hidden, self.num_bs)
 

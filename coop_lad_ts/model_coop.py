@@ -15,12 +15,12 @@ from coop_lad_ts.coop_parameters import CoopConfig, CoopParameters
 from coop_lad_ts.coop_training import CoopTraining
 from coop_lad_ts.routing_table import coordinated_uniforms
 from coop_lad_ts.view import View
-from lad_ts.agents import SeededScheduler, check_stations
 from lad_ts.environment_lad import Scenario, Slot, draw_scenario, offered_load
 from lad_ts.method import Method, Variant
 from lad_ts.policy_export import ExportedPolicy
 from lad_ts.references import VirtualOpt
 from lad_ts.run_parameters import training_seeds
+from lad_ts.seeded import SeededScheduler, check_stations
 
 
 class CoopAgents(SeededScheduler):

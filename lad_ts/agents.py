@@ -1,4 +1,4 @@
-"""What all learning agents share: features of the state, replay, random draws, and when to update.
+"""What all agents that learn from replay share: features of the state, replay, and when to update.
 
 One agent lives at each BS; G = seeds x BSs agents are advanced together. An agent's decisions of a slot depend on the
 slot's start and its updates on its own replay only, so one batched forward and one batched update per slot give the
@@ -7,19 +7,19 @@ at `StackedAgents.learn`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from common.parameters import ParameterError, parameter
-from common.random_streams import Stream
-from lad_ts.environment_lad import EnvironmentParameters, Scenario, Slot
+from lad_ts.engines import ENGINES, chosen_engine, fused_engine
+from lad_ts.environment_lad import EnvironmentParameters, Slot
 from lad_ts.observation import KINDS, Scales, features, width
 from lad_ts.policy_export import ExportedPolicy
 from lad_ts.replay import Replay
-from lad_ts.scheduler import LearningScheduler
+from lad_ts.seeded import SeededScheduler, check_stations
 
 # What the presets of all methods that learn from replay have in common.
 PAPER_STATE = {"state_features": "raw", "next_state": "zeros", "tied_sizes": True}
@@ -55,6 +55,12 @@ class AgentParameters(EnvironmentParameters):
         "next state of a slot's last task: with the true q[t+1], or with zeros",
         choices=("true", "zeros"),
     )
+    engine: str = parameter(
+        "auto",
+        "what computes decisions and updates: fused, compiled for the CPU; torch; or the one that takes less time",
+        choices=ENGINES,
+        more="config.json tells which it was.",
+    )
     evaluation_action: str = parameter(
         "sample", "action in evaluation: drawn from the policy or its best", choices=("sample", "argmax")
     )
@@ -78,80 +84,10 @@ def state_size(params: AgentParameters) -> int:
     return width(params.state_features or "", params.num_bs)
 
 
-class SeededScheduler(LearningScheduler):
-    """One that learns several seeds at once: random draws of each seed from its own generator, and state by parts.
-
-    Rows of an episode are the training seeds, always in the same order.
-    """
-
-    def __init__(self, params: EnvironmentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
-        self.params, self.seeds, self.device = params, list(seeds), torch.device(device)
-        self.num_bs = params.num_bs
-        self.generators = [torch.Generator(self.device) for _ in self.seeds]
-        self.reseed(Stream.WEIGHTS, [(seed, 0) for seed in self.seeds])
-        self._drawing = [True] * len(self.seeds)
-
-    def reseed(self, stream: Stream, rows: Sequence[tuple[int, int]]) -> None:
-        """Seed the generator of each row anew, so that every episode's draws depend on its number only."""
-        for generator, (seed, episode) in zip(self.generators, rows, strict=True):
-            entropy = np.random.SeedSequence([int(stream), seed, episode])
-            generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
-
-    def draw_rows(self, kind: str, *shape: int) -> torch.Tensor:
-        """`uniform` or `normal` numbers [S, *shape], each seed's from its own generator; 0 for seeds that wait."""
-        out = torch.zeros(len(self.seeds), *shape, device=self.device)
-        fill = {"uniform": torch.Tensor.uniform_, "normal": torch.Tensor.normal_}[kind]
-        for row, generator, drawing in zip(out, self.generators, self._drawing, strict=True):
-            if drawing:
-                fill(row, generator=generator)
-        return out
-
-    def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
-        if [seed for seed, _ in rows] != self.seeds:
-            raise ValueError(f"rows of seeds {rows}: these agents were made for seeds {self.seeds}")
-        self.scenario = scenario
-        self._capacity = torch.tensor(scenario.capacity, device=self.device)
-        self.reseed(Stream.ACTIONS, rows)
-
-    def modules(self) -> dict[str, Any]:
-        """Parts with state: tensors, and objects with state_dict and load_state_dict."""
-        return {}
-
-    def finite(self) -> bool:
-        tensors = [part for part in self.modules().values() if isinstance(part, torch.Tensor)]
-        return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        state: dict[str, torch.Tensor] = {}
-        for name, part in self.modules().items():
-            entries = {"": part} if isinstance(part, torch.Tensor) else part.state_dict()
-            state |= {f"{name}.{key}".rstrip("."): value for key, value in entries.items()}
-        return state
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        for name, tensor in self.state_dict().items():
-            if state[name].shape != tensor.shape:
-                raise ValueError(f"{name} has shape {list(state[name].shape)}, not {list(tensor.shape)}")
-        for name, part in self.modules().items():
-            if isinstance(part, torch.Tensor):
-                part.copy_(state[name])
-            else:
-                part.load_state_dict({key: state[f"{name}.{key}"] for key in part.state_dict()})
-
-    def moved(self, params: Any) -> "SeededScheduler":
-        """Cells of a memory that training did not have start as those of untrained agents; others are cut."""
-        other = type(self)(params, self.seeds, self.device)
-        trained = self.state_dict()
-        for name, tensor in other.state_dict().items():
-            common = tuple(slice(min(sizes)) for sizes in zip(tensor.shape, trained[name].shape, strict=True))
-            tensor[common] = trained[name][common]
-        other.training = False
-        return other
-
-
 class StackedAgents(SeededScheduler):
     """Agents of all BSs and seeds, stacked, that learn from replayed transitions."""
 
+    fused: ClassVar[str] = ""  # the kind of agents that the fused engine knows these as, where it does
     needs = "q at the slot's start, the BS's own tasks; f, but for raw state features"
     Parameters = AgentParameters
 
@@ -165,11 +101,18 @@ class StackedAgents(SeededScheduler):
         columns = {"state": self.state_size, "next_state": self.state_size, "action": 1, "reward": 1}
         self.replay = Replay(self.agents, params.replay_capacity, columns | self.extra_columns(), self.device)
         self._warm = False  # True once every agent learns
-        self.decision: dict[str, torch.Tensor] = {}
+        self.decision: dict[str, torch.Tensor] = {}  # what the present slot's decisions saw
+        kind = vars(type(self)).get("fused", "")  # a subclass computes what it likes
+        self.engine_used, self.engine_reason = chosen_engine(params, kind, self.device)
 
     def extra_columns(self) -> dict[str, int]:
         """Further replay columns of a subclass."""
         return {}
+
+    @functools.cached_property
+    def engine(self) -> Any:
+        """What decides and updates instead of `choose` and `update`, where the fused engine is used."""
+        return fused_engine(self, vars(type(self))["fused"]) if self.engine_used == "fused" else None
 
     def draw(self, kind: str, *shape: int) -> torch.Tensor:
         """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator; 0 for seeds that wait."""
@@ -183,9 +126,17 @@ class StackedAgents(SeededScheduler):
         return features(slot, self._capacity, self.kind, self.scales)
 
     def act(self, slot: Slot) -> torch.Tensor:
-        self.decision = {"features": self.features(slot)}
-        state = self.decision["features"].view(self.agents, -1, self.state_size).transpose(1, 2)
+        features = self.features(slot)
+        self.decision = {"features": features, **self.seen(slot)}
+        if self.engine:
+            flat = features.view(self.agents, -1, self.state_size)
+            return self.engine.choose(flat, slot.mask.reshape(self.agents, -1), slot.t).view(slot.mask.shape)
+        state = features.view(self.agents, -1, self.state_size).transpose(1, 2)
         return self.choose(state, slot).view(slot.mask.shape)
+
+    def seen(self, slot: Slot) -> dict[str, torch.Tensor]:
+        """What a subclass's decisions see besides, which the replay needs as it was before them."""
+        return {}
 
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
         """The action [G, N] for state [G, F, N], features first."""
@@ -234,10 +185,13 @@ class StackedAgents(SeededScheduler):
             self._warm = bool(ready.all())
             learning = None if self._warm else ready.nonzero()[:, 0]
             # A seed none of whose agents learns yet draws nothing, whatever the seeds beside it do.
-            self._drawing = ready.view(len(self.seeds), -1).any(1).tolist()
+            self.draws.drawing = ready.view(len(self.seeds), -1).any(1).cpu().numpy()
         for _ in range(self.params.updates_per_slot):
-            self.update(self.replay.take(self.draw("uniform", self.params.batch_size)), learning)
-        self._drawing = [True] * len(self.seeds)
+            if self.engine:
+                self.engine.update(learning)
+            else:
+                self.update(self.replay.take(self.draw("uniform", self.params.batch_size)), learning)
+        self.draws.drawing[:] = True
 
     def exported(
         self,
@@ -284,12 +238,6 @@ class StackedAgents(SeededScheduler):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         super().load_state_dict(state)
         self._warm = False
-
-
-def check_stations(params: EnvironmentParameters, num_bs: int) -> None:
-    """Raise ParameterError for another number of BSs than that which networks were made for."""
-    if params.num_bs != num_bs:
-        raise ParameterError("num_bs", params.num_bs, f"must be {num_bs}, for which the networks of each BS were made")
 
 
 def blend(target: torch.Tensor, online: torch.Tensor, weight: float, agents: torch.Tensor | None) -> None:

@@ -118,6 +118,7 @@ class Denoiser:
         self.layout = Layout(num_actions + self.EMBEDDING + state_size, hidden, hidden, num_actions)
         self.inputs = [num_actions, self.EMBEDDING, state_size]
         self.schedule, self.clip = schedule, clip
+        self.units, self.ending = activation, predictor
         self.activation, self.predictor = ACTIVATIONS[activation], PREDICTORS[predictor]
         self.plain = activation == "relu" and predictor in ("linear", "softmax") and not clip
         self.softmax = predictor == "softmax"

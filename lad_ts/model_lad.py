@@ -73,6 +73,7 @@ class LadParameters(SACParameters):
 class LadAgents(SoftActorCritic):
     """The LAD-TS agents of all BSs and seeds."""
 
+    fused = "latent"
     Parameters = LadParameters
     params: LadParameters
 
@@ -111,10 +112,11 @@ class LadAgents(SoftActorCritic):
         assert latent is not None, "LAD-TS starts from a latent action"
         return self.denoiser.forward_fast(theta, latent, state, noise)
 
+    def seen(self, slot: Slot) -> dict[str, torch.Tensor]:
+        return {"latent": self.memory[slot.t].clone()}
+
     def choose(self, state: torch.Tensor, slot: Slot) -> torch.Tensor:
-        latent = self.decision["latent"] = self.memory[
-            slot.t
-        ].clone()  # the replay needs it after the cell is overwritten
+        latent = self.decision["latent"]
         with torch.no_grad():
             x0 = self.logits(self.theta_actor, state, latent, self.draw_noise(state.shape[2]))
         scheduled = slot.mask.reshape(self.agents, 1, -1)

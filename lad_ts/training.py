@@ -103,7 +103,7 @@ def finish_run(
 ) -> Result:
     """Run from the history's end to the last episode, and report."""
     label = method.label(config)
-    write_config(folder, label, dataclasses.asdict(config), method.source)
+    write_config(folder, label, dataclasses.asdict(config) | engine_used(runnable), method.source)
     words: list[str] = []
     try:
         with progress_file(folder) as tell:
@@ -123,6 +123,12 @@ def finish_run(
         lines.append(f"interrupted after episode {history.episodes}; {ways}")
     columns = history.columns(config.seeds)
     return Result(config, folder, columns, runnable, summary, "\n".join([*words, *lines]), code)
+
+
+def engine_used(runnable: Runnable) -> dict[str, Any]:
+    """The engine that computes what agents do, for config.json; empty for those that have no choice."""
+    used = getattr(runnable, "engine_used", None)
+    return {"engine": used} if used else {}
 
 
 def learn(

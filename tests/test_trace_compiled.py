@@ -10,15 +10,15 @@ from common.entry_scripts import ROOT
 
 PROGRAM = """
 import pathlib, sys
-from trace_ts import compiled
+from common import compiled
 place = pathlib.Path(sys.argv[1])
-compiled.place = lambda: place
+compiled.place = lambda folder: place
 if sys.argv[2] == "full":
     def full(*given):
         raise OSError(28, "No space left on device")
     from numba.core.caching import IndexDataCacheFile
     IndexDataCacheFile._open_for_write = full
-@compiled.compiled()
+@compiled.compiler(place)()
 def double(x):
     return 2 * x
 print(double(21), sum(double.stats.cache_hits.values()))

@@ -1,0 +1,206 @@
+"""The fused engine: what agents do in a slot as one compiled function an agent, on the memory of their tensors.
+
+It takes the place of `choose` and `update` of the stacked agents in lad_ts and baselines, whose tensors it reads and
+writes, so that checkpoints and everything else do not know of it. Start reading at `Engine`.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from fused.chains import LINEAR, SOFTMAX, TANH, Chain, Coefficients
+from fused.learners import (
+    AS_IT_IS,
+    FROM_LATENT,
+    FROM_NOISE,
+    MLP,
+    PROBABILITIES,
+    STANDARDISED,
+    Places,
+    Rates,
+    Sizes,
+    decide,
+    learn_actor_critic,
+    learn_values,
+)
+from fused.networks import WIDTH
+
+
+def flat(tensor: torch.Tensor) -> np.ndarray:
+    """The memory of a tensor as an array of one dimension. Raises ValueError for one that is not contiguous."""
+    if not tensor.is_contiguous():
+        raise ValueError(f"a tensor of strides {tensor.stride()} must be contiguous")
+    return tensor.detach().numpy().reshape(-1)
+
+
+class Rooms:
+    """Gives out places in an array of floats, one after another."""
+
+    def __init__(self) -> None:
+        self.end = 0
+
+    def panels(self, rows: int) -> int:
+        """The place of so many panels."""
+        return self.numbers(rows * WIDTH)
+
+    def numbers(self, count: int) -> int:
+        """The place of so many floats, 64 bytes and their multiples after the array's begin."""
+        place, self.end = self.end, self.end + -(-count // 16) * 16
+        return place
+
+
+def chain_of(denoiser: Any, state: int, rooms: Rooms) -> tuple[Chain, Coefficients]:
+    """What the compiled chain must know of a Denoiser, or of none, for actors without."""
+    if denoiser is None:
+        none = np.zeros(1, np.float32)
+        return Chain(*[0] * 5, False, False, *[0] * 12), Coefficients(*[none] * 6)
+    s, (actions, _, _) = denoiser.schedule, denoiser.inputs
+    hidden, steps = denoiser.layout.widths[1], s.steps
+    predictor = {"linear": LINEAR, "softmax": SOFTMAX, "tanh": TANH}[denoiser.ending]
+    mish = denoiser.units == "mish"
+    sizes = [actions, state, hidden, steps, predictor, mish, denoiser.clip]
+    places = [rooms.panels(hidden), rooms.numbers(steps * hidden), rooms.panels(hidden)]
+    places += [rooms.panels(steps * actions) for _ in range(2)] + [rooms.panels(steps * hidden) for _ in range(2)]
+    places += [rooms.panels(steps * hidden * mish) for _ in range(2)]
+    places += [rooms.panels(steps * rows) for rows in (hidden, hidden, actions)]
+    lists = s.from_latent, s.from_noise, s.mean_hat, s.mean_latent, s.spread
+    rows = [np.array(values, np.float32) for values in lists]
+    return Chain(*sizes, *places), Coefficients(*rows, flat(denoiser.embedding.T.contiguous()))
+
+
+KINDS = {"latent": FROM_LATENT, "noise": FROM_NOISE, "mlp": MLP, "q": MLP}
+MEMORIES = {"probabilities": PROBABILITIES, "x0_standardised": STANDARDISED, "x0": AS_IT_IS}
+
+
+class Engine:
+    """The compiled part of stacked agents.
+
+    `kind` is that of their networks: actors from a remembered latent action (`latent`), from noise (`noise`) or
+    without a chain (`mlp`), each with critics; or Q networks (`q`).
+    """
+
+    def __init__(self, agents: Any, kind: str) -> None:
+        p, rooms, state = agents.params, Rooms(), agents.state_size
+        self.agents, self.kind = agents, kind
+        self.chain, self.coefficients = chain_of(getattr(agents, "denoiser", None), state, rooms)
+        noise, latent = getattr(agents, "noise_steps", 0), agents.replay.columns.get("latent", 0)
+        self.sizes = Sizes(
+            agents.agents,
+            p.num_bs,
+            p.num_tasks,
+            state,
+            p.num_bs,
+            p.hidden,
+            p.batch_size,
+            p.replay_capacity,
+            latent,
+            KINDS[kind],
+            noise,
+        )
+        n, h = p.num_bs, 2 * p.hidden
+        places = [rooms.panels(k) for k in (state, state, n, n, noise * n, 1, 1, 1, 1, 1, n, n, n, h, h, n)]
+        theta = agents.theta if kind == "q" else agents.theta_actor
+        critics = 0 if kind == "q" else agents.theta_critic[0].numel() * 2
+        places += [rooms.numbers(max(theta[0].numel(), critics)), rooms.numbers(16), rooms.panels(1)]
+        self.places = Places(*places, rooms.end)
+        self.theta, self.turn = flat(theta), np.zeros(1, np.int64)
+        self.replay = flat(agents.replay.rows), flat(agents.replay.written)
+        self.memory = flat(agents.memory) if kind == "latent" else np.zeros(1, np.float32)
+        self.holds = MEMORIES[p.memory] if kind == "latent" else PROBABILITIES
+        self.all = np.arange(agents.agents)
+        self.rooms: list[tuple[np.ndarray, np.ndarray]] = []  # of each thread
+        self.pool: ThreadPoolExecutor | None = None
+
+    def run(self, function: Any, count: int, *arguments: Any) -> None:
+        """A compiled function for `count` agents, in as many threads as torch would use."""
+        threads = min(torch.get_num_threads(), count)
+        while len(self.rooms) < threads:
+            self.rooms.append((np.zeros(self.places.end, np.float32), np.zeros(WIDTH, np.int64)))
+        self.turn[0] = 0
+        if threads == 1:
+            function(self.turn, self.rooms[0], *arguments)
+            return
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(max(os.cpu_count() or 1, threads))
+        others = [self.pool.submit(function, self.turn, room, *arguments) for room in self.rooms[1:threads]]
+        function(self.turn, self.rooms[0], *arguments)
+        for other in others:
+            if not other.cancel():  # one that has not begun would find nothing left to do
+                other.result()
+
+    def choose(self, features: torch.Tensor, mask: torch.Tensor, t: int) -> torch.Tensor:
+        """The action [G, N] of the tasks of slot t: features [G, N, F], mask [G, N]; the memory is written."""
+        a, s = self.agents, self.sizes
+        action = torch.empty(mask.shape, dtype=torch.int64)
+        best = not a.training and a.params.evaluation_action == "argmax"
+        keys, calls = a.draws.take((s.noise > 0) + (not best))
+        epsilon = a.params.epsilon if self.kind == "q" else -1.0
+        cells = s.agents * s.actions * s.tasks
+        memory = self.memory[t * cells : (t + 1) * cells]
+        self.run(
+            decide,
+            s.agents,
+            s,
+            self.chain,
+            self.coefficients,
+            self.places,
+            keys,
+            calls,
+            best,
+            epsilon,
+            self.holds,
+            self.theta,
+            flat(features),
+            flat(mask),
+            memory,
+            flat(action),
+        )
+        return action
+
+    def update(self, learning: torch.Tensor | None) -> None:
+        """One update of all agents or of those with the given indices, on minibatches of their replay."""
+        a, p = self.agents, self.agents.params
+        rows = self.all if learning is None else learning.numpy()
+        measured = torch.zeros(a.agents, len(a.metrics.names))
+        keys, calls = a.draws.take(1 + (self.sizes.noise > 0))
+        given = keys, calls, rows, self.replay, self.memory
+        if self.kind == "q":
+            rates = Rates(0.0, a.adam.lr, 0.0, p.gamma, 0.0, 0.0)
+            nets, moments = (self.theta, flat(a.theta_target)), self.moments(a.adam)
+            self.run(
+                learn_values,
+                len(rows),
+                self.sizes,
+                self.places,
+                rates,
+                p.target_every,
+                *given,
+                nets,
+                moments,
+                measured.numpy(),
+            )
+        else:
+            adams = a.actor_adam, a.critic_adam, a.temperature_adam
+            rates = Rates(*(float(adam.lr) for adam in adams), p.gamma, p.target_rate, p.target_entropy)
+            nets = a.theta_actor_target, a.theta_critic, a.theta_critic_target, a.log_temperature
+            self.run(
+                learn_actor_critic,
+                len(rows),
+                self.sizes,
+                self.chain,
+                self.coefficients,
+                self.places,
+                rates,
+                *given,
+                (self.theta, *map(flat, nets)),
+                tuple(map(self.moments, adams)),
+                measured.numpy(),
+            )
+        a.metrics.add(learning, **dict(zip(a.metrics.names, measured[:, :, None].unbind(1), strict=True)))
+
+    def moments(self, adam: Any) -> tuple[np.ndarray, ...]:
+        """First and second moments and counts of an optimiser."""
+        return flat(adam.first), flat(adam.second), flat(adam.count)

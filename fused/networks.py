@@ -1,0 +1,196 @@
+"""Networks of one agent on 64 samples at a time, forwards and backwards.
+
+Everything lies in panels, rows of 64 floats, one for each sample: `work` holds them, and an offset tells where. The
+parameters are those of a row of theta, as `Layout` in lad_ts/stacked.py lays them out. Gradients are added to what is
+there. Sizes are known at run time only. Start reading at `product`.
+"""
+
+import math
+
+from numba import float32
+
+from fused.random_lanes import logarithm
+from fused.vectors import (
+    as_float,
+    compiled,
+    fma,
+    full16,
+    full64,
+    larger,
+    load16,
+    load64,
+    nearest,
+    select,
+    shifted,
+    smaller,
+    store,
+    to_int,
+    total,
+    totals,
+)
+
+WIDTH = 64
+ZERO, ONE, TWO = map(float32, (0, 1, 2))
+LOG2E, LN2_HIGH = float32(1 / math.log(2)), float32(0.693359375)
+LN2_LOW = float32(math.log(2) - 0.693359375)
+E2, E3, E4, E5, E6, E7 = (float32(1 / math.factorial(k)) for k in range(2, 8))
+SMALL, LOG_BITS = float32(1e-8), 27
+
+
+@compiled(forceinline=True)
+def exponential(x):
+    """exp(x), lane by lane, of numbers from -87 to 88; of others, that of the nearest of these."""
+    x = smaller(larger(x, full64(float32(-87))), full64(float32(88)))
+    n = nearest(x * LOG2E)
+    r = fma(-LN2_LOW, n, fma(-LN2_HIGH, n, x))
+    series = fma(full64(E7), r, full64(E6))
+    series = fma(fma(fma(fma(series, r, full64(E5)), r, full64(E4)), r, full64(E3)), r, full64(E2))
+    return fma(series * r, r, r + ONE) * as_float(shifted(to_int(n + float32(127)), -23))
+
+
+@compiled(forceinline=True)
+def log_probability(p):
+    """log(p + 1e-8), lane by lane."""
+    return logarithm((p + SMALL) * float32(2**LOG_BITS), LOG_BITS)
+
+
+@compiled()
+def product(weights, w0, row_step, column_step, rows, columns, work, x0, y0, rectified):
+    """y += W x for the panels x [columns] and y [rows] of work, cut off at zero if rectified.
+
+    W[r, c] is weights[w0 + r * row_step + c * column_step].
+    """
+    r = 0
+    while r + 4 <= rows:
+        y, w = y0 + r * WIDTH, w0 + r * row_step
+        a, b, c, d = load64(work, y), load64(work, y + 64), load64(work, y + 128), load64(work, y + 192)
+        for k in range(columns):
+            x = load64(work, x0 + k * WIDTH)
+            a = fma(weights[w], x, a)
+            b = fma(weights[w + row_step], x, b)
+            c = fma(weights[w + 2 * row_step], x, c)
+            d = fma(weights[w + 3 * row_step], x, d)
+            w += column_step
+        if rectified:
+            zero = full64(ZERO)
+            a, b, c, d = larger(a, zero), larger(b, zero), larger(c, zero), larger(d, zero)
+        store(work, y, a)
+        store(work, y + 64, b)
+        store(work, y + 128, c)
+        store(work, y + 192, d)
+        r += 4
+    while r < rows:
+        y, w = y0 + r * WIDTH, w0 + r * row_step
+        a = load64(work, y)
+        for k in range(columns):
+            a = fma(weights[w + k * column_step], load64(work, x0 + k * WIDTH), a)
+        store(work, y, larger(a, full64(ZERO)) if rectified else a)
+        r += 1
+
+
+@compiled()
+def outer(work, d0, rows, x0, columns, count, d_step, x_step, g0, g_step, tile):
+    """work[g0 + r * g_step + c] += the sum over samples of d[r] x[c], and over `count` sets of panels.
+
+    A set lies d_step and x_step after the former. At `tile` is room for 16 numbers.
+    """
+    for r in range(0, rows, 4):
+        r1, r2, r3 = min(r + 1, rows - 1), min(r + 2, rows - 1), min(r + 3, rows - 1)
+        for c in range(0, columns, 4):
+            c1, c2, c3 = min(c + 1, columns - 1), min(c + 2, columns - 1), min(c + 3, columns - 1)
+            t0 = full16(ZERO)
+            t1 = t2 = t3 = t4 = t5 = t6 = t7 = t8 = t9 = t10 = t11 = t12 = t13 = t14 = t15 = t0
+            for n in range(count):
+                for lane in range(0, WIDTH, 16):
+                    d, x = d0 + n * d_step + lane, x0 + n * x_step + lane
+                    u0, u1 = load16(work, d + r * WIDTH), load16(work, d + r1 * WIDTH)
+                    u2, u3 = load16(work, d + r2 * WIDTH), load16(work, d + r3 * WIDTH)
+                    v = load16(work, x + c * WIDTH)
+                    t0, t4, t8, t12 = fma(u0, v, t0), fma(u1, v, t4), fma(u2, v, t8), fma(u3, v, t12)
+                    v = load16(work, x + c1 * WIDTH)
+                    t1, t5, t9, t13 = fma(u0, v, t1), fma(u1, v, t5), fma(u2, v, t9), fma(u3, v, t13)
+                    v = load16(work, x + c2 * WIDTH)
+                    t2, t6, t10, t14 = fma(u0, v, t2), fma(u1, v, t6), fma(u2, v, t10), fma(u3, v, t14)
+                    v = load16(work, x + c3 * WIDTH)
+                    t3, t7, t11, t15 = fma(u0, v, t3), fma(u1, v, t7), fma(u2, v, t11), fma(u3, v, t15)
+            store(work, tile, totals((t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15)))
+            for i in range(min(4, rows - r)):
+                for j in range(min(4, columns - c)):
+                    work[g0 + (r + i) * g_step + c + j] += work[tile + 4 * i + j]
+
+
+@compiled()
+def sums(work, d0, rows, count, d_step, g0):
+    """work[g0 + r] += the sum over samples of d[r], and over `count` sets of panels."""
+    for r in range(rows):
+        value = load64(work, d0 + r * WIDTH)
+        for n in range(1, count):
+            value = value + load64(work, d0 + n * d_step + r * WIDTH)
+        work[g0 + r] += total(value)
+
+
+@compiled()
+def biases(weights, w0, rows, work, y0):
+    """y[r] = weights[w0 + r] for all samples."""
+    for r in range(rows):
+        store(work, y0 + r * WIDTH, full64(weights[w0 + r]))
+
+
+@compiled()
+def cut(work, d0, h0, rows):
+    """d = 0 where the unit h was cut off."""
+    for r in range(0, rows * WIDTH, WIDTH):
+        store(work, d0 + r, select(load64(work, h0 + r), load64(work, d0 + r), full64(ZERO)))
+
+
+@compiled()
+def softmax(work, x0, y0, rows):
+    """y = softmax(x) over rows."""
+    most = load64(work, x0)
+    for r in range(1, rows):
+        most = larger(most, load64(work, x0 + r * WIDTH))
+    whole = full64(ZERO)
+    for r in range(rows):
+        value = exponential(load64(work, x0 + r * WIDTH) - most)
+        whole = whole + value
+        store(work, y0 + r * WIDTH, value)
+    share = ONE / whole
+    for r in range(rows):
+        store(work, y0 + r * WIDTH, load64(work, y0 + r * WIDTH) * share)
+
+
+@compiled()
+def mlp_forward(theta, at, inputs, hidden, outputs, work, x0, h0, y0):
+    """y [outputs] of x [inputs], by two hidden layers of rectified units, which stay at h [2 * hidden]."""
+    second, third = at + hidden * (inputs + 1), at + hidden * (inputs + hidden + 2)
+    biases(theta, second - hidden, hidden, work, h0)
+    product(theta, at, inputs, 1, hidden, inputs, work, x0, h0, True)
+    biases(theta, third - hidden, hidden, work, h0 + hidden * WIDTH)
+    product(theta, second, hidden, 1, hidden, hidden, work, h0, h0 + hidden * WIDTH, True)
+    biases(theta, third + outputs * hidden, outputs, work, y0)
+    product(theta, third, hidden, 1, outputs, hidden, work, h0 + hidden * WIDTH, y0, False)
+
+
+@compiled()
+def mlp_backward(theta, at, inputs, hidden, outputs, work, x0, h0, d0, e0, g0, tile):
+    """work[g0:] += the gradient [P] from that to the outputs, d [outputs]; e [2 * hidden] is room."""
+    second, third = hidden * (inputs + 1), hidden * (inputs + hidden + 2)
+    h1, e1 = h0 + hidden * WIDTH, e0 + hidden * WIDTH
+    outer(work, d0, outputs, h1, hidden, 1, 0, 0, g0 + third, hidden, tile)
+    sums(work, d0, outputs, 1, 0, g0 + third + outputs * hidden)
+    clear(work, e0, 2 * hidden)
+    product(theta, at + third, 1, hidden, hidden, outputs, work, d0, e1, False)
+    cut(work, e1, h1, hidden)
+    outer(work, e1, hidden, h0, hidden, 1, 0, 0, g0 + second, hidden, tile)
+    sums(work, e1, hidden, 1, 0, g0 + third - hidden)
+    product(theta, at + second, 1, hidden, hidden, hidden, work, e1, e0, False)
+    cut(work, e0, h0, hidden)
+    outer(work, e0, hidden, x0, inputs, 1, 0, 0, g0, inputs, tile)
+    sums(work, e0, hidden, 1, 0, g0 + second - hidden)
+
+
+@compiled()
+def clear(work, x0, rows):
+    """x = 0."""
+    for r in range(x0, x0 + rows * WIDTH, WIDTH):
+        store(work, r, full64(ZERO))
