@@ -1,7 +1,7 @@
 """The fused engine: what agents do in a slot as one compiled function an agent, on the memory of their tensors.
 
-It takes the place of `choose` and `update` of the stacked agents in lad_ts and baselines, whose tensors it reads and
-writes, so that checkpoints and everything else do not know of it. Start reading at `Engine`.
+It takes the place of `choose`, of the replay's `add` and of `update` of the stacked agents in lad_ts and baselines,
+whose tensors it reads and writes, so that checkpoints and everything else do not know of it. Start reading at `Engine`.
 """
 
 import os
@@ -11,22 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fused.agents import FROM_LATENT, FROM_NOISE, MLP, Draw, Learnt, Places, Room, Sizes
 from fused.chains import LINEAR, SOFTMAX, TANH, Chain, Coefficients
-from fused.learners import (
-    AS_IT_IS,
-    FROM_LATENT,
-    FROM_NOISE,
-    MLP,
-    PROBABILITIES,
-    STANDARDISED,
-    Places,
-    Rates,
-    Sizes,
-    decide,
-    learn_actor_critic,
-    learn_values,
-)
+from fused.learning import learn_actor_critic, learn_values
 from fused.networks import WIDTH
+from fused.slots import AS_IT_IS, PROBABILITIES, STANDARDISED, Seen, decide, keep
 
 
 def flat(tensor: torch.Tensor) -> np.ndarray:
@@ -87,19 +76,9 @@ class Engine:
         self.agents, self.kind = agents, kind
         self.chain, self.coefficients = chain_of(getattr(agents, "denoiser", None), state, rooms)
         noise, latent = getattr(agents, "noise_steps", 0), agents.replay.columns.get("latent", 0)
-        self.sizes = Sizes(
-            agents.agents,
-            p.num_bs,
-            p.num_tasks,
-            state,
-            p.num_bs,
-            p.hidden,
-            p.batch_size,
-            p.replay_capacity,
-            latent,
-            KINDS[kind],
-            noise,
-        )
+        self.cells = kind == "latent" and p.replay_latent == "present"
+        numbers = agents.agents, p.num_bs, p.num_tasks, state, p.num_bs, p.hidden, p.batch_size, p.replay_capacity
+        self.sizes = Sizes(*numbers, latent, self.cells, KINDS[kind], noise)
         n, h = p.num_bs, 2 * p.hidden
         places = [rooms.panels(k) for k in (state, state, n, n, noise * n, 1, 1, 1, 1, 1, n, n, n, h, h, n)]
         theta = agents.theta if kind == "q" else agents.theta_actor
@@ -111,14 +90,14 @@ class Engine:
         self.memory = flat(agents.memory) if kind == "latent" else np.zeros(1, np.float32)
         self.holds = MEMORIES[p.memory] if kind == "latent" else PROBABILITIES
         self.all = np.arange(agents.agents)
-        self.rooms: list[tuple[np.ndarray, np.ndarray]] = []  # of each thread
+        self.rooms: list[Room] = []  # of each thread
         self.pool: ThreadPoolExecutor | None = None
 
     def run(self, function: Any, count: int, *arguments: Any) -> None:
         """A compiled function for `count` agents, in as many threads as torch would use."""
         threads = min(torch.get_num_threads(), count)
         while len(self.rooms) < threads:
-            self.rooms.append((np.zeros(self.places.end, np.float32), np.zeros(WIDTH, np.int64)))
+            self.rooms.append(Room(np.zeros(self.places.end, np.float32), np.zeros(WIDTH, np.int64)))
         self.turn[0] = 0
         if threads == 1:
             function(self.turn, self.rooms[0], *arguments)
@@ -131,76 +110,62 @@ class Engine:
             if not other.cancel():  # one that has not begun would find nothing left to do
                 other.result()
 
-    def choose(self, features: torch.Tensor, mask: torch.Tensor, t: int) -> torch.Tensor:
-        """The action [G, N] of the tasks of slot t: features [G, N, F], mask [G, N]; the memory is written."""
+    def slot_cells(self, t: int) -> np.ndarray:
+        """The memory [G, actions, N] of slot t, flat."""
+        cells = self.sizes.agents * self.sizes.actions * self.sizes.tasks
+        return self.memory[t * cells : (t + 1) * cells]
+
+    def seen(self, slot: Any) -> Seen:
+        """What agents see of a slot."""
+        a, same = self.agents, slot.workload.stride(1) == 0  # tasks that are the same at all stations
+        workload = slot.workload[:, 0] if same else slot.workload
+        scales = (1.0, 1.0) if a.kind == "raw" else (a.scales.size, a.scales.workload)
+        queue = a.queue_features(slot)
+        parts = slot.mask.reshape(-1), slot.size.reshape(-1), workload.reshape(-1)
+        return Seen(*map(flat, parts), 0 if same else slot.mask.shape[2], flat(queue), *scales)
+
+    def choose(self, slot: Any) -> torch.Tensor:
+        """The action [S, B, N] of the tasks of a slot; the memory is written."""
         a, s = self.agents, self.sizes
-        action = torch.empty(mask.shape, dtype=torch.int64)
+        action = torch.empty(slot.mask.shape, dtype=torch.int64)
         best = not a.training and a.params.evaluation_action == "argmax"
-        keys, calls = a.draws.take((s.noise > 0) + (not best))
+        draw = Draw(*a.draws.take((s.noise > 0) + (not best)))
         epsilon = a.params.epsilon if self.kind == "q" else -1.0
-        cells = s.agents * s.actions * s.tasks
-        memory = self.memory[t * cells : (t + 1) * cells]
-        self.run(
-            decide,
-            s.agents,
-            s,
-            self.chain,
-            self.coefficients,
-            self.places,
-            keys,
-            calls,
-            best,
-            epsilon,
-            self.holds,
-            self.theta,
-            flat(features),
-            flat(mask),
-            memory,
-            flat(action),
-        )
+        if self.kind != "latent":
+            s = s._replace(tasks=slot.mask.shape[2])  # agents without a memory take any number
+        self.run(decide, s.agents, s, self.chain, self.coefficients, self.places, draw, self.seen(slot), self.theta,
+                 best, epsilon, self.holds, self.slot_cells(slot.t), flat(action))
         return action
+
+    def keep(self, slot: Any, action: torch.Tensor, delay: torch.Tensor, following: Any) -> None:
+        """Append a slot's transitions to the replay; the latent actions that it began with are in `decision`."""
+        a, s = self.agents, self.sizes._replace(tasks=slot.mask.shape[2])
+        latent = after = self.memory[:0]
+        if self.kind == "latent" and not self.cells:
+            latent, after = flat(a.decision["latent"]), self.slot_cells(slot.t + 1)
+        self.run(keep, s.agents, s, self.seen(slot), self.seen(following), flat(action.contiguous()),
+                 flat(delay.contiguous()), latent, after, slot.t * s.tasks, *self.replay)
 
     def update(self, learning: torch.Tensor | None) -> None:
         """One update of all agents or of those with the given indices, on minibatches of their replay."""
         a, p = self.agents, self.agents.params
         rows = self.all if learning is None else learning.numpy()
         measured = torch.zeros(a.agents, len(a.metrics.names))
-        keys, calls = a.draws.take(1 + (self.sizes.noise > 0))
-        given = keys, calls, rows, self.replay, self.memory
+        draw = Draw(*a.draws.take(1 + (self.sizes.noise > 0)))
+        given = draw, rows, self.replay, self.memory
         if self.kind == "q":
-            rates = Rates(0.0, a.adam.lr, 0.0, p.gamma, 0.0, 0.0)
-            nets, moments = (self.theta, flat(a.theta_target)), self.moments(a.adam)
-            self.run(
-                learn_values,
-                len(rows),
-                self.sizes,
-                self.places,
-                rates,
-                p.target_every,
-                *given,
-                nets,
-                moments,
-                measured.numpy(),
-            )
+            rates = a.adam.lr, p.gamma, float(p.target_every)
+            self.run(learn_values, len(rows), self.sizes, self.places, rates, *given, learnt(a.adam),
+                     flat(a.theta_target), measured.numpy())
         else:
             adams = a.actor_adam, a.critic_adam, a.temperature_adam
-            rates = Rates(*(float(adam.lr) for adam in adams), p.gamma, p.target_rate, p.target_entropy)
-            nets = a.theta_actor_target, a.theta_critic, a.theta_critic_target, a.log_temperature
-            self.run(
-                learn_actor_critic,
-                len(rows),
-                self.sizes,
-                self.chain,
-                self.coefficients,
-                self.places,
-                rates,
-                *given,
-                (self.theta, *map(flat, nets)),
-                tuple(map(self.moments, adams)),
-                measured.numpy(),
-            )
+            rates = tuple(map(float, (*(adam.lr for adam in adams), p.gamma, p.target_rate, p.target_entropy)))
+            self.run(learn_actor_critic, len(rows), self.sizes, self.chain, self.coefficients, self.places, rates,
+                     *given, tuple(map(learnt, adams)), (flat(a.theta_actor_target), flat(a.theta_critic_target)),
+                     measured.numpy())
         a.metrics.add(learning, **dict(zip(a.metrics.names, measured[:, :, None].unbind(1), strict=True)))
 
-    def moments(self, adam: Any) -> tuple[np.ndarray, ...]:
-        """First and second moments and counts of an optimiser."""
-        return flat(adam.first), flat(adam.second), flat(adam.count)
+
+def learnt(adam: Any) -> Learnt:
+    """The arrays of an optimiser and what it optimises."""
+    return Learnt(flat(adam.theta), flat(adam.first), flat(adam.second), flat(adam.count))

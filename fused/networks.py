@@ -160,25 +160,27 @@ def softmax(work, x0, y0, rows):
 
 
 @compiled()
-def mlp_forward(theta, at, inputs, hidden, outputs, work, x0, h0, y0):
-    """y [outputs] of x [inputs], by two hidden layers of rectified units, which stay at h [2 * hidden]."""
-    second, third = at + hidden * (inputs + 1), at + hidden * (inputs + hidden + 2)
+def mlp_forward(theta, at, sizes, work, x0, h0, y0):
+    """y [actions] of x [state], by two hidden layers of rectified units, which stay at h [2 * hidden]."""
+    inputs, hidden, outputs = sizes.state, sizes.hidden, sizes.actions
+    second, third, h1 = at + hidden * (inputs + 1), at + hidden * (inputs + hidden + 2), h0 + hidden * WIDTH
     biases(theta, second - hidden, hidden, work, h0)
     product(theta, at, inputs, 1, hidden, inputs, work, x0, h0, True)
-    biases(theta, third - hidden, hidden, work, h0 + hidden * WIDTH)
-    product(theta, second, hidden, 1, hidden, hidden, work, h0, h0 + hidden * WIDTH, True)
+    biases(theta, third - hidden, hidden, work, h1)
+    product(theta, second, hidden, 1, hidden, hidden, work, h0, h1, True)
     biases(theta, third + outputs * hidden, outputs, work, y0)
-    product(theta, third, hidden, 1, outputs, hidden, work, h0 + hidden * WIDTH, y0, False)
+    product(theta, third, hidden, 1, outputs, hidden, work, h1, y0, False)
 
 
 @compiled()
-def mlp_backward(theta, at, inputs, hidden, outputs, work, x0, h0, d0, e0, g0, tile):
-    """work[g0:] += the gradient [P] from that to the outputs, d [outputs]; e [2 * hidden] is room."""
-    second, third = hidden * (inputs + 1), hidden * (inputs + hidden + 2)
-    h1, e1 = h0 + hidden * WIDTH, e0 + hidden * WIDTH
+def mlp_backward(theta, at, sizes, work, x0, h0, d0, e0, g0, tile):
+    """work[g0:] += the gradient [P] from that to the outputs, d [actions]; e [2 * hidden] is room."""
+    inputs, hidden, outputs = sizes.state, sizes.hidden, sizes.actions
+    second, third, h1 = hidden * (inputs + 1), hidden * (inputs + hidden + 2), h0 + hidden * WIDTH
+    e1 = e0 + hidden * WIDTH
+    clear(work, e0, 2 * hidden)
     outer(work, d0, outputs, h1, hidden, 1, 0, 0, g0 + third, hidden, tile)
     sums(work, d0, outputs, 1, 0, g0 + third + outputs * hidden)
-    clear(work, e0, 2 * hidden)
     product(theta, at + third, 1, hidden, hidden, outputs, work, d0, e1, False)
     cut(work, e1, h1, hidden)
     outer(work, e1, hidden, h0, hidden, 1, 0, 0, g0 + second, hidden, tile)

@@ -331,3 +331,18 @@ def taken(typing_context: Any, turn: Any) -> Any:
         return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(turn), lower
+
+
+@intrinsic
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Have an element's line of memory fetched, without waiting for it."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: tuple) -> Any:
+        place = address(context, builder, sig.args[0], args[0], args[1])
+        place = builder.bitcast(place, ir.IntType(8).as_pointer())
+        hints = [ir.Constant(ir.IntType(32), value) for value in (0, 3, 1)]  # to read, often, as data
+        kind = ir.FunctionType(ir.VoidType(), [place.type, *(hint.type for hint in hints)])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [place, *hints])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), lower

@@ -16,7 +16,7 @@ import torch
 from common.parameters import ParameterError, parameter
 from lad_ts.engines import ENGINES, chosen_engine, fused_engine
 from lad_ts.environment_lad import EnvironmentParameters, Slot
-from lad_ts.observation import KINDS, Scales, features, width
+from lad_ts.observation import KINDS, Scales, features, queue_part, width
 from lad_ts.policy_export import ExportedPolicy
 from lad_ts.replay import Replay
 from lad_ts.seeded import SeededScheduler, check_stations
@@ -125,13 +125,16 @@ class StackedAgents(SeededScheduler):
         """
         return features(slot, self._capacity, self.kind, self.scales)
 
+    def queue_features(self, slot: Slot) -> torch.Tensor:
+        """What a state tells of the backlogs, [S, F - 2] float32."""
+        return queue_part(slot.backlog, self._capacity, self.kind)
+
     def act(self, slot: Slot) -> torch.Tensor:
-        features = self.features(slot)
-        self.decision = {"features": features, **self.seen(slot)}
+        self.decision = self.seen(slot)
         if self.engine:
-            flat = features.view(self.agents, -1, self.state_size)
-            return self.engine.choose(flat, slot.mask.reshape(self.agents, -1), slot.t).view(slot.mask.shape)
-        state = features.view(self.agents, -1, self.state_size).transpose(1, 2)
+            return self.engine.choose(slot)
+        self.decision["features"] = self.features(slot)
+        state = self.decision["features"].view(self.agents, -1, self.state_size).transpose(1, 2)
         return self.choose(state, slot).view(slot.mask.shape)
 
     def seen(self, slot: Slot) -> dict[str, torch.Tensor]:
@@ -164,19 +167,12 @@ class StackedAgents(SeededScheduler):
 
         `decision` holds what `act` knew. Who learns from a slot after others were decided puts back what it was then.
         """
-        mask = slot.mask.reshape(self.agents, -1)
-        now = self.decision["features"].view(self.agents, -1, self.state_size)
         if self.params.next_state == "zeros":
             following = dataclasses.replace(following, backlog=torch.zeros_like(following.backlog))
-        after = self.features(following)[:, :, 0].reshape(self.agents, self.state_size)
-        self.replay.add(
-            mask,
-            state=now,
-            next_state=self.then(now, after, mask),
-            action=action.view(self.agents, -1, 1),
-            reward=-delay.view(self.agents, -1, 1),
-            **self.extra_values(slot, mask),
-        )
+        if self.engine:
+            self.engine.keep(slot, action, delay, following)
+        else:
+            self.keep(slot, action, delay, following)
         learning = None
         if not self._warm:
             ready = self.replay.size[:, 0] > self.params.learning_start
@@ -192,6 +188,20 @@ class StackedAgents(SeededScheduler):
             else:
                 self.update(self.replay.take(self.draw("uniform", self.params.batch_size)), learning)
         self.draws.drawing[:] = True
+
+    def keep(self, slot: Slot, action: torch.Tensor, delay: torch.Tensor, following: Slot) -> None:
+        """Append a slot's transitions to the replay; the next state of the last is the following slot's first."""
+        mask = slot.mask.reshape(self.agents, -1)
+        now = self.decision["features"].view(self.agents, -1, self.state_size)
+        after = self.features(following)[:, :, 0].reshape(self.agents, self.state_size)
+        self.replay.add(
+            mask,
+            state=now,
+            next_state=self.then(now, after, mask),
+            action=action.view(self.agents, -1, 1),
+            reward=-delay.view(self.agents, -1, 1),
+            **self.extra_values(slot, mask),
+        )
 
     def exported(
         self,

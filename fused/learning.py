@@ -1,0 +1,256 @@
+"""An update of one agent's networks from a minibatch of its replay.
+
+Agents share nothing but `turn`, which tells the next one whom nobody has taken up, so threads may call these functions
+side by side. Start reading at `learn_actor_critic`.
+"""
+
+import math
+
+from numba import float32
+
+from fused.agents import MLP, actor, draw_noise
+from fused.chains import chain_backward
+from fused.networks import ONE, TWO, WIDTH, ZERO, clear, log_probability, mlp_backward, mlp_forward, softmax
+from fused.random_lanes import uniform_block
+from fused.vectors import (
+    compiled,
+    fma,
+    full16,
+    full64,
+    larger,
+    load16,
+    load64,
+    prefetch,
+    smaller,
+    sqrt,
+    store,
+    taken,
+    total,
+)
+
+SMALL = float32(1e-8)
+
+
+@compiled()
+def look_up(sizes, places, rows, written, draw, g, block, room):
+    """Begin a block of the minibatch of agent g: where its rows lie in the replay, which are fetched meanwhile."""
+    s, p, (work, index) = sizes, places, room
+    seed, width, held = g // s.stations, 2 * s.state + 2 + 2 * s.latent, min(written[g], s.capacity)
+    keys, call = draw.keys, draw.calls[seed]
+    uniform_block(keys[seed, 0], keys[seed, 1], g % s.stations, call, block, work, p.uniform)
+    for m in range(WIDTH):
+        index[m] = (g * s.capacity + min(int(work[p.uniform + m] * float32(held)), held - 1)) * width
+        work[p.share + m] = ONE / float32(s.samples) if block * WIDTH + m < s.samples else ZERO
+        for line in range(0, width, 16):
+            prefetch(rows, index[m] + line)
+
+
+@compiled()
+def gather(rows, index, first, columns, work, to):
+    """Panels of so many columns of the rows that start at index [64]."""
+    for column in range(columns):
+        for m in range(WIDTH):
+            work[to + column * WIDTH + m] = rows[index[m] + first + column]
+
+
+@compiled()
+def take(sizes, places, rows, memory, g, room):
+    """The block that `look_up` began, as panels."""
+    s, p, (work, index) = sizes, places, room
+    gather(rows, index, 0, s.state, work, p.state)
+    gather(rows, index, s.state, s.state, work, p.after)
+    gather(rows, index, 2 * s.state, 1, work, p.action)
+    gather(rows, index, 2 * s.state + 1, 1, work, p.reward)
+    latent = 2 * s.state + 2
+    if s.cells:
+        for m in range(WIDTH):
+            for half in range(2):
+                t, n = divmod(int(rows[index[m] + latent + half]), s.tasks)
+                cell = ((t * s.agents + g) * s.actions) * s.tasks + n
+                to = p.latent if half == 0 else p.after_latent
+                for a in range(s.actions):
+                    work[to + a * WIDTH + m] = memory[cell + a * s.tasks]
+    else:
+        gather(rows, index, latent, s.latent, work, p.latent)
+        gather(rows, index, latent + s.latent, s.latent, work, p.after_latent)
+
+
+@compiled()
+def policy_value(work, p0, q0, rows, entropy0, alpha):
+    """The value of the policy p under q and its entropy, sum_a p q + alpha * entropy; the entropy is kept."""
+    value, entropy = full64(ZERO), full64(ZERO)
+    for a in range(0, rows * WIDTH, WIDTH):
+        p = load64(work, p0 + a)
+        value = fma(p, load64(work, q0 + a), value)
+        entropy = entropy - p * log_probability(p)
+    store(work, entropy0, entropy)
+    return fma(alpha, entropy, value)
+
+
+@compiled()
+def worst(theta, g, sizes, work, places, state):
+    """q = min(Q1, Q2) [actions] of the critics of agent g."""
+    s, p, size = sizes, places, len(theta) // (2 * sizes.agents)
+    mlp_forward(theta, g * size, s, work, state, p.h, p.q)
+    mlp_forward(theta, (s.agents + g) * size, s, work, state, p.h, p.other)
+    for a in range(0, s.actions * WIDTH, WIDTH):
+        store(work, p.q + a, smaller(load64(work, p.q + a), load64(work, p.other + a)))
+
+
+@compiled()
+def value_gradient(theta, at, sizes, work, places, g0):
+    """work[g0:] += the gradient of the mean of (q(action) - chosen)^2; returns that mean, and q's."""
+    s, p = sizes, places
+    mlp_forward(theta, at, s, work, p.state, p.h, p.q)
+    clear(work, p.d, s.actions)
+    loss, mean = ZERO, ZERO
+    for m in range(WIDTH):
+        place = int(work[p.action + m]) * WIDTH + m
+        error, share = work[p.q + place] - work[p.chosen + m], work[p.share + m]
+        work[p.d + place] = TWO * error * share
+        loss += error * error * share
+        mean += work[p.q + place] * share
+    mlp_backward(theta, at, s, work, p.state, p.h, p.d, p.e, g0, p.tile)
+    return loss, mean
+
+
+@compiled()
+def policy_gradient(work, p0, q0, rows, share0, alpha, d0):
+    """d, the gradient to x_0 of the mean of -(alpha * entropy + sum_a p q), p = softmax(x_0)."""
+    dot, small, share = full64(ZERO), full64(SMALL), load64(work, share0)
+    for a in range(0, rows * WIDTH, WIDTH):
+        p = load64(work, p0 + a)
+        d = share * ((log_probability(p) + p / (p + small)) * alpha - load64(work, q0 + a))
+        dot = fma(p, d, dot)
+        store(work, d0 + a, d)
+    for a in range(0, rows * WIDTH, WIDTH):
+        store(work, d0 + a, load64(work, p0 + a) * (load64(work, d0 + a) - dot))
+
+
+@compiled()
+def adam(net, row, size, gradient, g0, lr):
+    """A step of Adam on one row of networks, as StackedAdam's; returns the norm of the gradient."""
+    theta, first, second, count = net
+    count[row] += 1.0
+    root, at = math.sqrt(1.0 - 0.999 ** count[row]), row * size
+    rate, epsilon = float32(lr * root / (1.0 - 0.9 ** count[row])), float32(1e-8 * root)
+    whole, slow, slower = full16(ZERO), float32(1 - 0.9), float32(1 - 0.999)
+    for k in range(0, size - 15, 16):
+        g, m, v = load16(gradient, g0 + k), load16(first, at + k), load16(second, at + k)
+        m = fma(slow, g - m, m)
+        v = fma(slower, g * g, v * float32(0.999))
+        store(first, at + k, m)
+        store(second, at + k, v)
+        store(theta, at + k, load16(theta, at + k) - m / (sqrt(v) + epsilon) * rate)
+        whole = fma(g, g, whole)
+    square = total(whole)
+    for k in range(size - size % 16, size):
+        g = gradient[g0 + k]
+        first[at + k] += slow * (g - first[at + k])
+        second[at + k] = second[at + k] * float32(0.999) + slower * (g * g)
+        theta[at + k] -= first[at + k] / (math.sqrt(second[at + k]) + epsilon) * rate
+        square += g * g
+    return math.sqrt(square)
+
+
+@compiled()
+def blend(target, online, row, size, weight):
+    """target += weight * (online - target), of one row."""
+    for k in range(row * size, row * size + size):
+        target[k] += weight * (online[k] - target[k])
+
+
+@compiled()
+def learn_actor_critic(turn, room, sizes, chain, coefficients, places, rates, draw, learning, replay, memory, nets,
+                       targets, measured):
+    """One update of every agent of `learning`, as SoftActorCritic.update; `measured` [G, 7] is what it measures.
+
+    nets are actor, critics and log temperature, targets those of actor and critics, rates what Engine.update says.
+    """
+    s, p, work, (rows, written) = sizes, places, room.work, replay
+    (policy, critic, temperature), (policy_target, critic_target) = nets, targets
+    policy_size, critic_size = len(policy.theta) // s.agents, len(critic.theta) // (2 * s.agents)
+    policy_rate, critic_rate, temperature_rate, gamma, weight, wanted = rates
+    second, blocks = p.gradient + critic_size, (s.samples + WIDTH - 1) // WIDTH
+    while True:
+        position = taken(turn)
+        if position >= len(learning):
+            return
+        g = learning[position]
+        alpha, loss, mean = math.exp(temperature.theta[g]), ZERO, ZERO
+        work[p.gradient : second + critic_size] = ZERO
+        for block in range(blocks):
+            look_up(s, p, rows, written, draw, g, block, room)
+            draw_noise(s, work, p, draw, g, 1, block, blocks)
+            take(s, p, rows, memory, g, room)
+            actor(policy_target, g, s, chain, coefficients, work, p, p.after, p.after_latent, p.p, False)
+            softmax(work, p.p, p.p, s.actions)
+            worst(critic_target, g, s, work, p, p.after)
+            value = policy_value(work, p.p, p.q, s.actions, p.entropy, alpha)
+            store(work, p.chosen, fma(float32(gamma), value, load64(work, p.reward)))
+            first_loss, first_mean = value_gradient(critic.theta, g * critic_size, s, work, p, p.gradient)
+            other_loss, other_mean = value_gradient(critic.theta, (s.agents + g) * critic_size, s, work, p, second)
+            loss += (first_loss + other_loss) / TWO
+            mean += (first_mean + other_mean) / TWO
+        norm = adam(critic, g, critic_size, work, p.gradient, critic_rate)
+        norm += adam(critic, s.agents + g, critic_size, work, second, critic_rate)
+        measured[g, 0], measured[g, 4], measured[g, 5] = loss, mean, norm / TWO
+
+        work[p.gradient : p.gradient + policy_size] = ZERO
+        loss, entropy = ZERO, ZERO
+        for block in range(blocks):
+            if blocks > 1:
+                look_up(s, p, rows, written, draw, g, block, room)
+                draw_noise(s, work, p, draw, g, 1, block, blocks)
+                take(s, p, rows, memory, g, room)
+            worst(critic.theta, g, s, work, p, p.state)
+            actor(policy.theta, g, s, chain, coefficients, work, p, p.state, p.latent, p.p, True)
+            softmax(work, p.p, p.p, s.actions)
+            share = load64(work, p.share)
+            loss -= total(policy_value(work, p.p, p.q, s.actions, p.entropy, alpha) * share)
+            entropy += total(load64(work, p.entropy) * share)
+            policy_gradient(work, p.p, p.q, s.actions, p.share, alpha, p.d)
+            at = g * policy_size
+            if s.actor == MLP:
+                mlp_backward(policy.theta, at, s, work, p.state, p.h, p.d, p.e, p.gradient, p.tile)
+            else:
+                chain_backward(policy.theta, at, chain, coefficients, work, p.state, p.d, p.gradient, p.tile)
+        measured[g, 1], measured[g, 2], measured[g, 3] = loss, entropy, alpha
+        measured[g, 6] = adam(policy, g, policy_size, work, p.gradient, policy_rate)
+        work[p.gradient] = alpha * (entropy - float32(wanted))
+        adam(temperature, g, 1, work, p.gradient, temperature_rate)
+        blend(critic_target, critic.theta, g, critic_size, float32(weight))
+        blend(critic_target, critic.theta, s.agents + g, critic_size, float32(weight))
+        blend(policy_target, policy.theta, g, policy_size, float32(weight))  # nothing where they are the same
+
+
+@compiled()
+def learn_values(turn, room, sizes, places, rates, draw, learning, replay, memory, net, target, measured):
+    """One update of every agent of `learning`, as DQNAgents.update; `measured` [G, 3] is what it measures.
+
+    The target becomes theta after every so many updates as the last of the rates says.
+    """
+    s, p, work, (rows, written), (rate, gamma, every) = sizes, places, room.work, replay, rates
+    size = len(target) // s.agents
+    while True:
+        position = taken(turn)
+        if position >= len(learning):
+            return
+        g = learning[position]
+        loss, mean = ZERO, ZERO
+        work[p.gradient : p.gradient + size] = ZERO
+        for block in range((s.samples + WIDTH - 1) // WIDTH):
+            look_up(s, p, rows, written, draw, g, block, room)
+            take(s, p, rows, memory, g, room)
+            mlp_forward(target, g * size, s, work, p.after, p.h, p.q)
+            most = load64(work, p.q)
+            for a in range(WIDTH, s.actions * WIDTH, WIDTH):
+                most = larger(most, load64(work, p.q + a))
+            store(work, p.chosen, fma(float32(gamma), most, load64(work, p.reward)))
+            part_loss, part_mean = value_gradient(net.theta, g * size, s, work, p, p.gradient)
+            loss += part_loss
+            mean += part_mean
+        measured[g, 0], measured[g, 1] = loss, mean
+        measured[g, 2] = adam(net, g, size, work, p.gradient, rate)
+        if int(net.count[g]) % int(every) == 0:
+            blend(target, net.theta, g, size, ONE)
