@@ -52,12 +52,17 @@ def words(key: tuple[int, int], call: int, stations: int, blocks: int) -> np.nda
     counter[0] = np.arange(blocks * 16, dtype=np.uint64).reshape(blocks, 16)
     counter[1] = np.arange(stations, dtype=np.uint64)[:, None, None]
     counter[2] = call
+    return philox(counter, key).transpose(1, 2, 0, 3).astype(np.uint32)
+
+
+def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Four words [4, ..] from counters [4, ..], both uint64 that hold 32 bits."""
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
     for turn in range(ROUNDS):
         k0, k1 = (np.uint64((word + turn * step) & 0xFFFFFFFF) for word, step in zip(key, KEY_STEPS, strict=True))
         p0, p1 = counter[0] * np.uint64(MULTIPLIERS[0]), counter[2] * np.uint64(MULTIPLIERS[1])
         counter = np.stack([(p1 >> half) ^ counter[1] ^ k0, p1 & low, (p0 >> half) ^ counter[3] ^ k1, p0 & low])
-    return counter.transpose(1, 2, 0, 3).astype(np.uint32)
+    return counter
 
 
 def normal(bits: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ It takes the place of `choose`, of the replay's `add` and of `update` of the sta
 whose tensors it reads and writes, so that checkpoints and everything else do not know of it. Start reading at `Engine`.
 """
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,16 +14,10 @@ import torch
 
 from fused.agents import FROM_LATENT, FROM_NOISE, MLP, Draw, Learnt, Places, Room, Sizes
 from fused.chains import LINEAR, SOFTMAX, TANH, Chain, Coefficients
+from fused.environment import flat, per_station
 from fused.learning import learn_actor_critic, learn_values
 from fused.networks import WIDTH
 from fused.slots import AS_IT_IS, PROBABILITIES, STANDARDISED, Seen, decide, keep
-
-
-def flat(tensor: torch.Tensor) -> np.ndarray:
-    """The memory of a tensor as an array of one dimension. Raises ValueError for one that is not contiguous."""
-    if not tensor.is_contiguous():
-        raise ValueError(f"a tensor of strides {tensor.stride()} must be contiguous")
-    return tensor.detach().numpy().reshape(-1)
 
 
 class Rooms:
@@ -93,6 +88,15 @@ class Engine:
         self.rooms: list[Room] = []  # of each thread
         self.pool: ThreadPoolExecutor | None = None
 
+    @functools.cached_property
+    def nets(self) -> tuple[Any, Any]:
+        """The networks and their targets, as the compiled functions take them."""
+        a = self.agents
+        if self.kind == "q":
+            return learnt(a.adam), flat(a.theta_target)
+        nets = tuple(map(learnt, (a.actor_adam, a.critic_adam, a.temperature_adam)))
+        return nets, (flat(a.theta_actor_target), flat(a.theta_critic_target))
+
     def run(self, function: Any, count: int, *arguments: Any) -> None:
         """A compiled function for `count` agents, in as many threads as torch would use."""
         threads = min(torch.get_num_threads(), count)
@@ -117,12 +121,10 @@ class Engine:
 
     def seen(self, slot: Any) -> Seen:
         """What agents see of a slot."""
-        a, same = self.agents, slot.workload.stride(1) == 0  # tasks that are the same at all stations
-        workload = slot.workload[:, 0] if same else slot.workload
+        a = self.agents
         scales = (1.0, 1.0) if a.kind == "raw" else (a.scales.size, a.scales.workload)
-        queue = a.queue_features(slot)
-        parts = slot.mask.reshape(-1), slot.size.reshape(-1), workload.reshape(-1)
-        return Seen(*map(flat, parts), 0 if same else slot.mask.shape[2], flat(queue), *scales)
+        parts = flat(slot.mask.contiguous()), flat(slot.size.contiguous()), *per_station(slot.workload)
+        return Seen(*parts, flat(a.queue_features(slot)), *scales)
 
     def choose(self, slot: Any) -> torch.Tensor:
         """The action [S, B, N] of the tasks of a slot; the memory is written."""
@@ -133,8 +135,22 @@ class Engine:
         epsilon = a.params.epsilon if self.kind == "q" else -1.0
         if self.kind != "latent":
             s = s._replace(tasks=slot.mask.shape[2])  # agents without a memory take any number
-        self.run(decide, s.agents, s, self.chain, self.coefficients, self.places, draw, self.seen(slot), self.theta,
-                 best, epsilon, self.holds, self.slot_cells(slot.t), flat(action))
+        self.run(
+            decide,
+            s.agents,
+            s,
+            self.chain,
+            self.coefficients,
+            self.places,
+            draw,
+            self.seen(slot),
+            self.theta,
+            best,
+            epsilon,
+            self.holds,
+            self.slot_cells(slot.t),
+            flat(action),
+        )
         return action
 
     def keep(self, slot: Any, action: torch.Tensor, delay: torch.Tensor, following: Any) -> None:
@@ -143,8 +159,19 @@ class Engine:
         latent = after = self.memory[:0]
         if self.kind == "latent" and not self.cells:
             latent, after = flat(a.decision["latent"]), self.slot_cells(slot.t + 1)
-        self.run(keep, s.agents, s, self.seen(slot), self.seen(following), flat(action.contiguous()),
-                 flat(delay.contiguous()), latent, after, slot.t * s.tasks, *self.replay)
+        self.run(
+            keep,
+            s.agents,
+            s,
+            self.seen(slot),
+            self.seen(following),
+            flat(action.contiguous()),
+            flat(delay.contiguous()),
+            latent,
+            after,
+            slot.t * s.tasks,
+            *self.replay,
+        )
 
     def update(self, learning: torch.Tensor | None) -> None:
         """One update of all agents or of those with the given indices, on minibatches of their replay."""
@@ -152,17 +179,16 @@ class Engine:
         rows = self.all if learning is None else learning.numpy()
         measured = torch.zeros(a.agents, len(a.metrics.names))
         draw = Draw(*a.draws.take(1 + (self.sizes.noise > 0)))
-        given = draw, rows, self.replay, self.memory
         if self.kind == "q":
             rates = a.adam.lr, p.gamma, float(p.target_every)
-            self.run(learn_values, len(rows), self.sizes, self.places, rates, *given, learnt(a.adam),
-                     flat(a.theta_target), measured.numpy())
+            given = self.sizes, self.places, rates, draw, rows, self.replay, self.memory
+            self.run(learn_values, len(rows), *given, *self.nets, measured.numpy())
         else:
-            adams = a.actor_adam, a.critic_adam, a.temperature_adam
-            rates = tuple(map(float, (*(adam.lr for adam in adams), p.gamma, p.target_rate, p.target_entropy)))
-            self.run(learn_actor_critic, len(rows), self.sizes, self.chain, self.coefficients, self.places, rates,
-                     *given, tuple(map(learnt, adams)), (flat(a.theta_actor_target), flat(a.theta_critic_target)),
-                     measured.numpy())
+            lr = a.actor_adam.lr, a.critic_adam.lr, a.temperature_adam.lr
+            rates = tuple(map(float, (*lr, p.gamma, p.target_rate, p.target_entropy)))
+            known = self.sizes, self.chain, self.coefficients, self.places
+            given = *known, rates, draw, rows, self.replay, self.memory
+            self.run(learn_actor_critic, len(rows), *given, *self.nets, measured.numpy())
         a.metrics.add(learning, **dict(zip(a.metrics.names, measured[:, :, None].unbind(1), strict=True)))
 
 

@@ -161,8 +161,9 @@ def blend(target, online, row, size, weight):
 
 
 @compiled()
-def learn_actor_critic(turn, room, sizes, chain, coefficients, places, rates, draw, learning, replay, memory, nets,
-                       targets, measured):
+def learn_actor_critic(
+    turn, room, sizes, chain, coefficients, places, rates, draw, learning, replay, memory, nets, targets, measured
+):
     """One update of every agent of `learning`, as SoftActorCritic.update; `measured` [G, 7] is what it measures.
 
     nets are actor, critics and log temperature, targets those of actor and critics, rates what Engine.update says.

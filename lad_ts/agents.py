@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from common.parameters import ParameterError, parameter
-from lad_ts.engines import ENGINES, chosen_engine, fused_engine
+from lad_ts.engines import ENGINES, check_engine, fused_engine
 from lad_ts.environment_lad import EnvironmentParameters, Slot
 from lad_ts.observation import KINDS, Scales, features, queue_part, width
 from lad_ts.policy_export import ExportedPolicy
@@ -103,7 +103,7 @@ class StackedAgents(SeededScheduler):
         self._warm = False  # True once every agent learns
         self.decision: dict[str, torch.Tensor] = {}  # what the present slot's decisions saw
         kind = vars(type(self)).get("fused", "")  # a subclass computes what it likes
-        self.engine_used, self.engine_reason = chosen_engine(params, kind, self.device)
+        check_engine(params, kind, self.device)
 
     def extra_columns(self) -> dict[str, int]:
         """Further replay columns of a subclass."""
@@ -112,7 +112,7 @@ class StackedAgents(SeededScheduler):
     @functools.cached_property
     def engine(self) -> Any:
         """What decides and updates instead of `choose` and `update`, where the fused engine is used."""
-        return fused_engine(self, vars(type(self))["fused"]) if self.engine_used == "fused" else None
+        return fused_engine(self, vars(type(self))["fused"]) if self.params.engine == "fused" else None
 
     def draw(self, kind: str, *shape: int) -> torch.Tensor:
         """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator; 0 for seeds that wait."""

@@ -15,6 +15,7 @@ from common.run_folder import (
     save_checkpoint,
     with_defaults,
 )
+from lad_ts.engines import with_engine
 from lad_ts.history import History
 from lad_ts.method import Method
 from lad_ts.run_parameters import DEVICES, training_seeds
@@ -22,8 +23,18 @@ from lad_ts.scheduler import LearningScheduler
 
 # Parameters that the command line may change for a stored run.
 FREE = {
-    "resume": {"method", "episodes", "device", "threads", "checkpoint_every", "export", "log", "evaluate_every"},
-    "evaluate": {"method", "evaluation_episodes", "evaluation_action", "device", "threads", "out", "export"},
+    "resume": {
+        "method",
+        "episodes",
+        "device",
+        "threads",
+        "checkpoint_every",
+        "export",
+        "log",
+        "evaluate_every",
+        "engine",
+    },
+    "evaluate": {"method", "evaluation_episodes", "evaluation_action", "device", "threads", "out", "export", "engine"},
 }
 
 
@@ -60,6 +71,8 @@ def stored_config(config: Any, given: Collection[str], content: dict[str, Any], 
             words = f"must be {stored[name]}, as stored in --{flag}={place}"
             raise ParameterError(name, getattr(config, name), words)
     changes = {name: getattr(config, name) for name in free.intersection(given)}
+    if "engine" in stored:  # what took less time elsewhere says nothing here
+        changes = {"engine": "auto" if flag == "resume" else "torch"} | changes
     try:
         return resolve(type(config), stored | changes | {"resume": None, "evaluate": None, "export": None})
     except ParameterError as error:
@@ -105,16 +118,18 @@ def begun(folder: Path) -> dict[str, Any]:
     return stored | {"learner": None, "history": []}
 
 
-def resume_run(config: Any, given: Collection[str], method: Method) -> tuple[Any, LearningScheduler, History]:
+def resume_run(config: Any, given: Collection[str], method: Method) -> tuple[Any, LearningScheduler, History, str]:
     """Take up the run in `--resume`'s folder at its last checkpoint; one that is at its end is only drawn again.
 
-    A run that was killed before its first checkpoint begins anew, with the parameters of its config.json.
+    A run that was killed before its first checkpoint begins anew, with the parameters of its config.json. The last of
+    what is returned tells of the engine.
     """
     place, path = config.resume, Path(config.resume) / "checkpoint.pt"
     content = load_checkpoint(path, "resume") if path.exists() else begun(Path(place))
     config = stored_config(config, given, content, method, "resume")  # describes the run, interrupted or not
+    config, words = with_engine(config, method.build, choose_device(config.device, DEVICES))
     if content["learner"] is None:
-        return config, built(config, method), History()
+        return config, built(config, method), History(), words
     scheduler = restore(config, content, method, "resume", place)
     try:
         history = History.of_checkpoint(content, training_seeds(config))
@@ -123,4 +138,4 @@ def resume_run(config: Any, given: Collection[str], method: Method) -> tuple[Any
     if history.episodes > config.episodes:
         words = f"must be at least the {history.episodes} of --resume={place}"
         raise ParameterError("episodes", config.episodes, words)
-    return config, scheduler, history
+    return config, scheduler, history, words

@@ -1,8 +1,9 @@
 """Which engine computes what agents do: torch, or the fused one, whose functions numba compiles for the CPU.
 
-The torch code is what there is to read, and the only one on CUDA. Start reading at `chosen_engine`.
+The torch code is what there is to read, and the only one on CUDA. Start reading at `with_engine`.
 """
 
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable
@@ -18,44 +19,50 @@ ENGINES = ("auto", "torch", "fused")
 COLD, WARM = 150_000, 5_000  # updates of an agent that pay for compiling, and for loading what is compiled
 
 
-def chosen_engine(params: Any, kind: str, device: torch.device) -> tuple[str, str]:
-    """torch or fused, and the reason in words; empty when it was the user's choice.
-
-    `kind` is what the fused engine knows the agents as, "" for agents that it does not know. Raises ParameterError when
-    the user wants it in vain.
-    """
+def check_engine(params: Any, kind: str, device: torch.device) -> None:
+    """Raise ParameterError when the user wants the fused engine for agents of a kind that it does not compute."""
     wanted = getattr(params, "engine", "torch")
-    if wanted == "torch":
-        return "torch", ""
+    if wanted == "fused" and (hindrance := hindered(kind, device)):
+        raise ParameterError("engine", wanted, f"must be torch or auto: {hindrance}")
+
+
+def hindered(kind: str, device: torch.device) -> str:
+    """Why the fused engine cannot compute agents that it knows as `kind`, "" for those that it does not know."""
     if not kind:
-        reason = "these agents compute what the fused engine does not know"
-    elif device.type != "cpu":
-        reason = f"the fused engine computes on the CPU only, and not on {device}"
-    elif importlib.util.find_spec("numba") is None:
-        reason = "the fused engine needs the package numba"
-    else:
-        reason = ""
-    if wanted == "fused":
-        if reason:
-            raise ParameterError("engine", "fused", f"must be torch or auto: {reason}")
-        return "fused", ""
-    return ("torch", reason) if reason else shorter(params)
+        return "these agents compute what the fused engine does not know"
+    if device.type != "cpu":
+        return f"the fused engine computes on the CPU only, and not on {device}"
+    if importlib.util.find_spec("numba") is None:
+        return "the fused engine needs the package numba"
+    return ""
+
+
+def with_engine(config: Any, agents: Any, device: torch.device) -> tuple[Any, str]:
+    """A run's parameters with the engine that takes less time in the place of `auto`, and why, in words.
+
+    `agents` is their class. Words are empty where there is no choice.
+    """
+    if getattr(config, "engine", "") != "auto":
+        return config, ""
+    kind = vars(agents).get("fused", "") if isinstance(agents, type) else ""
+    reason = hindered(kind, device)
+    engine, reason = ("torch", reason) if reason else shorter(config)
+    return dataclasses.replace(config, engine=engine), f"engine {engine}: {reason}"
 
 
 def shorter(params: Any) -> tuple[str, str]:
     """The engine that takes less time for a run of these parameters, and why."""
-    from common.compiled import kept_code  # these import numba, which takes a while
-
-    episodes, seeds = getattr(params, "episodes", 1), getattr(params, "seeds", 1)
-    updates = episodes * seeds * (params.num_slots - 1) * params.num_bs * params.updates_per_slot
+    updates = params.episodes * params.seeds * (params.num_slots - 1) * params.num_bs * params.updates_per_slot
     if updates < WARM:
         return "torch", "the run is too short to load compiled functions for"
+    from common.compiled import kept_code  # imports numba, which takes a while
+
     kept, warm = kept_code(Path(fused.__file__).parent, "decide")
     if not kept:
         return "torch", "there is no place to keep compiled functions in"
     if not warm and updates < COLD:
         return "torch", "the run is too short to compile functions for"
-    return "fused", "the run is long enough"
+    return "fused", "compiled functions take less time"
 
 
 def fused_engine(agents: Any, kind: str) -> Any:

@@ -116,11 +116,9 @@ def run_episode(
     """Schedule one episode in every row of (seed, episode); one that is training learns on the way."""
     delays, masks = [], []
     worked, deciding = torch.zeros_like(env.capacity), 0.0
-    for slot, action, delay, following, seconds in play(env, scheduler, arrivals, rows):
+    for slot, _, delay, following, seconds in play(env, scheduler, arrivals, rows):
         deciding += seconds
-        work = (slot.mask * slot.workload).view(env.num_seeds, -1)
-        sent = torch.zeros_like(env.capacity).scatter_add_(1, action.view(env.num_seeds, -1), work)
-        worked += slot.backlog + sent - following.backlog
+        worked += slot.backlog + env.sent - following.backlog
         delays.append(delay)
         masks.append(slot.mask)
     utilisation = worked / (env.capacity * env.slot_length * (env.num_slots - 1))

@@ -23,6 +23,7 @@ from common.run_folder import RESULTS, claimed, new_folder, progress_file, write
 from common.statistics_seeds import final_span
 from lad_ts.blocks import OptDelays, block_length, run_block
 from lad_ts.checkpoints import keep_best, resume_run, write_checkpoint
+from lad_ts.engines import with_engine
 from lad_ts.environment_lad import draw_arrivals
 from lad_ts.evaluation import evaluate_checkpoint
 from lad_ts.event_log import event_log
@@ -81,12 +82,13 @@ def run(config: Any, given: set[str], method: Method) -> Result:
             raise ParameterError("resume", config.resume, "must be a run's folder, with a checkpoint.pt or config.json")
         with claimed(Path(config.resume), "resume") as folder:
             file = config.export
-            config, scheduler, history = resume_run(config, given, method)
+            config, scheduler, history, words = resume_run(config, given, method)
             setting = Setting.of(config)
             writes = exported_place(file, scheduler, setting.scenario)
-            result = finish_run(config, setting, method, folder, scheduler, history, start)
+            result = finish_run(config, setting, method, folder, scheduler, history, start, words)
             return with_export(result, writes, setting.scenario, method.key, setting.seeds)
     setting, kind = Setting.of(config), (config.variant or "run") if method.learns else "fixed"
+    config, words = with_engine(config, method.build, setting.device)
     runnable = method.build(config, setting.seeds, setting.device)
     name = f"{kind}_e{config.episodes}_s{setting.seeds[0]}-{setting.seeds[-1]}"
     file = config.export if method.learns else None
@@ -94,16 +96,23 @@ def run(config: Any, given: set[str], method: Method) -> Result:
         config = dataclasses.replace(config, export=None)  # a place is no property of the run
     writes = exported_place(file, runnable, setting.scenario)
     with new_folder(config.out, RESULTS / method.key / name) as folder:
-        result = finish_run(config, setting, method, folder, runnable, History(), start)
+        result = finish_run(config, setting, method, folder, runnable, History(), start, words)
     return with_export(result, writes, setting.scenario, method.key, setting.seeds)
 
 
 def finish_run(
-    config: Any, setting: Setting, method: Method, folder: Path, runnable: Runnable, history: History, start: float
+    config: Any,
+    setting: Setting,
+    method: Method,
+    folder: Path,
+    runnable: Runnable,
+    history: History,
+    start: float,
+    note: str,
 ) -> Result:
-    """Run from the history's end to the last episode, and report."""
+    """Run from the history's end to the last episode, and report, with a note unless it is empty."""
     label = method.label(config)
-    write_config(folder, label, dataclasses.asdict(config) | engine_used(runnable), method.source)
+    write_config(folder, label, dataclasses.asdict(config), method.source)
     words: list[str] = []
     try:
         with progress_file(folder) as tell:
@@ -121,14 +130,8 @@ def finish_run(
     if code:
         ways = f"go on with --resume {shlex.quote(str(folder))}" if runnable.learns else f"{folder} holds what was done"
         lines.append(f"interrupted after episode {history.episodes}; {ways}")
-    columns = history.columns(config.seeds)
-    return Result(config, folder, columns, runnable, summary, "\n".join([*words, *lines]), code)
-
-
-def engine_used(runnable: Runnable) -> dict[str, Any]:
-    """The engine that computes what agents do, for config.json; empty for those that have no choice."""
-    used = getattr(runnable, "engine_used", None)
-    return {"engine": used} if used else {}
+    columns, lines = history.columns(config.seeds), [*words, *lines, *([note] if note else [])]
+    return Result(config, folder, columns, runnable, summary, "\n".join(lines), code)
 
 
 def learn(
@@ -142,6 +145,7 @@ def learn(
 ) -> int:
     """The training loop. Returns the exit code, not 0 when a signal ended it; the checkpoint then is up to date."""
     seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
+    env.compiled = getattr(config, "engine", "") == "fused"
     opt_delays = OptDelays(config, scenario, seeds, config.episodes)
     validation = Validation(config, setting, method)
     label, first = method.label(config), history.episodes

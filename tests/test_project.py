@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # What a folder may import besides itself; scripts and tests may import everything.
 BELOW = {
     "common": set(),
-    "lad_ts": {"common"},
+    "fused": {"common"},
+    "lad_ts": {"common", "fused"},
     "coop_lad_ts": {"common", "lad_ts"},
     "baselines": {"common", "lad_ts", "coop_lad_ts"},
     "experiments": {"common", "lad_ts", "coop_lad_ts", "baselines"},
@@ -26,7 +27,7 @@ BELOW = {
     "edge_sim": {"common", "lad_ts", "coop_lad_ts", "baselines", "trace_ts"},
     "dedgeai": {"common", "lad_ts", "coop_lad_ts", "baselines", "resd3_medium", "edge_sim", "trace_ts"},
 }
-SHORT = ("lad_ts", "coop_lad_ts", "baselines", "common", "experiments", "mec_env")
+SHORT = ("fused", "lad_ts", "coop_lad_ts", "baselines", "common", "experiments", "mec_env")
 MOST_LINES = 350
 ENTRY = re.compile(r"main_\w+|refine_sd3_infer|test_MEG|train_\w+")
 

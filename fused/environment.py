@@ -1,0 +1,72 @@
+"""A slot of the simulator of lad_ts/environment_lad.py, to the last bit. Start reading at `scheduled`."""
+
+import numpy as np
+import torch
+
+from fused.vectors import compiled
+
+
+@compiled()
+def step(
+    shape, mask, size, workload, work_step, result, result_step, action, capacity, rate, length, backlog, delay, sent
+):
+    """Delays [S, B, N] of a slot's tasks, and the work `sent` [S, B]; the backlogs [S, B] go on to the next slot.
+
+    All arrays are flat; shape is S, B, N, and work_step and result_step are the numbers from a station to the next.
+    """
+    seeds, stations, tasks = shape
+    for s in range(seeds):
+        row = s * stations
+        work_row = s * (stations * work_step if work_step else tasks)
+        result_row = s * (stations * result_step if result_step else tasks)
+        for e in range(stations):
+            sent[row + e] = 0.0
+        for b in range(stations):
+            for n in range(tasks):
+                k = (row + b) * tasks + n
+                if not mask[k]:
+                    delay[k] = 0.0
+                    continue
+                e = action[k]
+                work, f = workload[work_row + b * work_step + n], capacity[row + e]
+                upload = size[k] if e != b else 0.0
+                transmission = (upload + result[result_row + b * result_step + n]) / rate[row + e]
+                delay[k] = transmission + work / f + (backlog[row + e] + sent[row + e]) / f
+                sent[row + e] += work
+        for e in range(row, row + stations):
+            backlog[e] = max(backlog[e] + sent[e] - capacity[e] * length, 0.0)
+
+
+def scheduled(
+    tasks: tuple[torch.Tensor, ...],
+    action: torch.Tensor,
+    capacity: torch.Tensor,
+    rate: torch.Tensor,
+    length: float,
+    backlog: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The delays [S, B, N], following backlogs [S, B] and work sent [S, B] of a slot.
+
+    tasks are its mask, size, workload and result size, [S, B, N] each, and the last two perhaps the same at every BS.
+    """
+    mask, size, workload, result = tasks
+    following, sent = backlog.clone(), torch.empty_like(backlog)
+    parts = flat(mask.contiguous()), flat(size.contiguous()), *per_station(workload), *per_station(result)
+    given = flat(action.contiguous()), flat(capacity), flat(rate), length, flat(following)
+    delay = torch.empty(mask.shape, dtype=torch.float64)
+    step(tuple(mask.shape), *parts, *given, flat(delay), flat(sent))
+    return delay, following, sent
+
+
+def per_station(values: torch.Tensor) -> tuple[np.ndarray, int]:
+    """Values [S, B, N] as a flat array, and the numbers from a station to the next: 0 where all have the same."""
+    if values.shape[1] == 1 or values.stride(1) == 0:
+        return flat(values[:, 0].contiguous()), 0
+    return flat(values.contiguous()), values.shape[2]
+
+
+def flat(tensor: torch.Tensor) -> np.ndarray:
+    """The memory of a tensor as an array of one dimension. Raises ValueError for one that is not contiguous."""
+    if not tensor.is_contiguous():
+        raise ValueError(f"a tensor of strides {tensor.stride()} must be contiguous")
+    return tensor.detach().numpy().reshape(-1)
