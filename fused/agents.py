@@ -57,13 +57,6 @@ class Places(NamedTuple):
     end: int
 
 
-class Room(NamedTuple):
-    """A thread's memory."""
-
-    work: np.ndarray  # float32
-    index: np.ndarray  # int64 [64]
-
-
 class Draw(NamedTuple):
     """Keys [S, 2] and the number of the next draw [S] of each seed."""
 

@@ -5,38 +5,21 @@ whose tensors it reads and writes, so that checkpoints and everything else do no
 """
 
 import functools
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
-from fused.agents import FROM_LATENT, FROM_NOISE, MLP, Draw, Learnt, Places, Room, Sizes
+from fused.agents import FROM_LATENT, FROM_NOISE, MLP, Draw, Learnt, Places, Sizes
 from fused.chains import LINEAR, SOFTMAX, TANH, Chain, Coefficients
 from fused.environment import flat, per_station
 from fused.learning import learn_actor_critic, learn_values
-from fused.networks import WIDTH
 from fused.slots import AS_IT_IS, PROBABILITIES, STANDARDISED, Seen, decide, keep
+from fused.threads import Crew
+from fused.threads import Places as PanelPlaces
 
 
-class Rooms:
-    """Gives out places in an array of floats, one after another."""
-
-    def __init__(self) -> None:
-        self.end = 0
-
-    def panels(self, rows: int) -> int:
-        """The place of so many panels."""
-        return self.numbers(rows * WIDTH)
-
-    def numbers(self, count: int) -> int:
-        """The place of so many floats, 64 bytes and their multiples after the array's begin."""
-        place, self.end = self.end, self.end + -(-count // 16) * 16
-        return place
-
-
-def chain_of(denoiser: Any, state: int, rooms: Rooms) -> tuple[Chain, Coefficients]:
+def chain_of(denoiser: Any, state: int, rooms: PanelPlaces) -> tuple[Chain, Coefficients]:
     """What the compiled chain must know of a Denoiser, or of none, for actors without."""
     if denoiser is None:
         none = np.zeros(1, np.float32)
@@ -67,7 +50,7 @@ class Engine:
     """
 
     def __init__(self, agents: Any, kind: str) -> None:
-        p, rooms, state = agents.params, Rooms(), agents.state_size
+        p, rooms, state = agents.params, PanelPlaces(), agents.state_size
         self.agents, self.kind = agents, kind
         self.chain, self.coefficients = chain_of(getattr(agents, "denoiser", None), state, rooms)
         noise, latent = getattr(agents, "noise_steps", 0), agents.replay.columns.get("latent", 0)
@@ -80,13 +63,12 @@ class Engine:
         critics = 0 if kind == "q" else agents.theta_critic[0].numel() * 2
         places += [rooms.numbers(max(theta[0].numel(), critics)), rooms.numbers(16), rooms.panels(1)]
         self.places = Places(*places, rooms.end)
-        self.theta, self.turn = flat(theta), np.zeros(1, np.int64)
+        self.theta = flat(theta)
         self.replay = flat(agents.replay.rows), flat(agents.replay.written)
         self.memory = flat(agents.memory) if kind == "latent" else np.zeros(1, np.float32)
         self.holds = MEMORIES[p.memory] if kind == "latent" else PROBABILITIES
         self.all = np.arange(agents.agents)
-        self.rooms: list[Room] = []  # of each thread
-        self.pool: ThreadPoolExecutor | None = None
+        self.crew = Crew()
 
     @functools.cached_property
     def nets(self) -> tuple[Any, Any]:
@@ -98,21 +80,8 @@ class Engine:
         return nets, (flat(a.theta_actor_target), flat(a.theta_critic_target))
 
     def run(self, function: Any, count: int, *arguments: Any) -> None:
-        """A compiled function for `count` agents, in as many threads as torch would use."""
-        threads = min(torch.get_num_threads(), count)
-        while len(self.rooms) < threads:
-            self.rooms.append(Room(np.zeros(self.places.end, np.float32), np.zeros(WIDTH, np.int64)))
-        self.turn[0] = 0
-        if threads == 1:
-            function(self.turn, self.rooms[0], *arguments)
-            return
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(max(os.cpu_count() or 1, threads))
-        others = [self.pool.submit(function, self.turn, room, *arguments) for room in self.rooms[1:threads]]
-        function(self.turn, self.rooms[0], *arguments)
-        for other in others:
-            if not other.cancel():  # one that has not begun would find nothing left to do
-                other.result()
+        """A compiled function for `count` agents."""
+        self.crew.run(function, count, self.places.end, *arguments)
 
     def slot_cells(self, t: int) -> np.ndarray:
         """The memory [G, actions, N] of slot t, flat."""
