@@ -105,6 +105,7 @@ class ServerActor:
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.fans = [sum(inputs)] * 5 + [2 * hidden] * 3 + [hidden]
         self.memory = torch.zeros(0, device=device)
+        self.network: Callable[..., torch.Tensor] | None = None  # the fused engine's, where it is used
 
     def draw(self, generators: Sequence[torch.Generator], device: torch.device | str) -> torch.Tensor:
         """Initial theta [S, P]: uniform in +-1/sqrt(fan in), as torch.nn.Linear does."""
@@ -142,6 +143,10 @@ class ServerActor:
     def x0(self, weights: Weights, view: View, states: States) -> torch.Tensor:
         """x_0 [S, M, C, B] of tasks in M states; weights from `split`."""
         row, t, workload, q = states.row, states.t, states.workload, states.q
+        if self.network and not torch.compiler.is_exporting():
+            theta, share = torch.cat([weight.flatten(1) for weight in weights], 1), of_rows(view.share, row)
+            seen = view.servers(row, q), view.tasks(row, t, workload), share.expand_as(q)
+            return torch.stack([self.network(*parts) for parts in zip(theta, *seen, strict=True)])
         seeds, count, tasks = workload.shape
         steps, num_bs = self.schedule.steps, q.shape[-1]
 

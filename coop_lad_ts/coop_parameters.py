@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from common.parameters import ParameterError, parameter
 from coop_lad_ts.routing_table import TableParameters
+from lad_ts.engines import engine_parameter
 from lad_ts.run_parameters import TrainingParameters
 
 
@@ -50,6 +51,7 @@ class CoopParameters(TableParameters):
     )
     price_rate: float = parameter(0.01, "step of the table against measured prices, falling with time", above=0)
     price_memory: float = parameter(0.5, "share of the newest episode in the mean of measured prices", above=0, high=1)
+    engine: str = engine_parameter()
     evaluation_action: str = parameter(
         "sample", "action in evaluation: drawn from the policy or its best", choices=("sample", "argmax")
     )

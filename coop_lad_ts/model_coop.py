@@ -5,6 +5,7 @@ coop_training.py). Not part of the LAD-TS paper. Start reading at `CoopAgents.ac
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from coop_lad_ts.coop_parameters import CoopConfig, CoopParameters
 from coop_lad_ts.coop_training import CoopTraining
 from coop_lad_ts.routing_table import coordinated_uniforms
 from coop_lad_ts.view import View
+from lad_ts.engines import fused_network
 from lad_ts.environment_lad import Scenario, Slot, draw_scenario, offered_load
 from lad_ts.method import Method, Variant
 from lad_ts.policy_export import ExportedPolicy
@@ -30,6 +32,7 @@ class CoopAgents(SeededScheduler):
         "q at the slot's start, t, the BS's own tasks, f, w, distribution of the task counts, a common random seed; "
         "v in training and where virtual Opt takes over"
     )
+    fused = "servers"
     Parameters = CoopParameters
     params: CoopParameters
 
@@ -38,6 +41,8 @@ class CoopAgents(SeededScheduler):
         self.shared = params.actor == "shared"  # one network, that takes any number of servers
         sizes = (params.hidden, params.denoising_steps, params.beta_schedule, self.device)
         self.actor: Actor = ServerActor(*sizes) if self.shared else StationActors(params.num_bs, *sizes)
+        if params.engine == "fused" and isinstance(self.actor, ServerActor):
+            self.actor.network = fused_network(self.actor)
         self.theta = self.actor.draw(self.generators, self.device)
         self.weights = self.actor.split(self.theta)
         self.actor.start_memory(self.draw_rows, params.num_slots, params.num_tasks)
@@ -45,6 +50,15 @@ class CoopAgents(SeededScheduler):
         self.metrics = self.course.metrics
         self.down: torch.Tensor | None = None  # [S, B], servers that are known to have failed
         self.virtual = VirtualOpt(params)
+
+    @classmethod
+    def fused_kind(cls, params: CoopParameters) -> str:
+        return super().fused_kind(params) if params.actor == "shared" else ""
+
+    @classmethod
+    def fused_work(cls, params: Any) -> int:
+        pairs = params.distil_updates * params.batch_states * params.batch_tasks * params.num_bs
+        return int(params.episodes * params.seeds * pairs // 64)
 
     def begin(self, scenario: Scenario, rows: Sequence[tuple[int, int]]) -> None:
         super().begin(scenario, rows)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from common.parameters import ParameterError, parameter
-from lad_ts.engines import ENGINES, check_engine, fused_engine
+from lad_ts.engines import engine_parameter, fused_engine
 from lad_ts.environment_lad import EnvironmentParameters, Slot
 from lad_ts.observation import KINDS, Scales, features, queue_part, width
 from lad_ts.policy_export import ExportedPolicy
@@ -55,12 +55,7 @@ class AgentParameters(EnvironmentParameters):
         "next state of a slot's last task: with the true q[t+1], or with zeros",
         choices=("true", "zeros"),
     )
-    engine: str = parameter(
-        "auto",
-        "what computes decisions and updates: fused, compiled for the CPU; torch; or the one that takes less time",
-        choices=ENGINES,
-        more="config.json tells which it was.",
-    )
+    engine: str = engine_parameter()
     evaluation_action: str = parameter(
         "sample", "action in evaluation: drawn from the policy or its best", choices=("sample", "argmax")
     )
@@ -87,7 +82,6 @@ def state_size(params: AgentParameters) -> int:
 class StackedAgents(SeededScheduler):
     """Agents of all BSs and seeds, stacked, that learn from replayed transitions."""
 
-    fused: ClassVar[str] = ""  # the kind of agents that the fused engine knows these as, where it does
     needs = "q at the slot's start, the BS's own tasks; f, but for raw state features"
     Parameters = AgentParameters
 
@@ -102,17 +96,20 @@ class StackedAgents(SeededScheduler):
         self.replay = Replay(self.agents, params.replay_capacity, columns | self.extra_columns(), self.device)
         self._warm = False  # True once every agent learns
         self.decision: dict[str, torch.Tensor] = {}  # what the present slot's decisions saw
-        kind = vars(type(self)).get("fused", "")  # a subclass computes what it likes
-        check_engine(params, kind, self.device)
 
     def extra_columns(self) -> dict[str, int]:
         """Further replay columns of a subclass."""
         return {}
 
+    @classmethod
+    def fused_work(cls, params: Any) -> int:
+        slots = params.episodes * params.seeds * (params.num_slots - 1)
+        return int(slots * params.num_bs * params.updates_per_slot)
+
     @functools.cached_property
     def engine(self) -> Any:
         """What decides and updates instead of `choose` and `update`, where the fused engine is used."""
-        return fused_engine(self, vars(type(self))["fused"]) if self.params.engine == "fused" else None
+        return fused_engine(self, self.fused_kind(self.params)) if self.params.engine == "fused" else None
 
     def draw(self, kind: str, *shape: int) -> torch.Tensor:
         """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator; 0 for seeds that wait."""

@@ -13,10 +13,20 @@ from typing import Any
 import torch
 
 import fused
-from common.parameters import ParameterError
+from common.parameters import ParameterError, parameter
 
 ENGINES = ("auto", "torch", "fused")
 COLD, WARM = 150_000, 5_000  # updates of an agent that pay for compiling, and for loading what is compiled
+
+
+def engine_parameter() -> Any:
+    """The declaration of `--engine`."""
+    return parameter(
+        "auto",
+        "what computes decisions and updates: fused, compiled for the CPU; torch; or the one that takes less time",
+        choices=ENGINES,
+        more="config.json tells which it was.",
+    )
 
 
 def check_engine(params: Any, kind: str, device: torch.device) -> None:
@@ -40,24 +50,23 @@ def hindered(kind: str, device: torch.device) -> str:
 def with_engine(config: Any, agents: Any, device: torch.device) -> tuple[Any, str]:
     """A run's parameters with the engine that takes less time in the place of `auto`, and why, in words.
 
-    `agents` is their class. Words are empty where there is no choice.
+    `agents` builds them, and is their class where they have a choice. Words are empty where there is none.
     """
     if getattr(config, "engine", "") != "auto":
         return config, ""
-    kind = vars(agents).get("fused", "") if isinstance(agents, type) else ""
+    kind = agents.fused_kind(config) if isinstance(agents, type) else ""
     reason = hindered(kind, device)
-    engine, reason = ("torch", reason) if reason else shorter(config)
+    engine, reason = ("torch", reason) if reason else shorter(agents.fused_work(config))
     return dataclasses.replace(config, engine=engine), f"engine {engine}: {reason}"
 
 
-def shorter(params: Any) -> tuple[str, str]:
-    """The engine that takes less time for a run of these parameters, and why."""
-    updates = params.episodes * params.seeds * (params.num_slots - 1) * params.num_bs * params.updates_per_slot
+def shorter(updates: int) -> tuple[str, str]:
+    """The engine that takes less time for so many updates of an agent, and why."""
     if updates < WARM:
         return "torch", "the run is too short to load compiled functions for"
     from common.compiled import kept_code  # imports numba, which takes a while
 
-    kept, warm = kept_code(Path(fused.__file__).parent, "decide")
+    kept, warm = kept_code(Path(fused.__file__).parent, "fill")
     if not kept:
         return "torch", "there is no place to keep compiled functions in"
     if not warm and updates < COLD:
@@ -70,6 +79,13 @@ def fused_engine(agents: Any, kind: str) -> Any:
     from fused.engine import Engine
 
     return Engine(agents, kind)
+
+
+def fused_network(actor: Any) -> Any:
+    """The compiled network of a ServerActor: x_0 from theta, features of servers and tasks, and shares."""
+    from fused.server_engine import ServerNetwork
+
+    return ServerNetwork(actor)
 
 
 @functools.cache

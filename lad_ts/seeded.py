@@ -4,13 +4,14 @@ Start reading at `SeededScheduler`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from common.parameters import ParameterError
 from common.random_streams import Stream
 from lad_ts.draws import Draws
+from lad_ts.engines import check_engine
 from lad_ts.environment_lad import EnvironmentParameters, Scenario
 from lad_ts.scheduler import LearningScheduler
 
@@ -21,11 +22,24 @@ class SeededScheduler(LearningScheduler):
     Rows of an episode are the training seeds, always in the same order.
     """
 
+    fused: ClassVar[str] = ""  # what the fused engine knows agents of just this class as
+
     def __init__(self, params: EnvironmentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         self.params, self.seeds, self.device = params, list(seeds), torch.device(device)
         self.num_bs = params.num_bs
+        check_engine(params, self.fused_kind(params), self.device)
         self.draws = Draws(self.seeds, self.device)
         self.generators = self.draws.generators  # of what agents start from
+
+    @classmethod
+    def fused_kind(cls, params: Any) -> str:
+        """The kind of agents that the fused engine knows these as; "" where it does not, as for a subclass of them."""
+        return vars(cls).get("fused", "")
+
+    @classmethod
+    def fused_work(cls, params: Any) -> int:
+        """How many updates of an agent of LAD-TS take as long, by the measure of their sizes, as a run of `params`."""
+        return 0
 
     def draw_rows(self, kind: str, *shape: int) -> torch.Tensor:
         """`uniform` or `normal` numbers [S, *shape], each seed's from its own generator; 0 for seeds that wait."""

@@ -13,6 +13,10 @@ from baselines.model_d2sac import D2SACAgents, D2SACConfig
 from baselines.model_dqn import DQNAgents, DQNConfig
 from baselines.model_sac import SACAgents, SACConfig
 from common.parameters import ParameterError
+from coop_lad_ts.coop_actors import ServerActor, States
+from coop_lad_ts.coop_parameters import CoopConfig
+from coop_lad_ts.model_coop import CoopAgents
+from coop_lad_ts.view import View
 from lad_ts import engines, main_lad
 from lad_ts.engines import with_engine
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
@@ -217,3 +221,61 @@ def test_a_run_of_one_engine_goes_on_with_the_other(tmp_path, capsys):
 
 def test_an_unknown_engine_is_refused(capsys):
     assert "engine" in refusal(capsys, main_dqn, "--engine", "cuda")
+
+
+# ----- the network that all servers share -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "servers", "states", "tasks", "hidden"), [(5, 20, 16, 8, 32), (3, 7, 5, 50, 13), (1, 1, 1, 1, 8)]
+)
+def test_the_shared_network_and_its_gradient_are_the_same(steps, servers, states, tasks, hidden):
+    params = make(CoopConfig, num_bs=servers, hidden=hidden, denoising_steps=steps, scenario_per_seed=True)
+    view = View(params, draw_scenario(params, range(3)))
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(high: float, *shape: int) -> torch.Tensor:
+        return high * torch.rand(2, states, *shape, generator=generator)
+
+    seen = States(uniform(3).long(), uniform(59).long(), uniform(4, tasks), uniform(100, servers))
+    theta = ServerActor(hidden, steps, "vp", "cpu").draw([generator, generator], "cpu") * 2
+    weight, found = torch.randn(2, states, tasks, servers, generator=generator), []
+    for compiled in (False, True):
+        actor = ServerActor(hidden, steps, "vp", "cpu")
+        actor.network = engines.fused_network(actor) if compiled else None
+        given = theta.clone().requires_grad_()
+        x0 = actor.x0(actor.split(given), view, seen)
+        found.append((x0.detach(), *torch.autograd.grad((x0 * weight).sum(), given)))
+    for slow, fast in zip(*found, strict=True):
+        assert slow.shape == fast.shape and (slow - fast).abs().max() < 1e-5 * slow.abs().max()
+
+
+def test_cooperative_agents_learn_the_same():
+    """Two episodes of distillation and two of tuning; and in threads, to the last bit."""
+    found = {}
+    for engine, threads in (("torch", 1), ("fused", 1), ("fused", 2)):
+        config = make(
+            CoopConfig, num_bs=4, num_tasks=6, num_slots=8, seeds=2, engine=engine, takeover=0.0,
+            distil_episodes=2, distil_updates=10, fit_steps=20,
+        )  # fmt: skip
+        agents = CoopAgents(config, [0, 1], "cpu")
+        env = CollaborativeMEC(draw_scenario(config, [0, 1]), "cpu", config.slot_length)
+        env.compiled = engine == "fused"
+        torch.set_num_threads(threads)
+        try:
+            delays = [episode(agents, config, env, number) for number in range(4)]
+        finally:
+            torch.set_num_threads(1)
+        found[engine, threads] = np.array(delays), agents.theta
+    (slow, theta), (fast, other) = found["torch", 1], found["fused", 1]
+    np.testing.assert_allclose(slow, fast, rtol=0.02)
+    assert (theta - other).norm() < 1e-3 * theta.norm()
+    assert torch.equal(found["fused", 2][1], other) and np.array_equal(found["fused", 2][0], fast)
+
+
+def test_a_network_at_each_station_is_left_to_torch():
+    for actor, engine in (("shared", "fused"), ("per_bs", "torch")):
+        config = make(CoopConfig, actor=actor, episodes=500)
+        assert with_engine(config, CoopAgents, torch.device("cpu"))[0].engine == engine
+    with pytest.raises(ParameterError, match="engine"):
+        CoopAgents(make(CoopConfig, actor="per_bs", engine="fused"), [0], "cpu")
