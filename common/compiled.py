@@ -70,15 +70,15 @@ def compiler(folder: Path, **settings: Any) -> Callable[..., Callable[[Callable[
         """A decorator, with further settings of numba's."""
 
         def decorate(function: Callable[..., Any]) -> Any:
-            kept, before = place(folder), config.CACHE_DIR
-            config.CACHE_DIR = str(kept or "")
+            kept, before = place(folder), vars(config)["CACHE_DIR"]
+            vars(config)["CACHE_DIR"] = str(kept or "")
             try:
                 made = njit(nogil=True, _nrt=False, error_model="numpy", **settings | more)(function)
                 if kept is not None and made is not function:  # as it is where compiling is switched off
                     made._cache = KeptCode(function)
                 return made
             finally:
-                config.CACHE_DIR = before
+                vars(config)["CACHE_DIR"] = before
 
         return decorate
 

@@ -42,7 +42,7 @@ class CoopAgents(SeededScheduler):
         sizes = (params.hidden, params.denoising_steps, params.beta_schedule, self.device)
         self.actor: Actor = ServerActor(*sizes) if self.shared else StationActors(params.num_bs, *sizes)
         if params.engine == "fused" and isinstance(self.actor, ServerActor):
-            self.actor.network = fused_network(self.actor)
+            self.actor.network = fused_network(self.actor, getattr(params, "threads", 1))
         self.theta = self.actor.draw(self.generators, self.device)
         self.weights = self.actor.split(self.theta)
         self.actor.start_memory(self.draw_rows, params.num_slots, params.num_tasks)

@@ -70,7 +70,7 @@ class Learnt(NamedTuple):
     theta: np.ndarray
     first: np.ndarray
     second: np.ndarray
-    count: np.ndarray
+    steps: np.ndarray
 
 
 @compiled()

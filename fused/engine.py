@@ -15,11 +15,10 @@ from fused.chains import LINEAR, SOFTMAX, TANH, Chain, Coefficients
 from fused.environment import flat, per_station
 from fused.learning import learn_actor_critic, learn_values
 from fused.slots import AS_IT_IS, PROBABILITIES, STANDARDISED, Seen, decide, keep
-from fused.threads import Crew
-from fused.threads import Places as PanelPlaces
+from fused.threads import Crew, Plan
 
 
-def chain_of(denoiser: Any, state: int, rooms: PanelPlaces) -> tuple[Chain, Coefficients]:
+def chain_of(denoiser: Any, state: int, plan: Plan) -> tuple[Chain, Coefficients]:
     """What the compiled chain must know of a Denoiser, or of none, for actors without."""
     if denoiser is None:
         none = np.zeros(1, np.float32)
@@ -29,10 +28,10 @@ def chain_of(denoiser: Any, state: int, rooms: PanelPlaces) -> tuple[Chain, Coef
     predictor = {"linear": LINEAR, "softmax": SOFTMAX, "tanh": TANH}[denoiser.ending]
     mish = denoiser.units == "mish"
     sizes = [actions, state, hidden, steps, predictor, mish, denoiser.clip]
-    places = [rooms.panels(hidden), rooms.numbers(steps * hidden), rooms.panels(hidden)]
-    places += [rooms.panels(steps * actions) for _ in range(2)] + [rooms.panels(steps * hidden) for _ in range(2)]
-    places += [rooms.panels(steps * hidden * mish) for _ in range(2)]
-    places += [rooms.panels(steps * rows) for rows in (hidden, hidden, actions)]
+    places = [plan.panels(hidden), plan.numbers(steps * hidden), plan.panels(hidden)]
+    places += [plan.panels(steps * actions) for _ in range(2)] + [plan.panels(steps * hidden) for _ in range(2)]
+    places += [plan.panels(steps * hidden * mish) for _ in range(2)]
+    places += [plan.panels(steps * rows) for rows in (hidden, hidden, actions)]
     lists = s.from_latent, s.from_noise, s.mean_hat, s.mean_latent, s.spread
     rows = [np.array(values, np.float32) for values in lists]
     return Chain(*sizes, *places), Coefficients(*rows, flat(denoiser.embedding.T.contiguous()))
@@ -50,25 +49,25 @@ class Engine:
     """
 
     def __init__(self, agents: Any, kind: str) -> None:
-        p, rooms, state = agents.params, PanelPlaces(), agents.state_size
+        p, plan, state = agents.params, Plan(), agents.state_size
         self.agents, self.kind = agents, kind
-        self.chain, self.coefficients = chain_of(getattr(agents, "denoiser", None), state, rooms)
+        self.chain, self.coefficients = chain_of(getattr(agents, "denoiser", None), state, plan)
         noise, latent = getattr(agents, "noise_steps", 0), agents.replay.columns.get("latent", 0)
         self.cells = kind == "latent" and p.replay_latent == "present"
         numbers = agents.agents, p.num_bs, p.num_tasks, state, p.num_bs, p.hidden, p.batch_size, p.replay_capacity
         self.sizes = Sizes(*numbers, latent, self.cells, KINDS[kind], noise)
         n, h = p.num_bs, 2 * p.hidden
-        places = [rooms.panels(k) for k in (state, state, n, n, noise * n, 1, 1, 1, 1, 1, n, n, n, h, h, n)]
+        places = [plan.panels(k) for k in (state, state, n, n, noise * n, 1, 1, 1, 1, 1, n, n, n, h, h, n)]
         theta = agents.theta if kind == "q" else agents.theta_actor
         critics = 0 if kind == "q" else agents.theta_critic[0].numel() * 2
-        places += [rooms.numbers(max(theta[0].numel(), critics)), rooms.numbers(16), rooms.panels(1)]
-        self.places = Places(*places, rooms.end)
+        places += [plan.numbers(max(theta[0].numel(), critics)), plan.numbers(16), plan.panels(1)]
+        self.places = Places(*places, plan.end)
         self.theta = flat(theta)
         self.replay = flat(agents.replay.rows), flat(agents.replay.written)
         self.memory = flat(agents.memory) if kind == "latent" else np.zeros(1, np.float32)
         self.holds = MEMORIES[p.memory] if kind == "latent" else PROBABILITIES
         self.all = np.arange(agents.agents)
-        self.crew = Crew()
+        self.crew = Crew(getattr(p, "threads", 1))
 
     @functools.cached_property
     def nets(self) -> tuple[Any, Any]:
@@ -148,16 +147,15 @@ class Engine:
         rows = self.all if learning is None else learning.numpy()
         measured = torch.zeros(a.agents, len(a.metrics.names))
         draw = Draw(*a.draws.take(1 + (self.sizes.noise > 0)))
+        given = draw, rows, self.replay, self.memory, *self.nets, measured.numpy()
         if self.kind == "q":
-            rates = a.adam.lr, p.gamma, float(p.target_every)
-            given = self.sizes, self.places, rates, draw, rows, self.replay, self.memory
-            self.run(learn_values, len(rows), *given, *self.nets, measured.numpy())
+            values = a.adam.lr, p.gamma, float(p.target_every)
+            self.run(learn_values, len(rows), self.sizes, self.places, values, *given)
         else:
             lr = a.actor_adam.lr, a.critic_adam.lr, a.temperature_adam.lr
             rates = tuple(map(float, (*lr, p.gamma, p.target_rate, p.target_entropy)))
             known = self.sizes, self.chain, self.coefficients, self.places
-            given = *known, rates, draw, rows, self.replay, self.memory
-            self.run(learn_actor_critic, len(rows), *given, *self.nets, measured.numpy())
+            self.run(learn_actor_critic, len(rows), *known, rates, *given)
         a.metrics.add(learning, **dict(zip(a.metrics.names, measured[:, :, None].unbind(1), strict=True)))
 
 

@@ -253,5 +253,5 @@ def learn_values(turn, room, sizes, places, rates, draw, learning, replay, memor
             mean += part_mean
         measured[g, 0], measured[g, 1] = loss, mean
         measured[g, 2] = adam(net, g, size, work, p.gradient, rate)
-        if int(net.count[g]) % int(every) == 0:
+        if int(net.steps[g]) % int(every) == 0:
             blend(target, net.theta, g, size, ONE)

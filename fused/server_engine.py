@@ -11,18 +11,18 @@ import torch
 from fused.environment import flat
 from fused.networks import WIDTH
 from fused.servers import Inputs, Rooms, Shape, backward, forward
-from fused.threads import Crew, Places
+from fused.threads import Crew, Plan
 
 
 class ServerNetwork:
     """x_0 of tasks by a ServerActor `actor`, whose sizes do not change."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, threads: int) -> None:
         lists = actor.schedule.mean_hat, actor.schedule.mean_latent
         self.weights = [np.array(values, np.float32) for values in lists]
         self.embedding = flat(actor.embedding.contiguous())
         self.steps, self.hidden, self.size = actor.schedule.steps, actor.shapes[-1][0], sum(actor.sizes)
-        self.crew = Crew()
+        self.crew = Crew(threads)
 
     def __call__(
         self, theta: torch.Tensor, servers: torch.Tensor, tasks: torch.Tensor, share: torch.Tensor
@@ -32,13 +32,13 @@ class ServerNetwork:
 
     def rooms(self, shape: Shape) -> Rooms:
         """Where a thread keeps what."""
-        s, places = shape, Places()
+        s, plan = shape, Plan()
         b, h, steps = s.servers, s.hidden, s.steps
         counts = [b * s.server_width, s.task_width, b, b * h, b * h, h, h, h, h, steps + 1]
-        found = [places.panels(count) for count in (*counts, *[steps * h] * 4, steps)]
-        found += [places.numbers(steps * h), places.numbers(steps * h), places.numbers(16)]
-        places.numbers(self.size)
-        return Rooms(*found, places.end)
+        found = [plan.panels(count) for count in (*counts, *[steps * h] * 4, steps)]
+        found += [plan.numbers(steps * h), plan.numbers(steps * h), plan.numbers(16)]
+        plan.numbers(self.size)
+        return Rooms(*found, plan.end)
 
     def inputs(self, theta: torch.Tensor, *seen: torch.Tensor) -> Inputs:
         """What the compiled functions see."""

@@ -1,11 +1,9 @@
 """The threads that run compiled functions side by side, each with memory of its own. Start reading at `Crew`."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from fused.networks import WIDTH
 
@@ -14,10 +12,10 @@ class Room(NamedTuple):
     """A thread's memory."""
 
     work: np.ndarray  # float32
-    index: np.ndarray  # int64 [64]
+    begins: np.ndarray  # int64 [64], of a minibatch's rows in the replay
 
 
-class Places:
+class Plan:
     """Gives out places in an array of floats, one after another."""
 
     def __init__(self) -> None:
@@ -34,9 +32,10 @@ class Places:
 
 
 class Crew:
-    """As many threads as torch would use."""
+    """So many threads at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
         self.turn = np.zeros(1, np.int64)  # what the next thread takes up
         self.rooms: list[Room] = []
         self.pool: ThreadPoolExecutor | None = None
@@ -46,7 +45,7 @@ class Crew:
 
         The parts' numbers are to be taken from `turn`, from 0 on.
         """
-        threads = min(torch.get_num_threads(), count)
+        threads = min(self.threads, count)
         if self.rooms and len(self.rooms[0].work) < size:
             self.rooms = []
         while len(self.rooms) < threads:
@@ -56,7 +55,7 @@ class Crew:
             function(self.turn, self.rooms[0], *arguments)
             return
         if self.pool is None:
-            self.pool = ThreadPoolExecutor(max(os.cpu_count() or 1, threads))
+            self.pool = ThreadPoolExecutor(self.threads)
         others = [self.pool.submit(function, self.turn, room, *arguments) for room in self.rooms[1:threads]]
         function(self.turn, self.rooms[0], *arguments)
         for other in others:

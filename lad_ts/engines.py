@@ -54,7 +54,7 @@ def with_engine(config: Any, agents: Any, device: torch.device) -> tuple[Any, st
     """
     if getattr(config, "engine", "") != "auto":
         return config, ""
-    kind = agents.fused_kind(config) if isinstance(agents, type) else ""
+    kind = agents.fused_kind(config) if hasattr(agents, "fused_kind") else ""
     reason = hindered(kind, device)
     engine, reason = ("torch", reason) if reason else shorter(agents.fused_work(config))
     return dataclasses.replace(config, engine=engine), f"engine {engine}: {reason}"
@@ -81,11 +81,11 @@ def fused_engine(agents: Any, kind: str) -> Any:
     return Engine(agents, kind)
 
 
-def fused_network(actor: Any) -> Any:
+def fused_network(actor: Any, threads: int) -> Any:
     """The compiled network of a ServerActor: x_0 from theta, features of servers and tasks, and shares."""
     from fused.server_engine import ServerNetwork
 
-    return ServerNetwork(actor)
+    return ServerNetwork(actor, threads)
 
 
 @functools.cache

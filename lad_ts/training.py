@@ -145,7 +145,9 @@ def learn(
 ) -> int:
     """The training loop. Returns the exit code, not 0 when a signal ended it; the checkpoint then is up to date."""
     seeds, scenario, env = setting.seeds, setting.scenario, setting.environment()
-    env.compiled = getattr(config, "engine", "") == "fused"
+    if getattr(config, "engine", "") == "fused":
+        env.compiled = True
+        torch.set_num_threads(1)  # compiled functions have threads of their own, and what is left is little
     opt_delays = OptDelays(config, scenario, seeds, config.episodes)
     validation = Validation(config, setting, method)
     label, first = method.label(config), history.episodes

@@ -134,12 +134,8 @@ def test_episodes_are_the_same_whatever_seeds_and_threads_there_are(method):
     """To the last bit; and the torch engine's first episodes are the same, until roundings have grown."""
 
     def delays(engine: str, threads: int = 1, **given: Any) -> np.ndarray:
-        agents, config, env = build(method, engine, **given)
-        torch.set_num_threads(threads)
-        try:
-            return np.array([episode(agents, config, env, number) for number in range(3)])
-        finally:
-            torch.set_num_threads(1)
+        agents, config, env = build(method, engine, threads=threads, **given)
+        return np.array([episode(agents, config, env, number) for number in range(3)])
 
     whole = delays("fused")
     assert np.array_equal(delays("fused", threads=2), whole) and np.array_equal(delays("fused", threads=3), whole)
@@ -242,7 +238,7 @@ def test_the_shared_network_and_its_gradient_are_the_same(steps, servers, states
     weight, found = torch.randn(2, states, tasks, servers, generator=generator), []
     for compiled in (False, True):
         actor = ServerActor(hidden, steps, "vp", "cpu")
-        actor.network = engines.fused_network(actor) if compiled else None
+        actor.network = engines.fused_network(actor, 1) if compiled else None
         given = theta.clone().requires_grad_()
         x0 = actor.x0(actor.split(given), view, seen)
         found.append((x0.detach(), *torch.autograd.grad((x0 * weight).sum(), given)))
@@ -256,16 +252,12 @@ def test_cooperative_agents_learn_the_same():
     for engine, threads in (("torch", 1), ("fused", 1), ("fused", 2)):
         config = make(
             CoopConfig, num_bs=4, num_tasks=6, num_slots=8, seeds=2, engine=engine, takeover=0.0,
-            distil_episodes=2, distil_updates=10, fit_steps=20,
+            distil_episodes=2, distil_updates=10, fit_steps=20, threads=threads,
         )  # fmt: skip
         agents = CoopAgents(config, [0, 1], "cpu")
         env = CollaborativeMEC(draw_scenario(config, [0, 1]), "cpu", config.slot_length)
         env.compiled = engine == "fused"
-        torch.set_num_threads(threads)
-        try:
-            delays = [episode(agents, config, env, number) for number in range(4)]
-        finally:
-            torch.set_num_threads(1)
+        delays = [episode(agents, config, env, number) for number in range(4)]
         found[engine, threads] = np.array(delays), agents.theta
     (slow, theta), (fast, other) = found["torch", 1], found["fused", 1]
     np.testing.assert_allclose(slow, fast, rtol=0.02)
