@@ -73,7 +73,8 @@ def compiler(folder: Path, **settings: Any) -> Callable[..., Callable[[Callable[
             kept, before = place(folder), vars(config)["CACHE_DIR"]
             vars(config)["CACHE_DIR"] = str(kept or "")
             try:
-                made = njit(nogil=True, _nrt=False, error_model="numpy", **settings | more)(function)
+                options: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy", **settings, **more}
+                made = njit(**options)(function)
                 if kept is not None and made is not function:  # as it is where compiling is switched off
                     made._cache = KeptCode(function)
                 return made
