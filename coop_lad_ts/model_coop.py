@@ -32,7 +32,7 @@ class CoopAgents(SeededScheduler):
         "q at the slot's start, t, the BS's own tasks, f, w, distribution of the task counts, a common random seed; "
         "v in training and where virtual Opt takes over"
     )
-    fused = "servers"
+    fused, draws_by_place = "servers", False  # the compiled network draws nothing
     Parameters = CoopParameters
     params: CoopParameters
 

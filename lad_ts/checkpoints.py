@@ -71,8 +71,8 @@ def stored_config(config: Any, given: Collection[str], content: dict[str, Any], 
             words = f"must be {stored[name]}, as stored in --{flag}={place}"
             raise ParameterError(name, getattr(config, name), words)
     changes = {name: getattr(config, name) for name in free.intersection(given)}
-    if "engine" in stored:  # what took less time elsewhere says nothing here
-        changes = {"engine": "auto" if flag == "resume" else "torch"} | changes
+    if flag == "evaluate" and "engine" in stored:  # what takes less time is another question there
+        changes = {"engine": "torch"} | changes
     try:
         return resolve(type(config), stored | changes | {"resume": None, "evaluate": None, "export": None})
     except ParameterError as error:
@@ -127,7 +127,7 @@ def resume_run(config: Any, given: Collection[str], method: Method) -> tuple[Any
     place, path = config.resume, Path(config.resume) / "checkpoint.pt"
     content = load_checkpoint(path, "resume") if path.exists() else begun(Path(place))
     config = stored_config(config, given, content, method, "resume")  # describes the run, interrupted or not
-    config, words = with_engine(config, method.build, choose_device(config.device, DEVICES))
+    config, words = with_engine(config, method.build, choose_device(config.device, DEVICES), "engine" in given)
     if content["learner"] is None:
         return config, built(config, method), History(), words
     scheduler = restore(config, content, method, "resume", place)

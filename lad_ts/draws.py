@@ -19,18 +19,19 @@ MANY = 20_000_000  # numbers after which compiled functions are worth their time
 class Draws:
     """Random numbers of S seeds. `drawing` [S] tells which of them draw; others get zeros, and their counts wait."""
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self.device = device
+    def __init__(self, seeds: Sequence[int], device: torch.device, by_place: bool = True) -> None:
+        """`by_place` says whether numbers after the first episode's begin are told by their place, on the CPU."""
+        self.device, self.by_place = device, by_place and device.type == "cpu"
         self.generators = [torch.Generator(device) for _ in seeds]
         self.keys, self.calls = np.zeros((len(seeds), 2), np.uint32), np.zeros(len(seeds), np.int64)
         self.drawing = np.ones(len(seeds), bool)
-        self.counted = False  # whether numbers are told by their count
+        self.counted = False  # whether numbers are told by their place
         self.made = 0
         self.begin(Stream.WEIGHTS, [(seed, 0) for seed in seeds])
 
     def begin(self, stream: Stream, rows: Sequence[tuple[int, int]]) -> None:
         """Start anew for each seed's (seed, episode), so that an episode's draws depend on its number only."""
-        self.counted = stream != Stream.WEIGHTS and self.device.type == "cpu"
+        self.counted = stream != Stream.WEIGHTS and self.by_place
         self.keys[:] = [key_of(stream, seed, episode) for seed, episode in rows]
         self.calls[:] = 0
         if not self.counted:

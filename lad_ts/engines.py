@@ -47,15 +47,19 @@ def hindered(kind: str, device: torch.device) -> str:
     return ""
 
 
-def with_engine(config: Any, agents: Any, device: torch.device) -> tuple[Any, str]:
+def with_engine(config: Any, agents: Any, device: torch.device, given: bool = True) -> tuple[Any, str]:
     """A run's parameters with the engine that takes less time in the place of `auto`, and why, in words.
 
-    `agents` builds them, and is their class where they have a choice. Words are empty where there is none.
+    `agents` builds them, and is their class where they have a choice. Words are empty where there is none. An engine
+    that was not given, but is that of a run so far, is left only where it cannot go on.
     """
-    if getattr(config, "engine", "") != "auto":
+    wanted = getattr(config, "engine", "torch")
+    if wanted == "torch" or (wanted == "fused" and given):
         return config, ""
     kind = agents.fused_kind(config) if hasattr(agents, "fused_kind") else ""
     reason = hindered(kind, device)
+    if wanted == "fused" and not reason:
+        return config, ""
     engine, reason = ("torch", reason) if reason else shorter(agents.fused_work(config))
     return dataclasses.replace(config, engine=engine), f"engine {engine}: {reason}"
 

@@ -22,13 +22,14 @@ class SeededScheduler(LearningScheduler):
     Rows of an episode are the training seeds, always in the same order.
     """
 
+    draws_by_place: ClassVar[bool] = True  # whether compiled functions draw the same numbers
     fused: ClassVar[str] = ""  # what the fused engine knows agents of just this class as
 
     def __init__(self, params: EnvironmentParameters, seeds: Sequence[int], device: torch.device | str) -> None:
         self.params, self.seeds, self.device = params, list(seeds), torch.device(device)
         self.num_bs = params.num_bs
         check_engine(params, self.fused_kind(params), self.device)
-        self.draws = Draws(self.seeds, self.device)
+        self.draws = Draws(self.seeds, self.device, self.draws_by_place)
         self.generators = self.draws.generators  # of what agents start from
 
     @classmethod

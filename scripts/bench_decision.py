@@ -22,9 +22,9 @@ from common.progress import Progress
 from coop_lad_ts.coop_actors import States, StationActors
 from coop_lad_ts.coop_parameters import CoopConfig
 from coop_lad_ts.model_coop import CoopAgents
-from lad_ts.seeded import SeededScheduler
 from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
 from lad_ts.model_lad import LadAgents, LadConfig
+from lad_ts.seeded import SeededScheduler
 
 
 @dataclasses.dataclass(kw_only=True)
