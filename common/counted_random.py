@@ -15,6 +15,7 @@ WIDTH = 64  # numbers of a row come in blocks of so many: 16 counters, and of th
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
+BLOCKS_TOGETHER = 512  # as many as the cache holds
 UNIT = 2.0**-24  # floats in [0, 1) have 24 bits
 
 # Of sin(pi/2 f) / f and cos(pi/2 f) in powers of f^2, for |f| <= 1/2, and of atanh(t) / t in powers of t^2.
@@ -36,9 +37,13 @@ def draw(kind: str, key: tuple[int, int], call: int, shape: Sequence[int]) -> np
     a station's numbers depend neither on how many there are, nor on the others'. Rows are of the last dimension.
     """
     stations, rows, blocks = laid_out(shape)
-    bits = words(key, call, stations, rows * blocks)
-    numbers = (bits >> np.uint32(8)).astype(np.float32) * np.float32(UNIT) if kind == "uniform" else normal(bits)
-    return numbers.reshape(stations, rows, blocks * WIDTH)[:, :, : shape[-1]].reshape(shape)
+    out = np.empty((stations, rows * blocks, 4, 16), np.float32)
+    together = max(1, BLOCKS_TOGETHER // max(rows * blocks, 1))
+    for first in range(0, stations, together):
+        part = out[first : first + together]
+        bits = words(key, call, range(first, first + len(part)), rows * blocks)
+        part[...] = (bits >> np.uint32(8)).astype(np.float32) * np.float32(UNIT) if kind == "uniform" else normal(bits)
+    return out.reshape(stations, rows, blocks * WIDTH)[:, :, : shape[-1]].reshape(shape)
 
 
 def laid_out(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -46,11 +51,11 @@ def laid_out(shape: Sequence[int]) -> tuple[int, int, int]:
     return shape[0] if len(shape) > 1 else 1, math.prod(shape[1:-1]), -(-shape[-1] // WIDTH)
 
 
-def words(key: tuple[int, int], call: int, stations: int, blocks: int) -> np.ndarray:
-    """The words uint32 [stations, blocks, 4, 16]."""
-    counter = np.zeros((4, stations, blocks, 16), np.uint64)
+def words(key: tuple[int, int], call: int, stations: range, blocks: int) -> np.ndarray:
+    """The words uint32 [stations, blocks, 4, 16] of some stations."""
+    counter = np.zeros((4, len(stations), blocks, 16), np.uint64)
     counter[0] = np.arange(blocks * 16, dtype=np.uint64).reshape(blocks, 16)
-    counter[1] = np.arange(stations, dtype=np.uint64)[:, None, None]
+    counter[1] = np.array(stations, np.uint64)[:, None, None]
     counter[2] = call
     return philox(counter, key).transpose(1, 2, 0, 3).astype(np.uint32)
 
@@ -58,11 +63,13 @@ def words(key: tuple[int, int], call: int, stations: int, blocks: int) -> np.nda
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """Four words [4, ..] from counters [4, ..], both uint64 that hold 32 bits."""
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    a, b, c, d = counter
     for turn in range(ROUNDS):
         k0, k1 = (np.uint64((word + turn * step) & 0xFFFFFFFF) for word, step in zip(key, KEY_STEPS, strict=True))
-        p0, p1 = counter[0] * np.uint64(MULTIPLIERS[0]), counter[2] * np.uint64(MULTIPLIERS[1])
-        counter = np.stack([(p1 >> half) ^ counter[1] ^ k0, p1 & low, (p0 >> half) ^ counter[3] ^ k1, p0 & low])
-    return counter
+        p0, p1 = a * np.uint64(MULTIPLIERS[0]), c * np.uint64(MULTIPLIERS[1])
+        a, c = (p1 >> half) ^ (b ^ k0), (p0 >> half) ^ (d ^ k1)
+        b, d = p1 & low, p0 & low
+    return np.stack([a, b, c, d])
 
 
 def normal(bits: np.ndarray) -> np.ndarray:
