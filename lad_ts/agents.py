@@ -245,6 +245,22 @@ class StackedAgents(SeededScheduler):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         super().load_state_dict(state)
         self._warm = False
+        self.check_replay()
+
+    def check_replay(self) -> None:
+        """Raise ValueError for a replay whose numbers point beyond the agents' networks and memories."""
+        limits = {"action": self.num_bs} | dict.fromkeys(
+            self.cell_columns(), self.params.num_slots * self.params.num_tasks
+        )
+        for name, values in self.replay.parts().items():
+            if name in limits and not ((values >= 0) & (values < limits[name])).all():
+                raise ValueError(f"replay: {name} must be from 0 to {limits[name] - 1}")
+        if (self.replay.written < 0).any():
+            raise ValueError("replay: the number of transitions must not be negative")
+
+    def cell_columns(self) -> tuple[str, ...]:
+        """Those of the subclass's replay columns that hold numbers of cells of a memory."""
+        return ()
 
 
 def blend(target: torch.Tensor, online: torch.Tensor, weight: float, agents: torch.Tensor | None) -> None:

@@ -16,7 +16,7 @@ import fused
 from common.parameters import ParameterError, parameter
 
 ENGINES = ("auto", "torch", "fused")
-COLD, WARM = 150_000, 5_000  # updates of an agent that pay for compiling, and for loading what is compiled
+COLD, WARM = 80_000, 5_000  # updates of an agent that pay for compiling, and for loading what is compiled
 
 
 def engine_parameter() -> Any:

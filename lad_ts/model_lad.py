@@ -98,6 +98,9 @@ class LadAgents(SoftActorCritic):
         width = self.num_bs if self.params.replay_latent == "input" else 1
         return {"latent": width, "next_latent": width}
 
+    def cell_columns(self) -> tuple[str, ...]:
+        return ("latent", "next_latent") if self.params.replay_latent == "present" else ()
+
     @property
     def noise_steps(self) -> int:
         return self.params.denoising_steps - 1 if self.params.posterior_noise else 0

@@ -38,6 +38,10 @@ class Replay:
         batch = flat.index_select(0, (self.offset + index).view(-1)).view(*index.shape, -1)
         return dict(zip(self.columns, batch.split(list(self.columns.values()), -1), strict=True))
 
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The memory of each column, [G, capacity, width]."""
+        return dict(zip(self.columns, self.rows.split(list(self.columns.values()), -1), strict=True))
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"rows": self.rows, "written": self.written}
 

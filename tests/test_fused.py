@@ -165,6 +165,28 @@ def test_a_slot_of_the_simulator_is_the_same_to_the_last_bit(own):
         assert torch.equal(envs[0].sent, envs[1].sent)
 
 
+@pytest.mark.parametrize(
+    ("method", "column", "value"),
+    [
+        ("lad", "action", 5),
+        ("lad paper", "latent", -1),
+        ("lad paper", "next_latent", float("nan")),
+        ("dqn", "action", 1e9),
+    ],
+)
+def test_a_replay_that_points_beyond_its_networks_is_refused(method, column, value):
+    """Compiled functions take numbers of actions and cells as they are."""
+    agents, _, _ = build(method, "fused")
+    state = {name: tensor.clone() for name, tensor in agents.state_dict().items()}
+    first = 0
+    for name, width in agents.replay.columns.items():
+        if name == column:
+            state["replay.rows"][3, 7, first] = value
+        first += width
+    with pytest.raises(ValueError, match=f"{column} must be from 0 to"):
+        agents.load_state_dict(state)
+
+
 # ----- which engine it is -------------------------------------------------------------------------------------------
 
 
