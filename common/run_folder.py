@@ -19,7 +19,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def write_config(
 
     `source` is the SHA-256 of a user's own file that took part, `more` what else the run is gone on with by.
     """
-    versions = {name: version(name) for name in ("torch", "numpy", "numba", "matplotlib", "fire")}
+    versions = {name: version_of(name) for name in ("torch", "numpy", "numba", "matplotlib", "fire")}
     content = {
         "method": method,
         "parameters": config,
@@ -184,6 +184,14 @@ def write_config(
         **(more or {}),
     }
     write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package; empty where there is none, since not every run needs all of them."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def read_json(path: Path) -> Any:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from common.command_line import command_line
+from common.device import DEVICE_CHOICES, choose_device
 from common.parameters import ParameterError, Parameters, parameter
 from common.progress import Progress
 from common.run_folder import claimed, replace_file
@@ -64,6 +65,9 @@ class RandomConfig(Parameters):
     t5: bool = parameter(False, "also write the T5 encoder (9.5 GB at full size in float16)")
     all_in_one: bool = parameter(False, "write one file with all models, which have the same numbers in it")
     seed: int = parameter(0, "seed of the weights", low=0)
+    device: str = parameter(
+        "cpu", "where the weights are drawn; another device draws other numbers, faster", choices=DEVICE_CHOICES
+    )
     out: str = parameter("models/random", "folder of the files; must not hold them already", path=True)
 
 
@@ -112,8 +116,11 @@ def merged(wanted: dict[str, Seeded], model: str) -> dict[str, Seeded]:
 
 
 def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Random weights in float32 that keep activations near 1: norms around 1, the rest over the root of the fan in."""
-    values = torch.randn(shape, generator=generator)
+    """Random weights in float32 that keep activations near 1: norms around 1, the rest over the root of the fan in.
+
+    They lie on the generator's device.
+    """
+    values = torch.randn(shape, generator=generator, device=generator.device)
     if len(shape) == 1:
         is_norm = ("norm" in name or ".ln_" in name) and name.endswith("weight")
         return 1 + 0.1 * values if is_norm else 0.1 * values
@@ -122,7 +129,7 @@ def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch
     return values * (values[0].numel() ** -0.5)
 
 
-def write_file(path: Path, tensors: Seeded, dtype: str) -> None:
+def write_file(path: Path, tensors: Seeded, dtype: str, device: torch.device) -> None:
     """A safetensors file, tensor by tensor, so that the memory of one tensor is enough."""
     code, kind = DTYPES[dtype]
     header, place = {}, 0
@@ -136,8 +143,8 @@ def write_file(path: Path, tensors: Seeded, dtype: str) -> None:
     def chunks() -> Iterator[bytes]:
         yield struct.pack("<Q", len(text)) + text
         for name, (shape, seed) in Progress(tensors.items(), unit="tensor", desc=path.name):
-            generator = torch.Generator().manual_seed(seed)
-            yield draw(name, shape, generator).to(kind).flatten().view(torch.uint8).numpy().tobytes()
+            generator = torch.Generator(device).manual_seed(seed)
+            yield draw(name, shape, generator).to(kind).cpu().flatten().view(torch.uint8).numpy().tobytes()
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -155,6 +162,7 @@ def main(config: RandomConfig, given: dict[str, Any]) -> None:
 
 def write_all(config: RandomConfig, out: Path) -> None:
     """Write all files into a folder of this process. Raises ParameterError when one is there."""
+    device = choose_device(config.device)
     parts = files(config.model, config.size, config.t5)
     wanted = {name: seeded(tensors, config.seed + k) for k, (name, tensors) in enumerate(parts.items())}
     if config.all_in_one:
@@ -163,7 +171,7 @@ def write_all(config: RandomConfig, out: Path) -> None:
         if (out / name).exists():
             raise ParameterError("out", out, f"must not hold {name} already, to overwrite nothing")
     for name, tensors in wanted.items():
-        write_file(out / name, tensors, config.dtype)
+        write_file(out / name, tensors, config.dtype, device)
     total = sum((out / name).stat().st_size for name in wanted)
     print(f"{len(wanted)} files, {total / 2**30:.2f} GiB, in {out}")
 

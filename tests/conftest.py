@@ -34,3 +34,16 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     run_here(load("make_random_models"), "--t5=True", "--out", folder)
     return folder
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> torch.device:
+    """The device that tests marked `cuda` compare with the CPU: the GPU, or what DEDGEAI_GPU names, as in a dry run.
+
+    Products are exact there: without the short formats that CUDA else takes for float32.
+    """
+    name = os.environ.get("DEDGEAI_GPU", "cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return torch.device(name)

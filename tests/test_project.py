@@ -26,6 +26,7 @@ BELOW = {
     "trace_ts": {"common"},
     "edge_sim": {"common", "lad_ts", "coop_lad_ts", "baselines", "trace_ts"},
     "dedgeai": {"common", "lad_ts", "coop_lad_ts", "baselines", "resd3_medium", "edge_sim", "trace_ts"},
+    "gpu_check": {"common", "resd3_medium", "pocket"},
 }
 SHORT = ("fused", "lad_ts", "coop_lad_ts", "baselines", "common", "experiments", "mec_env")
 MOST_LINES = 350
@@ -204,6 +205,6 @@ def test_hooks_before_a_commit_fetch_nothing():
 
 def test_every_marker_of_a_test_is_registered_and_explained():
     markers = {text.partition(":")[0] for text in pyproject()["tool"]["pytest"]["ini_options"]["markers"]}
-    assert markers == {"alone", "slow"}
+    assert markers == {"alone", "cuda", "slow"}
     script, page = (ROOT / "scripts/test.sh").read_text(), (ROOT / "CONTRIBUTING.md").read_text()
     assert all(f"`{marker}`" in page and marker in script for marker in markers) and "--slow" in page

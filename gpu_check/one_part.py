@@ -1,0 +1,41 @@
+"""One part of a check in a process of its own, as `processes.run_part` starts it: its name, function and conditions.
+
+Start reading at `main`.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+from common.command_line import ROOT, out_of_memory
+from common.interruption import terminable
+from gpu_check.processes import SKIPPED
+from gpu_check.results import Conditions, Results, SkipError
+
+
+def main(name: str, place: str, text: str) -> int:
+    """Measure, and return the exit code. What ends it otherwise stands in the last line of its output."""
+    given = Conditions.from_json(text)
+    module, _, function = place.partition(":")
+    try:
+        with terminable():
+            getattr(importlib.import_module(module), function)(given, Results(Path(given.folder), name))
+    except SkipError as reason:
+        print(reason, flush=True)
+        return SKIPPED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if (ROOT / package).is_dir():  # of this project: a mistake
+            raise
+        print(f"needs {package}, which is not installed", flush=True)
+        return SKIPPED
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"needs more memory than there is ({' '.join(str(error).split())[:200]})", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:4]))
