@@ -13,26 +13,26 @@ from gpu_check.results import Conditions, Results, SkipError
 
 
 def measure(given: Conditions, results: Results) -> None:
-    """Make images of the pocket model on one server and on two, and add their times.
-
-    Raises SkipError without Ray, RuntimeError when tasks have failed.
-    """
+    """Make images of the pocket model on two servers and on one, and add their times. Raises SkipError without Ray."""
     if importlib.util.find_spec("ray") is None:
         raise SkipError("needs ray, which is not installed")
-    tasks = 4 if given.dry else 100
     for servers in (2,) if given.dry else (2, 1):
         case = f"{servers} server{'s' if servers > 1 else ''}, pocket model"
-        out = Path(given.scratch) / f"edge_{servers}"
-        flags = {"num_tasks": tasks, "num_servers": servers, "scheduler": "water_filling", "profile_repeats": 1}
-        flags |= {"models": ROOT / "models/pocket", "steps": "1-2" if given.dry else "10-19", "device": given.device}
-        flags |= {"gpus_per_server": 0 if given.dry else 1 / servers, "out": out, "profile": f"{out}.json"}
-        run_script("dedgeai/main_dedgeai.py", *script_flags(**flags))
-        rows = read_csv(out / "tasks.csv")
-        done = [row for row in rows if row["state"] == "done"]
-        if len(done) < tasks:
-            raise RuntimeError(f"{tasks - len(done)} of {tasks} tasks have not been done by {servers} servers")
-        used = {row["server"] for row in done}
-        seconds = max(float(row["finished_s"]) for row in done) - min(float(row["submitted_s"]) for row in done)
-        results.add(case, "servers that made images", len(used))
-        results.add(case, "images a second", tasks / seconds, "1/s", f"{tasks} images")
-        results.add(case, "mean delay", sum(float(row["delay_s"]) for row in done) / tasks, "s")
+        with results.case(case):
+            make_images(servers, case, given, results)
+
+
+def make_images(servers: int, case: str, given: Conditions, results: Results) -> None:
+    """Do so on that many servers. Raises RuntimeError when tasks have failed, or a server has made nothing."""
+    tasks, out = 4 if given.dry else 100, Path(given.scratch) / f"edge_{servers}"
+    flags = {"num_tasks": tasks, "num_servers": servers, "scheduler": "water_filling", "profile_repeats": 1}
+    flags |= {"models": ROOT / "models/pocket", "steps": "1-2" if given.dry else "10-19", "device": given.device}
+    flags |= {"gpus_per_server": 0 if given.dry else 1 / servers, "out": out, "profile": f"{out}.json"}
+    run_script("dedgeai/main_dedgeai.py", *script_flags(**flags))
+    done = [row for row in read_csv(out / "tasks.csv") if row["state"] == "done"]
+    used = {row["server"] for row in done}
+    if len(done) < tasks or len(used) < servers:
+        raise RuntimeError(f"{len(done)} of {tasks} tasks were done by {len(used)} of {servers} servers")
+    seconds = max(float(row["finished_s"]) for row in done) - min(float(row["submitted_s"]) for row in done)
+    results.add(case, "images a second", tasks / seconds, "1/s", f"{tasks} images")
+    results.add(case, "mean delay", sum(float(row["delay_s"]) for row in done) / tasks, "s")

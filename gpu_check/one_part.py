@@ -7,10 +7,10 @@ import importlib
 import sys
 from pathlib import Path
 
-from common.command_line import ROOT, out_of_memory
+from common.command_line import out_of_memory
 from common.interruption import terminable
 from gpu_check.processes import SKIPPED
-from gpu_check.results import Conditions, Results, SkipError
+from gpu_check.results import Conditions, Results, SkipError, absent
 
 
 def main(name: str, place: str, text: str) -> int:
@@ -19,13 +19,14 @@ def main(name: str, place: str, text: str) -> int:
     module, _, function = place.partition(":")
     try:
         with terminable():
-            getattr(importlib.import_module(module), function)(given, Results(Path(given.folder), name))
+            results = Results(Path(given.folder), name)
+            getattr(importlib.import_module(module), function)(given, results)
+            results.finish()
     except SkipError as reason:
         print(reason, flush=True)
         return SKIPPED
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if (ROOT / package).is_dir():  # of this project: a mistake
+        if (package := absent(error)) is None:
             raise
         print(f"needs {package}, which is not installed", flush=True)
         return SKIPPED

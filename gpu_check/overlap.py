@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from common.command_line import ROOT
 from common.entry_scripts import load_module
-from gpu_check.results import Conditions, Results
+from gpu_check.results import Conditions, Results, SkipError
 from gpu_check.sd3_files import random_files
 from resd3_medium.pipeline import Pipeline
 
@@ -49,18 +49,30 @@ def measure(given: Conditions, results: Results) -> None:
     text = bench.random_conditioning(pipeline)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     for side in (32,) if given.dry else (512, 1024):
-        settings, case = bench.settings(side, 2), f"block {side} {str(dtype).removeprefix('torch.')}"
-        pipeline.denoise([text], [text], [0], settings)  # warms up
-        with profile(activities=activities) as trace:
-            pipeline.denoise([text], [text], [0], settings)
-        if device.type != "cuda":
-            results.missing(case, "there are no copies to a GPU")
+        case = f"block {side} {str(dtype).removeprefix('torch.')}"
+        with results.case(case):
+            settings = bench.settings(side, 2)
+            pipeline.denoise([text], [text], [0], settings)  # warms up
+            with profile(activities=activities) as trace:
+                pipeline.denoise([text], [text], [0], settings)
+            if device.type != "cuda":
+                raise SkipError("there are no copies to a GPU")
+            copies, kernels = spans_of(trace)
+            results.add(case, "copies", total(copies) / 1e6, "s", "two steps")
+            results.add(case, "kernels", total(kernels) / 1e6, "s", "two steps")
+            results.add(case, "copies hidden under kernels", hidden(copies, kernels))
+            trace.export_chrome_trace(str(Path(given.folder) / f"block_{side}.trace.json.gz"))
+
+
+def spans_of(trace: profile) -> tuple[Spans, Spans]:
+    """When copies to the GPU ran, and when kernels did, in microseconds."""
+    copies, kernels = [], []
+    for event in trace.events():
+        if event.device_type != torch.autograd.DeviceType.CUDA or getattr(event, "is_user_annotation", False):
             continue
-        events = [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-        spans = [(event.name, (event.time_range.start, event.time_range.end)) for event in events]
-        copies = [span for name, span in spans if name.startswith(COPY)]
-        kernels = [span for name, span in spans if not name.startswith(("Memcpy", "Memset"))]
-        results.add(case, "copies", total(copies) / 1e6, "s")
-        results.add(case, "kernels", total(kernels) / 1e6, "s")
-        results.add(case, "copies hidden under kernels", hidden(copies, kernels))
-        trace.export_chrome_trace(str(Path(given.folder) / f"block_{side}.trace.json.gz"))
+        span = event.time_range.start, event.time_range.end
+        if event.name.startswith(COPY):
+            copies.append(span)
+        elif not event.name.startswith(("Memcpy", "Memset")):
+            kernels.append(span)
+    return copies, kernels

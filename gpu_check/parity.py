@@ -20,7 +20,16 @@ def measure(given: Conditions, results: Results) -> None:
         raise SkipError("needs pytest, which is not installed")
     files = [str(path) for path in sorted((ROOT / "tests").glob("test_cuda_*.py"))]
     record = Path(given.scratch) / "tests.xml"
-    flags = ["-m", "cuda", "-p", "no:cacheprovider", f"--junitxml={record}", *files]
+    flags = [
+        "-m",
+        "cuda",
+        "-v",
+        "--continue-on-collection-errors",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={record}",
+        *files,
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *flags],
         cwd=ROOT,
@@ -39,13 +48,17 @@ def measure(given: Conditions, results: Results) -> None:
 
 
 def outcomes(record: Path) -> dict[str, tuple[str, float, str]]:
-    """By test, of pytest's record in XML: passed, failed or skipped, its seconds, and the first words of why."""
+    """By test, of pytest's record in XML: passed, failed or skipped, its seconds, and the first words of why.
+
+    A file that cannot be imported counts as a test that failed, one that skips itself as one that was skipped.
+    """
     found = {}
     for case in ElementTree.parse(record).iter("testcase"):
         outcome, words = "passed", ""
         for kind, shown in (("skipped", "skipped"), ("failure", "failed"), ("error", "failed")):
             if (node := case.find(kind)) is not None:
-                outcome, words = shown, node.get("message", "")[:200]
-        name = f"{case.get('classname', '').rpartition('.')[2]}: {case.get('name')}"
+                message = node.get("message", "")
+                outcome, words = shown, (message if message != "collection skipped" else node.text or "")[:200]
+        name = f"{case.get('classname', '').rpartition('.')[2]}: {case.get('name')}".removeprefix(": ")
         found[name] = outcome, float(case.get("time", 0)), words
     return found

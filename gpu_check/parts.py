@@ -20,13 +20,13 @@ class Part:
 
 
 PARTS = {
-    "tests": Part("equal numbers on CPU and GPU: tests marked cuda", 2.0, "gpu_check.parity:measure"),
-    "training": Part("LAD-TS training by number of seeds", 1.5, "gpu_check.training:measure"),
-    "step": Part("a step of SD3 medium's transformer, random weights", 1.0, "gpu_check.sd3_step:measure"),
-    "levels": Part("memory and time of SD3 medium by memory level", 3.0, "gpu_check.sd3_levels:measure"),
-    "overlap": Part("copies hidden under compute at the level block", 0.7, "gpu_check.overlap:measure"),
+    "tests": Part("equal numbers on CPU and GPU: tests marked cuda", 1.6, "gpu_check.parity:measure"),
+    "training": Part("LAD-TS training by number of seeds", 1.3, "gpu_check.training:measure"),
+    "step": Part("a step of SD3 medium's transformer, random weights", 0.9, "gpu_check.sd3_step:measure"),
+    "levels": Part("memory and time of SD3 medium by memory level", 2.9, "gpu_check.sd3_levels:measure"),
+    "overlap": Part("copies hidden under compute at the level block", 0.6, "gpu_check.overlap:measure"),
     "edge": Part("the edge system, two servers on one GPU", 1.2, "gpu_check.edge:measure"),
-    "pocket": Part("two minutes of the pocket model's training", 2.0, "gpu_check.pocket_training:measure"),
+    "pocket": Part("two minutes of the pocket model's training", 3.2, "gpu_check.pocket_training:measure"),
     "meg": Part("a training step of MEG against a plain loop", 0.6, "gpu_check.meg_step:measure"),
 }
 

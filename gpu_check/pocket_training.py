@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from common.command_line import ROOT
 from common.run_folder import load_checkpoint
 from gpu_check.processes import run_script, script_flags
-from gpu_check.results import Conditions, Results
+from gpu_check.results import Conditions, Results, SkipError
 from pocket.emoji import ARCHIVE, SIDE, EmojiSet, save_emoji
 
 SCRIPT = "scripts/train_pocket.py"
@@ -53,14 +53,15 @@ def measure(given: Conditions, results: Results) -> None:
         for stage in MEASURES:
             add(results, stage, out / f"{stage}.pt", data)
         return
-    for stage, flags in (("vae", {}), ("flow", {"vae": ROOT / "models/pocket", "latents": 20_000})):
-        seconds = min(SECONDS, given.left() - 20)
-        if seconds < 10:
-            results.missing(stage, "no time was left")
-            continue
-        out = Path(given.scratch) / f"pocket_{stage}"
-        run_script(SCRIPT, *script_flags(**shared, **flags, every=250, out=out), seconds=seconds)
-        add(results, stage, out / f"{stage}.pt", data)
+    runs: dict[str, dict[str, object]] = {"vae": {}, "flow": {"vae": ROOT / "models/pocket", "latents": 20_000}}
+    for waiting, (stage, flags) in zip((2, 1), runs.items(), strict=True):
+        with results.case(stage):
+            seconds = min(SECONDS, given.left() / waiting - 15)
+            if seconds < 10:
+                raise SkipError("no time was left")
+            out = Path(given.scratch) / f"pocket_{stage}"
+            run_script(SCRIPT, *script_flags(**shared, **flags, every=250, out=out), seconds=seconds)
+            add(results, stage, out / f"{stage}.pt", data)
 
 
 def add(results: Results, stage: str, checkpoint: Path, data: str) -> None:

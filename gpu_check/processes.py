@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,34 +90,44 @@ def last_words(log: Path) -> str:
 
 
 def run_script(script: str, *arguments: str, seconds: float | None = None) -> str:
-    """What a script of the project prints; it is ended by SIGTERM after `seconds`, which is no failure.
+    """What a script of the project prints, told line by line; after `seconds`, it is ended, which is no failure.
 
     Raises SkipError when a package is missing, and RuntimeError with its last words when it fails.
     """
-    command = [sys.executable, *(script.split() if script.startswith("-m") else [str(ROOT / script)]), *arguments]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment())
+    command = [sys.executable, str(ROOT / script), *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment()
+    )
+    lines: list[str] = []
+
+    def follow() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            print(line, end="", flush=True)
+
+    reader = threading.Thread(target=follow, daemon=True)
+    reader.start()
     stopped = False
     try:
-        try:
-            output, errors = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            stopped = True
-            process.terminate()
-            output, errors = process.communicate(timeout=GRACE)
-    except BaseException:
-        process.terminate()  # it ends its own processes
-        try:
-            process.communicate(timeout=GRACE - 2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        raise
-    print(output, errors, sep="\n", file=sys.stderr, flush=True)
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        stopped = True
+    finally:
+        if process.poll() is None:
+            process.terminate()  # it ends its own processes
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    reader.join(2)  # not for ever: others may hold the pipe
+    output = "".join(lines)
     if process.returncode and not stopped:
-        if found := MISSING.search(errors):
+        if found := MISSING.search(output):
             raise SkipError(f"needs {found[1]}, which is not installed")
-        lines = [line for line in (output + "\n" + errors).splitlines() if line.strip()]
-        raise RuntimeError(f"{script}: {lines[-1].strip() if lines else 'no output'} (exit code {process.returncode})")
+        words = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        raise RuntimeError(f"{script}: {words} (exit code {process.returncode})")
     return output
 
 

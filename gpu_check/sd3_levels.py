@@ -6,14 +6,15 @@ The measuring is that of scripts/bench_sd3.py, in one process, so that libraries
 import gc
 import importlib.util
 import time
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
 from common.command_line import ROOT
 from common.entry_scripts import load_module
-from common.parameters import resolve
-from gpu_check.results import Conditions, Results
+from common.parameters import Parameters, resolve
+from gpu_check.results import Conditions, Results, SkipError
 from gpu_check.sd3_files import random_files
 from gpu_check.sd3_step import add_peak, start_peak
 
@@ -33,43 +34,38 @@ TINY = [("none", 32, "float32"), ("model", 32, "int8"), ("block", 32, "fp8"), ("
 
 def measure(given: Conditions, results: Results) -> None:
     """Add load time, seconds of a step and peak memory of every case. Raises SkipError without room for the files."""
-    bench, models, device = load_module(ROOT / "scripts/bench_sd3.py"), random_files(given), torch.device(given.device)
+    bench, models = load_module(ROOT / "scripts/bench_sd3.py"), random_files(given)
     longest = 0.0
     for level, side, form in dict.fromkeys(TINY if given.dry else CASES):
-        case = f"{level} {side} {form}"
-        if given.left() < 1.5 * longest + 3:
-            results.missing(case, "no time was left")
-            continue
-        if level == "compare" and importlib.util.find_spec("diffusers") is None:
-            results.missing(case, "diffusers is not installed")
-            continue
-        began = time.perf_counter()
-        eight = form in ("fp8", "int8")
-        config = resolve(
-            bench.BenchConfig,
-            {
-                "models": str(models),
-                "device": given.device,
-                "dtype": ("float32" if given.dry else "float16") if eight else form,
-                "weights": form if eight else "full",
-                "steps": 1 if given.dry else 4,
-                "repeats": 1 if given.dry else 5,
-            },
-        )
-        gc.collect()
-        start_peak(device)
-        try:
-            one_case(bench, config, level, side, case, results)
-        except torch.OutOfMemoryError as error:
-            results.missing(case, f"out of memory: {error}"[:200])
-            continue
-        if level != "compare":
-            add_peak(results, case, device)
+        case, began = f"{level} {side} {form}", time.perf_counter()
+        with results.case(case):
+            if given.left() < 1.5 * longest + 3:
+                raise SkipError("no time was left")
+            if level == "compare" and importlib.util.find_spec("diffusers") is None:
+                raise SkipError("diffusers is not installed")
+            one_case(bench, parameters(bench, models, form, given), level, side, case, results)
         longest = max(longest, time.perf_counter() - began)
 
 
-def one_case(bench: ModuleType, config: object, level: str, side: int, case: str, results: Results) -> None:
-    """Add the times of one case. Nothing of it is left in memory."""
+def parameters(bench: ModuleType, models: Path, form: str, given: Conditions) -> Parameters:
+    """The benchmark's parameters for weights of a form: a dtype, or fp8 or int8, which are computed with in float16."""
+    eight = form in ("fp8", "int8")
+    values = {
+        "models": str(models),
+        "device": given.device,
+        "dtype": ("float32" if given.dry else "float16") if eight else form,
+        "weights": form if eight else "full",
+        "steps": 1 if given.dry else 4,
+        "repeats": 1 if given.dry else 5,
+    }
+    return resolve(bench.BenchConfig, values)
+
+
+def one_case(bench: ModuleType, config: Parameters, level: str, side: int, case: str, results: Results) -> None:
+    """Add the times of one case, and its peak memory."""
+    device = torch.device(config.device)
+    gc.collect()  # what earlier cases have left
+    start_peak(device)
     if level == "compare":
         here, there, difference = bench.compare_step(config, side)
         results.add(case, "step", here, "s")
@@ -80,3 +76,4 @@ def one_case(bench: ModuleType, config: object, level: str, side: int, case: str
     found = bench.measure(config, level, side)
     for name in ("load", "text", "step", "decode"):
         results.add(case, name, found[name], "s")
+    add_peak(results, case, device)

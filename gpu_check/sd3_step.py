@@ -10,7 +10,7 @@ from torch import nn
 
 from common.command_line import ROOT
 from common.entry_scripts import load_module
-from gpu_check.results import Conditions, Results
+from gpu_check.results import Conditions, Results, SkipError
 from resd3_medium.mmdit import MMDiT
 from resd3_medium.packed import PackedLinear, quantised
 
@@ -87,19 +87,21 @@ def add_peak(results: Results, case: str, device: torch.device) -> None:
 
 def measure(given: Conditions, results: Results) -> None:
     """Add seconds and peak memory of a step by form of the weights and size of the image."""
-    device = torch.device(given.device)
     for form in FORMS:
-        eight = form in ("fp8", "int8")
-        dtype = torch.float16 if eight else getattr(torch, form)
-        model = random_transformer("tiny" if given.dry else "full", device, dtype)
-        if eight:
-            keep_packed(model.joint_blocks, form)
-        for side in (32,) if given.dry else (512, 1024):
-            case = f"{side} {form}"
-            if given.left() < 10:
-                results.missing(case, "no time was left")
-                continue
-            start_peak(device)
-            results.add(case, "step", step_seconds(model, side, device), "s")
-            add_peak(results, case, device)
-        del model
+        with results.case(form):
+            measure_form(form, given, results)
+
+
+def measure_form(form: str, given: Conditions, results: Results) -> None:
+    """The same for one form of the weights."""
+    device, eight = torch.device(given.device), form in ("fp8", "int8")
+    dtype = torch.float16 if eight else getattr(torch, form)
+    model = random_transformer("tiny" if given.dry else "full", device, dtype)
+    if eight:
+        keep_packed(model.joint_blocks, form)
+    for side in (32,) if given.dry else (512, 1024):
+        if given.left() < 10:
+            raise SkipError("no time was left")
+        start_peak(device)
+        results.add(f"{side} {form}", "step", step_seconds(model, side, device), "s")
+        add_peak(results, f"{side} {form}", device)

@@ -10,7 +10,7 @@ if ! command -v "$python" >/dev/null; then
     exit 2
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-there() { "$python" -c "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))" "$@"; }
+there() { "$python" -c "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))" "$@" 2>/dev/null; }
 for package in torch numpy; do
     if ! there "$package"; then
         echo "error: $python lacks $package, without which nothing runs" >&2

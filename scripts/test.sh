@@ -8,6 +8,7 @@ bash scripts/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+export DEDGEAI_GPU="${DEDGEAI_GPU:-auto}" # tests marked `cuda` run on the CPU where there is no GPU
 chosen="not slow"
 if [ "${1:-}" = --slow ]; then
     chosen="slow or not slow"

@@ -38,12 +38,16 @@ def models(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def gpu(monkeypatch) -> torch.device:
-    """The device that tests marked `cuda` compare with the CPU: the GPU, or what DEDGEAI_GPU names, as in a dry run.
+    """The device that tests marked `cuda` compare with the CPU: the GPU, or what DEDGEAI_GPU names.
 
-    Products are exact there: without the short formats that CUDA else takes for float32.
+    There, `cpu` is for dry runs; `auto` takes the CPU where there is no GPU, so that the tests run everywhere. Products
+    are exact: without the short formats that CUDA else takes for float32.
     """
     name = os.environ.get("DEDGEAI_GPU", "cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
+    if name in ("auto", "cuda") and not torch.cuda.is_available():
+        if name == "cuda":
+            pytest.skip("there is no CUDA device")
+        name = "cpu"
+    name = "cuda" if name == "auto" else name
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     return torch.device(name)

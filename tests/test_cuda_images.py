@@ -59,7 +59,7 @@ def newer(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.float16, 0.01), (torch.bfloat16, 0.06)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-3), (torch.float16, 0.01), (torch.bfloat16, 0.06)])
 @pytest.mark.parametrize("release", ["models", "newer"])
 def test_the_transformers_are_those_of_the_cpu(release, dtype, most, gpu, request):
     weights = find_part(request.getfixturevalue(release), "MMDiT")
@@ -75,7 +75,7 @@ def test_text_encoders_are_those_of_the_cpu(name, models, gpu):
     found = [build(find_part(models, name), device, torch.float32)(ids.to(device)) for device in (CPU, gpu)]
     here, there = ((part,) if name == "T5" else part for part in found)
     for wanted, other in zip(here, there, strict=True):
-        assert error(other, wanted) < 1e-4
+        assert error(other, wanted) < 1e-3
 
 
 @torch.inference_mode()
@@ -167,7 +167,7 @@ def test_a_lora_adds_the_same(keep, models, gpu, tmp_path):
             add_loras(weights, text)
             model = build(weights["MMDiT"], device, torch.float32, keep)
             found[len(text), device is gpu] = velocity(model, device, torch.float32)
-    assert error(found[1, True], found[1, False]) < 1e-4
+    assert error(found[1, True], found[1, False]) < 1e-3
     assert error(found[1, True], found[0, True]) > 1e-2
 
 

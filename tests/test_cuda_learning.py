@@ -1,12 +1,10 @@
 """What learns and what it learns in, on the GPU against the CPU: the same numbers in, the same numbers out."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from helpers import make, random_arrivals, random_scenario
 from test_learners import METHODS, TINY, random_batch, record_draws
 
@@ -15,17 +13,12 @@ from coop_lad_ts.model_coop import CoopAgents
 from gpu_check.pocket_training import painted
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals, draw_scenario
 from lad_ts.episodes import run_episode
-from meg.dataset import Pairs
-from meg.models import SplitModel
-from meg.training import MEGStage, Phase, accelerator_for
-from meg.training_parameters import TrainingConfig, filled
 from pocket import flow_training
 from pocket.captions import Captions
 from pocket.compositions import Renderer, held_out
 from pocket.flow_training import FlowStage, make_latents
 from pocket.vae_training import VAEStage
 from resd3_medium.folders import TOKENIZERS
-from resd3_medium.vae import Decoder, LatentFormat, VAEConfig
 
 pytestmark = pytest.mark.cuda
 
@@ -116,39 +109,6 @@ def test_cooperative_agents_have_the_same_probabilities_and_learn(actor, gpu):
         with torch.inference_mode():
             found.append(agents.actor.slot_logits(agents.weights, agents.view, slot, backlog).softmax(-1).cpu())
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture
-def any_device() -> Iterator[None]:
-    """accelerate knows one device in a process, and is made to forget it before and after."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_a_step_of_megs_training_has_the_same_loss_and_gradients(gpu, any_device):
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(12, 4, 4, 4, generator=generator).half()
-    images = torch.randint(256, (12, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    losses, gradients = [], []
-    for device in ("cpu", str(gpu)):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        torch.manual_seed(0)
-        model = SplitModel(Decoder(VAEConfig((8, 8), 1, 4, 4)), 4, LatentFormat(1.0, 0.0))
-        config = filled(make(TrainingConfig, batch=4, validation=2, device=device))
-        accelerator = accelerator_for(config)
-        stage = MEGStage("meg_dt", model, Pairs(latents, images), (Phase(10, 1e-3),), config, accelerator)
-        assert stage.device.type == torch.device(device).type
-        loss = stage.loss(3)
-        stage.backward(loss)
-        gradients.append({name: p.grad.cpu().clone() for name, p in model.named_parameters() if p.grad is not None})
-        stage.optimiser.zero_grad()
-        losses.append([loss.item(), *(stage.step(number) for number in (4, 5))])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and losses[0][0] != losses[0][1]
-    assert gradients[0] and gradients[1].keys() == gradients[0].keys()
-    largest = max(float(gradient.abs().max()) for gradient in gradients[0].values())
-    for name, wanted in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], wanted, rtol=1e-3, atol=1e-4 * largest)
 
 
 def test_steps_of_the_pocket_models_training_have_the_same_losses(gpu, monkeypatch):

@@ -43,6 +43,7 @@ ARGUMENTS = {
     "meg/train_split.py": MEG,
     "meg/train_JSCC_merging.py": MEG,
     "resd3_medium/refine_sd3_infer.py": ["--models=models/pocket", "--prompt=dog", "--steps=1"],
+    "scripts/check_gpu.py": ["--dry=True", "--part=step"],
     "scripts/compare.py": ["--runs=RUNS"],
     "scripts/reproduce.py": RUNS,
     "scripts/sweep.py": [*RUNS, "--values=3,4"],
