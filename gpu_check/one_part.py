@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from common.command_line import out_of_memory
-from common.interruption import terminable
+from common.interruption import exit_code, terminable
 from gpu_check.processes import SKIPPED
 from gpu_check.results import Conditions, Results, SkipError, absent
 
@@ -30,6 +30,8 @@ def main(name: str, place: str, text: str) -> int:
             raise
         print(f"needs {package}, which is not installed", flush=True)
         return SKIPPED
+    except KeyboardInterrupt as error:  # SIGTERM: the time is over, or all shall stop
+        return exit_code(error)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -33,7 +33,7 @@ def measure(given: Conditions, results: Results) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *flags],
         cwd=ROOT,
-        env=environment() | {"DEDGEAI_GPU": given.device},
+        env=environment() | {"DEDGEAI_GPU": given.device, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         check=False,
     )
     if not record.exists():

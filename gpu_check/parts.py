@@ -27,7 +27,6 @@ PARTS = {
     "overlap": Part("copies hidden under compute at the level block", 0.6, "gpu_check.overlap:measure"),
     "edge": Part("the edge system, two servers on one GPU", 1.2, "gpu_check.edge:measure"),
     "pocket": Part("two minutes of the pocket model's training", 3.2, "gpu_check.pocket_training:measure"),
-    "meg": Part("a training step of MEG against a plain loop", 0.6, "gpu_check.meg_step:measure"),
 }
 
 

@@ -19,7 +19,7 @@ from gpu_check.parts import PARTS
 from gpu_check.results import Conditions, SkipError
 
 SKIPPED = 77  # exit code of a part that cannot run here
-GRACE = 10.0  # s that processes get to end themselves
+GRACE = 10.0  # s that a script gets to end itself
 MISSING = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 
 
@@ -113,14 +113,9 @@ def run_script(script: str, *arguments: str, seconds: float | None = None) -> st
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         stopped = True
+        process.terminate()  # it ends its own processes
     finally:
-        if process.poll() is None:
-            process.terminate()  # it ends its own processes
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end_script(process)
     reader.join(2)  # not for ever: others may hold the pipe
     output = "".join(lines)
     if process.returncode and not stopped:
@@ -129,6 +124,15 @@ def run_script(script: str, *arguments: str, seconds: float | None = None) -> st
         words = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
         raise RuntimeError(f"{script}: {words} (exit code {process.returncode})")
     return output
+
+
+def end_script(process: subprocess.Popen) -> None:
+    """Wait until a script that was told to end has done so, and end it after some seconds."""
+    try:
+        process.wait(GRACE)  # a second signal would not let it end its own processes
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def script_flags(**values: object) -> list[str]:

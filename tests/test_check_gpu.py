@@ -84,7 +84,7 @@ def outcomes(folder: Path) -> dict[str, tuple[str, str]]:
 
 def dry_run(folder: Path, *flags: str) -> None:
     """The command with --dry in a process, as people start it; every part that was asked for must be ok."""
-    command = ["bash", str(ROOT / "scripts/check_gpu.sh"), "--dry", *flags, f"--out={folder}"]
+    command = ["bash", str(ROOT / "scripts/check_gpu.sh"), "--dry", "--minutes=30", *flags, f"--out={folder}"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHON": sys.executable}
     )
