@@ -89,9 +89,9 @@ class Check:
 
 def main(config: CheckConfig, given: dict[str, Any]) -> None:
     """Run the parts, and end with exit code 1 when one has failed. Raises ParameterError."""
+    if not config.dry and not torch.cuda.is_available():
+        raise ParameterError(None, None, "torch sees no CUDA device here; --dry True runs tiny sizes on the CPU")
     with new_folder(config.out, RESULTS / "gpu") as folder:
-        if not config.dry and not torch.cuda.is_available():
-            raise ParameterError(None, None, "torch sees no CUDA device here; --dry True runs tiny sizes on the CPU")
         scratch = Path(tempfile.mkdtemp(prefix="check_gpu_"))
         try:
             with Interruption() as interruption:
