@@ -24,6 +24,7 @@ from meg.rates import RATES, open_rate
 from meg.schemes import LABELS, Scheme
 from meg.shift_schemes import SHIFTED
 
+ALL = "all"  # in the place of schemes' names
 COMPETITORS = ("cg_digital", "cg_digital_files", "meg_digital", "prompt")
 MOST_SHIFTED = 10**6  # symbols, all but a few thousand of which stay unused
 MEAN_IMAGE = "mean.png"  # of training images, in the folder of trained models
@@ -42,9 +43,10 @@ class CompetitorParameters(Parameters):
 
     schemes: str | None = parameter(
         None,
-        "schemes to compare, separated by commas; default those of a number of symbols of their own, and meg_shift",
+        "schemes to compare, separated by commas, or all; default those of a number of symbols of their own, and "
+        "meg_shift",
         more=f"Of a number of their own: {', '.join(LABELS)}. Of any number: {', '.join(SHIFTED)}. Of any number, and "
-        f"digital: {', '.join(COMPETITORS)}.",
+        f"digital: {', '.join(COMPETITORS)}. With all, those are left out that there are no files for.",
     )
     symbols: str = parameter(
         "512,1024,12288",
@@ -72,8 +74,14 @@ class CompetitorParameters(Parameters):
 
     def chosen(self) -> list[str]:
         """The names of the schemes. Raises ParameterError for unknown ones."""
-        names = words_of(self.schemes) if self.schemes else [*LABELS, "meg_shift"]
-        return self.known("schemes", names, (*LABELS, *SHIFTED, *COMPETITORS))
+        known = (*LABELS, *SHIFTED, *COMPETITORS)
+        if self.schemes == ALL:
+            return list(known)
+        return self.known("schemes", words_of(self.schemes) if self.schemes else [*LABELS, "meg_shift"], known)
+
+    def named(self) -> bool:
+        """Whether schemes are named one by one, so that each must be there."""
+        return self.schemes not in (None, ALL)
 
     def rate_names(self) -> list[str]:
         """The names of the rates. Raises ParameterError for unknown ones."""
@@ -128,6 +136,7 @@ def counted(scheme: Scheme, latents: torch.Tensor, images: torch.Tensor) -> Sche
 
 def competitors(
     config: CompetitorParameters,
+    names: Sequence[str],
     channel: Channel,
     generator: ImageGenerator,
     images: torch.Tensor,
@@ -136,7 +145,7 @@ def competitors(
     batch: int,
     coded: Source | None = None,
 ) -> list[Scheme]:
-    """The digital schemes among the chosen ones, for every number of symbols and rate.
+    """The digital schemes among those names, for every number of symbols and rate.
 
     `requests` are prompts and seeds of images [N, 3, H, W], `coded` is the source of meg_digital. Raises ParameterError
     when Pillow lacks a codec.
@@ -145,7 +154,7 @@ def competitors(
     def generate(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         return generator.images(generator.latents(prompts, seeds))
 
-    names, album = config.chosen(), None
+    album = None
     sources: list[Source] = []
     if "cg_digital" in names or "cg_digital_files" in names:
         album = Album((images.shape[3], images.shape[2]))
