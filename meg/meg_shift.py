@@ -168,9 +168,9 @@ def decoded(split: SplitModel, own: SplitModel, latent: torch.Tensor, snr_db: to
     `own` is the generator's own decoder, for estimates that are better than what `split` was trained on.
     """
     good = snr_db >= OWN_DB
-    if bool(good.all()):
-        return own.images(latent, snr_db)
-    made = split.images(latent, snr_db)
-    if bool(good.any()):
-        made[good] = own.images(latent[good], snr_db[good])
+    if bool((good == good[0]).all()):
+        return (own if bool(good[0]) else split).images(latent, snr_db)
+    fine, rough = own.images(latent[good], snr_db[good]), split.images(latent[~good], snr_db[~good])
+    made = torch.empty(len(latent), *fine.shape[1:], device=fine.device, dtype=fine.dtype)
+    made[good], made[~good] = fine, rough
     return made
