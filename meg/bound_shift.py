@@ -22,16 +22,16 @@ from common.progress import Progress
 from common.run_folder import RESULTS, new_folder, write_config, write_text
 from common.tables import write_csv
 from meg.ablate_shift import Parts, ShiftParameters, measured_on, psnr_db
-from meg.allocation import allocate
+from meg.allocation import reverse_water_filling
 from meg.channel import Channel, ratio
 from meg.coded_latents import open_coded
 from meg.competitors import MEAN_IMAGE, mean_image
 from meg.digital import Sending, digital_scheme
-from meg.meg_shift import choices_for
+from meg.meg_shift import of_maps
 from meg.rates import capacity, open_rate
 from meg.report import table
 from meg.schemes import Scheme, trained_models
-from meg.transform import Transform, scales
+from meg.transform import scales
 
 HEADER = ("measure", "what", "snr_db", "decibels")
 MEASURED = ("square error of components (dB)", "PSNR (dB)")
@@ -54,25 +54,6 @@ class BoundConfig(ShiftParameters):
 def seeded(seed: int) -> torch.Generator:
     """A generator of random numbers with that seed."""
     return torch.Generator().manual_seed(seed)
-
-
-def reverse_water_filling(variances: np.ndarray, bits: float) -> np.ndarray:
-    """The least square errors [M] of independent normal numbers with variances [M] in so many bits together.
-
-    Each is the variance or the level, whichever is less (Shannon 1959; Cover and Thomas, Theorem 10.3.3).
-    """
-    order = np.sort(variances)[::-1]
-    count = np.arange(1, len(order) + 1)
-    levels = np.exp((np.cumsum(np.log(order)) - 2 * math.log(2) * bits) / count)  # if that many take part
-    return np.minimum(variances, levels[max(np.flatnonzero(order >= levels), default=0)])
-
-
-def of_maps(transform: Transform, symbols: int, snr_db: float, most: int | None) -> float:
-    """The expected square error of components that are sent by maps onto at most so many symbols each."""
-    variances = transform.variances.double().numpy()
-    known = np.append(variances, transform.log_scale[1] ** 2 * variances.sum())  # what a wrong scale does to all
-    found = allocate(choices_for("awgn", most), known, symbols, symbols * float(ratio(snr_db)))
-    return float((known * found.mse).sum())
 
 
 def coded_ideally(parts: Parts, latents: torch.Tensor, errors: np.ndarray, seed: int) -> torch.Tensor:

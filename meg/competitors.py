@@ -25,7 +25,8 @@ from meg.schemes import LABELS, Scheme
 from meg.shift_schemes import SHIFTED
 
 ALL = "all"  # in the place of schemes' names
-COMPETITORS = ("cg_digital", "cg_digital_files", "meg_digital", "prompt")
+HYBRID = "meg_hybrid"
+COMPETITORS = ("cg_digital", "cg_digital_files", "meg_digital", HYBRID, "prompt")
 MOST_SHIFTED = 10**6  # symbols, all but a few thousand of which stay unused
 MEAN_IMAGE = "mean.png"  # of training images, in the folder of trained models
 
@@ -102,6 +103,16 @@ class CompetitorParameters(Parameters):
             )
         return list(dict.fromkeys(map(int, texts)))
 
+    def sendings(self, channel: Channel) -> list[Sending]:
+        """How bits are sent, for every number of symbols and rate, and all that the sender may know."""
+        knowledge = self.knowledge() if channel.kind == "rayleigh" else ["mean"]  # which is all without fading
+        return [
+            Sending(symbols, open_rate(rate), self.block_error, knows)
+            for symbols in self.symbol_counts()
+            for rate in self.rate_names()
+            for knows in knowledge
+        ]
+
     def known(self, name: str, found: list[str], known: Sequence[str]) -> list[str]:
         """The names, each once. Raises ParameterError for one that is not known."""
         if not all(word in known for word in found):
@@ -166,11 +177,6 @@ def competitors(
             sources.append(coded)
         elif album and name in ("cg_digital", "cg_digital_files"):
             sources.append(Files(album, name == "cg_digital_files", mean, torch.get_num_threads()))
-    knowledge = config.knowledge() if channel.kind == "rayleigh" else ["mean"]  # which is all without fading
-    sendings = [
-        Sending(symbols, open_rate(rate), config.block_error, knows)
-        for symbols in config.symbol_counts()
-        for rate in config.rate_names()
-        for knows in knowledge
+    return [
+        digital_scheme(source, sending, mean, channel) for source in sources for sending in config.sendings(channel)
     ]
-    return [digital_scheme(source, sending, mean, channel) for source in sources for sending in sendings]

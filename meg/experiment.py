@@ -17,10 +17,11 @@ from common.pictures import save_sheet
 from common.progress import Progress
 from meg.channel import Channel, Link, equal_energy_snr_db, ratio
 from meg.coded_latents import CodedLatents, check_coded, open_coded
-from meg.competitors import COMPETITORS, competitors, counted, mean_image
+from meg.competitors import COMPETITORS, HYBRID, competitors, counted, mean_image
 from meg.decoders import model_of
 from meg.figure_parameters import BUDGETS, TestConfig
 from meg.generators import open_generator
+from meg.hybrid import hybrid_scheme
 from meg.merging import Tokens
 from meg.metrics import Estimate, Judge, PocketFeatures
 from meg.pictures import Pictures, captions_of
@@ -33,6 +34,7 @@ from meg.training import FACTOR
 from meg.transform import TRANSFORM, load_transform
 from resd3_medium.folders import POCKET
 
+CODED = (CodedLatents.name, HYBRID)  # what needs coded_latents.py
 SAMPLES = 8  # images of a sheet
 SMALL = 256  # pixels along a side up to which points are measured beside each other
 
@@ -86,7 +88,7 @@ class Experiment:
             self.leave_out(missing, "there are no models for them")
             self.leave_out(["prompt"] if config.pictures else [], "pictures are made of no prompts")
         self.names = [name for name in self.names if name not in missing]
-        if CodedLatents.name in self.names:
+        if set(CODED) & set(self.names):
             self.check_coded()
         self.network, self.without = open_st_lpips(config.st_lpips)
         self.generator = open_generator(config.image_options())
@@ -128,7 +130,7 @@ class Experiment:
         except ParameterError as error:
             if self.config.named():
                 raise
-            self.leave_out([CodedLatents.name], error.reason)
+            self.leave_out(CODED, error.reason)
 
     def leave_out(self, names: Collection[str], reason: str) -> None:
         """Go on without the schemes of those names, and say so in the report."""
@@ -145,7 +147,7 @@ class Experiment:
         """
         config, size, latent = self.config, self.images.shape[1:], self.latents.shape[1:]
         if reason := misfit(self.transform, latent) if self.transform else "":
-            needing = {*SHIFTED, CodedLatents.name}
+            needing = {*SHIFTED, *CODED}
             if config.named() and needing & set(self.names):
                 raise ParameterError("decoders", config.decoders, reason)
             self.leave_out(needing, reason)
@@ -155,12 +157,15 @@ class Experiment:
         with torch.inference_mode():
             uncoded = [scheme for scheme in uncoded if scheme.name in self.names] + self.shift_schemes()
             found = [counted(scheme, *first) for scheme in uncoded]
-            coded = None
-            if CodedLatents.name in self.names:
+            coded, hybrid = None, []
+            if set(CODED) & set(self.names):
                 folder = Path(config.decoders)
                 coded = open_coded(folder, self.transform, self.trained, self.base, latent, mean, self.device)
+                if HYBRID in self.names:
+                    sendings = config.sendings(Channel(config.channel))
+                    hybrid = [hybrid_scheme(coded, s, mean) for s in sendings if s.sender_knows == "mean"]
             rest = self.images, requests, mean, config.batch_size, coded
-            return found + competitors(config, self.names, Channel(config.channel), self.generator, *rest)
+            return found + competitors(config, self.names, Channel(config.channel), self.generator, *rest) + hybrid
 
     def shift_schemes(self) -> list[Scheme]:
         """Those with shift maps among the names."""
