@@ -129,6 +129,9 @@ def test_all_leaves_out_what_has_no_files(tmp_path, capsys):
     digital = {f"{name}_512_capacity" for name in ("cg_digital", "cg_digital_files", "prompt")}
     assert names == {"cg", "cg_mmse", "own_mmse"} | digital
     report = (tmp_path / "out/report.md").read_text()
-    assert "are left out: there are no models for them" in report and "meg_digital is left out: must hold" in report
+    assert (
+        "are left out: there are no models for them" in report
+        and "meg_digital, meg_hybrid are left out: must hold" in report
+    )
     assert "must hold models for meg_dt" in refusal(capsys, test_MEG, *flags, "--schemes=meg_dt")
     assert "--schemes=all,cg: must be some of" in refusal(capsys, test_MEG, *flags, "--schemes=all,cg")
