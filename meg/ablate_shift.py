@@ -22,7 +22,7 @@ from common.run_folder import RESULTS, new_folder, write_config, write_text
 from common.tables import write_csv
 from meg.channel import CHANNELS, Channel
 from meg.competitors import MOST_SHIFTED
-from meg.dataset import load_dataset
+from meg.dataset import Pairs, load_dataset
 from meg.decoders import TRAINED, load_model, model_of
 from meg.generators import open_generator
 from meg.image_generator import ImageOptions
@@ -39,18 +39,15 @@ SNRS_DB = (-20.0, -10.0, 0.0, 5.0, 10.0, 20.0)
 
 
 @dataclasses.dataclass(kw_only=True)
-class AblationConfig(DataParameters):
-    """Every parameter of ablate_shift.py."""
+class ShiftParameters(DataParameters):
+    """What is measured on validation images."""
 
-    GROUP: ClassVar[str] = "ablation"
+    GROUP: ClassVar[str] = "scheme"
 
     decoders: str = parameter(str(TRAINED), "folder of trained models", path=True)
     symbols: int = parameter(1024, "real symbols of an image, an even number", low=2, high=MOST_SHIFTED)
-    channel: str = parameter("awgn", "the channel", choices=CHANNELS)
-    wrong_db: float = parameter(3.0, "by how much both ends are told a wrong SNR", unit="dB", low=0, high=60)
     seed: int = parameter(1, "seed of the noise", low=0)
     threads: int = parameter(1, "CPU threads", low=1, high=1024)
-    out: str | None = parameter(None, "folder of the results; default results/meg/ablation", path=True)
 
     def check(self) -> None:
         """Raises ParameterError for an odd number of symbols, and for one image alone, which has no interval."""
@@ -61,23 +58,35 @@ class AblationConfig(DataParameters):
             raise ParameterError("validation", self.validation, "must be at least 2, to measure on")
 
 
+@dataclasses.dataclass(kw_only=True)
+class AblationConfig(ShiftParameters):
+    """Every parameter of ablate_shift.py."""
+
+    GROUP: ClassVar[str] = "ablation"
+
+    channel: str = parameter("awgn", "the channel", choices=CHANNELS)
+    wrong_db: float = parameter(3.0, "by how much both ends are told a wrong SNR", unit="dB", low=0, high=60)
+    out: str | None = parameter(None, "folder of the results; default results/meg/ablation", path=True)
+
+
 class Parts:
     """The scheme's transform and the decoders that are compared."""
 
-    def __init__(self, config: AblationConfig, latent: torch.Size) -> None:
+    def __init__(self, config: ShiftParameters, latent: torch.Size) -> None:
         """Raises ParameterError for files that are missing, or for other latents [C, h, w]."""
         folder = Path(config.decoders)
-        base = open_generator(ImageOptions("pocket", None, device="cpu", dtype="float32")).base()
+        self.base = open_generator(ImageOptions("pocket", None, device="cpu", dtype="float32")).base()
         split, told = (load_model(folder / f"{name}.safetensors")[0] for name in ("meg_shift", "meg_dt_snr"))
-        own = model_of(base.description, base.decoder, base.post)
+        own = model_of(self.base.description, self.base.decoder, self.base.post)
         self.split, self.told, self.own = (m.eval().requires_grad_(False) for m in (split, told, own))
         self.link = ShiftLink(transform_for(folder, latent), config.symbols)
+        self.show: Show = functools.partial(decoded, self.split, self.own)
 
     def variants(self, unweighted: Transform, wrong_db: float) -> dict[str, tuple[ShiftLink, Show]]:
         """What is compared, the whole scheme first: how latents are sent, and how estimates are decoded."""
         link, other = self.link, dataclasses.replace
         flat = other(link, transform=unweighted)
-        show: Show = functools.partial(decoded, self.split, self.own)
+        show = self.show
         return {
             "the whole scheme": (link, show),
             "at most two symbols a component": (other(link, most=2), show),
@@ -93,25 +102,36 @@ class Parts:
         }
 
 
+def psnr_db(shown: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """The PSNR [N] in dB, at most 60, of shown images [N, 3, H, W] against images in 0..1."""
+    error = ((shown.clamp(0, 1) * 255).round() / 255 - images).square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp(min=1e-6))
+
+
 @torch.inference_mode()
 def psnrs(
     config: AblationConfig, link: ShiftLink, show: Show, snr_db: float, latents: torch.Tensor, images: torch.Tensor
 ) -> torch.Tensor:
     """The PSNR [N] in dB of each image [N, 3, H, W] in 0..1."""
     found = link(latents, Channel(config.channel), snr_db, torch.Generator().manual_seed(config.seed))
-    shown = (show(*found).clamp(0, 1) * 255).round() / 255
-    return -10 * torch.log10((shown - images).square().flatten(1).mean(1).clamp(min=1e-6))
+    return psnr_db(show(*found), images)
+
+
+def measured_on(config: ShiftParameters) -> tuple[Pairs, torch.Tensor, torch.Tensor]:
+    """All of the data, and the latents and images in 0..1 to measure on. Raises ParameterError where there are none."""
+    pairs = load_dataset(Path(config.data))
+    count = len(pairs) - config.validation
+    if count < 1:
+        raise ParameterError("validation", config.validation, f"must be less than the {len(pairs)} images of --data")
+    return pairs, *pairs.batch(torch.arange(count, len(pairs)), torch.device("cpu"))
 
 
 def main(config: AblationConfig, given: dict[str, Any]) -> None:
     """Measure every variant at every SNR, and write the table. Raises ParameterError."""
     torch.set_num_threads(config.threads)
-    pairs = load_dataset(Path(config.data))
+    pairs, latents, images = measured_on(config)
     count = len(pairs) - config.validation
-    if count < 1:
-        raise ParameterError("validation", config.validation, f"must be less than the {len(pairs)} images of --data")
     parts = Parts(config, pairs.latents.shape[1:])
-    latents, images = pairs.batch(torch.arange(count, len(pairs)), torch.device("cpu"))
     rows, lines, whole = [], [], []
     with new_folder(config.out, RESULTS / "meg" / "ablation") as folder:
         write_config(folder, "meg ablation", dataclasses.asdict(config))

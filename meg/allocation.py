@@ -6,6 +6,7 @@ chooses for itself; the prices follow from what there is (Lagrange). Start readi
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -78,3 +79,14 @@ def allocate(choices: Choices, variances: np.ndarray, symbols: int, power: float
         found = with_power(least_price(lambda p: with_power(p).symbols.sum() > symbols, 10 * most))
     total = found.power.sum()
     return found if not total else dataclasses.replace(found, power=found.power * (power / total))
+
+
+def reverse_water_filling(variances: np.ndarray, bits: float) -> np.ndarray:
+    """The least square errors [M] of independent normal numbers with variances [M] in so many bits together.
+
+    Each is the variance or the level, whichever is less (Shannon 1959; Cover and Thomas, Theorem 10.3.3).
+    """
+    order = np.sort(variances)[::-1]
+    count = np.arange(1, len(order) + 1)
+    levels = np.exp((np.cumsum(np.log(order)) - 2 * math.log(2) * bits) / count)  # if that many take part
+    return np.minimum(variances, levels[max(np.flatnonzero(order >= levels), default=0)])

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import io
 import math
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -179,6 +180,7 @@ class Album:
         check_codecs()
         self.size = size
         self.known: dict[bytes, tuple[list[Entry], list[Entry]]] = {}
+        self.coding = threading.Lock()  # what one thread codes, others need not
 
     def label(self, whole_files: bool) -> int:
         """The bits that say a setting: none beside whole files."""
@@ -205,8 +207,8 @@ class Album:
 
     def prepare(self, pictures: Sequence[np.ndarray], threads: int) -> None:
         """Code pictures [H, W, 3] in as many threads; Pillow's codecs run beside each other."""
-        new = [p for p in pictures if p.tobytes() not in self.known]
-        with ThreadPoolExecutor(threads) as pool:
+        with self.coding, ThreadPoolExecutor(threads) as pool:
+            new = [p for p in pictures if p.tobytes() not in self.known]
             for picture, entries in zip(new, pool.map(self.coded, new), strict=True):
                 self.known[picture.tobytes()] = entries
 

@@ -24,7 +24,9 @@ from meg.rates import RATES, open_rate
 from meg.schemes import LABELS, Scheme
 from meg.shift_schemes import SHIFTED
 
-COMPETITORS = ("cg_digital", "cg_digital_files", "meg_digital", "prompt")
+ALL = "all"  # in the place of schemes' names
+HYBRID = "meg_hybrid"
+COMPETITORS = ("cg_digital", "cg_digital_files", "meg_digital", HYBRID, "prompt")
 MOST_SHIFTED = 10**6  # symbols, all but a few thousand of which stay unused
 MEAN_IMAGE = "mean.png"  # of training images, in the folder of trained models
 
@@ -42,9 +44,10 @@ class CompetitorParameters(Parameters):
 
     schemes: str | None = parameter(
         None,
-        "schemes to compare, separated by commas; default those of a number of symbols of their own, and meg_shift",
+        "schemes to compare, separated by commas, or all; default those of a number of symbols of their own, and "
+        "meg_shift",
         more=f"Of a number of their own: {', '.join(LABELS)}. Of any number: {', '.join(SHIFTED)}. Of any number, and "
-        f"digital: {', '.join(COMPETITORS)}.",
+        f"digital: {', '.join(COMPETITORS)}. With all, those are left out that there are no files for.",
     )
     symbols: str = parameter(
         "512,1024,12288",
@@ -72,8 +75,14 @@ class CompetitorParameters(Parameters):
 
     def chosen(self) -> list[str]:
         """The names of the schemes. Raises ParameterError for unknown ones."""
-        names = words_of(self.schemes) if self.schemes else [*LABELS, "meg_shift"]
-        return self.known("schemes", names, (*LABELS, *SHIFTED, *COMPETITORS))
+        known = (*LABELS, *SHIFTED, *COMPETITORS)
+        if self.schemes == ALL:
+            return list(known)
+        return self.known("schemes", words_of(self.schemes) if self.schemes else [*LABELS, "meg_shift"], known)
+
+    def named(self) -> bool:
+        """Whether schemes are named one by one, so that each must be there."""
+        return self.schemes not in (None, ALL)
 
     def rate_names(self) -> list[str]:
         """The names of the rates. Raises ParameterError for unknown ones."""
@@ -93,6 +102,16 @@ class CompetitorParameters(Parameters):
                 "symbols", self.symbols, "must be even numbers from 2 to 100000000, separated by commas"
             )
         return list(dict.fromkeys(map(int, texts)))
+
+    def sendings(self, channel: Channel) -> list[Sending]:
+        """How bits are sent, for every number of symbols and rate, and all that the sender may know."""
+        knowledge = self.knowledge() if channel.kind == "rayleigh" else ["mean"]  # which is all without fading
+        return [
+            Sending(symbols, open_rate(rate), self.block_error, knows)
+            for symbols in self.symbol_counts()
+            for rate in self.rate_names()
+            for knows in knowledge
+        ]
 
     def known(self, name: str, found: list[str], known: Sequence[str]) -> list[str]:
         """The names, each once. Raises ParameterError for one that is not known."""
@@ -128,6 +147,7 @@ def counted(scheme: Scheme, latents: torch.Tensor, images: torch.Tensor) -> Sche
 
 def competitors(
     config: CompetitorParameters,
+    names: Sequence[str],
     channel: Channel,
     generator: ImageGenerator,
     images: torch.Tensor,
@@ -136,7 +156,7 @@ def competitors(
     batch: int,
     coded: Source | None = None,
 ) -> list[Scheme]:
-    """The digital schemes among the chosen ones, for every number of symbols and rate.
+    """The digital schemes among those names, for every number of symbols and rate.
 
     `requests` are prompts and seeds of images [N, 3, H, W], `coded` is the source of meg_digital. Raises ParameterError
     when Pillow lacks a codec.
@@ -145,7 +165,7 @@ def competitors(
     def generate(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         return generator.images(generator.latents(prompts, seeds))
 
-    names, album = config.chosen(), None
+    album = None
     sources: list[Source] = []
     if "cg_digital" in names or "cg_digital_files" in names:
         album = Album((images.shape[3], images.shape[2]))
@@ -157,11 +177,6 @@ def competitors(
             sources.append(coded)
         elif album and name in ("cg_digital", "cg_digital_files"):
             sources.append(Files(album, name == "cg_digital_files", mean, torch.get_num_threads()))
-    knowledge = config.knowledge() if channel.kind == "rayleigh" else ["mean"]  # which is all without fading
-    sendings = [
-        Sending(symbols, open_rate(rate), config.block_error, knows)
-        for symbols in config.symbol_counts()
-        for rate in config.rate_names()
-        for knows in knowledge
+    return [
+        digital_scheme(source, sending, mean, channel) for source in sources for sending in config.sendings(channel)
     ]
-    return [digital_scheme(source, sending, mean, channel) for source in sources for sending in sendings]

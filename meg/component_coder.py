@@ -8,6 +8,7 @@ shortest binary number; zeros fill the block, and no mark is needed, for the rec
 Start reading at `Coder`, then `quantiser`.
 """
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -129,12 +130,14 @@ def shortest(encoder: constriction.stream.queue.RangeEncoder) -> np.ndarray:
     shift = size - 32 * position - 64  # of the coder's state, which has 64 bits
     lower = sealed - (((sealed >> shift) - lower) % 2**64 << shift)
     width <<= shift
-    for count in range(size + 1):
-        unit = size - count
-        number = -(-lower >> unit)
-        if number << unit < lower + width:
-            return np.array([number >> place & 1 for place in reversed(range(count))], np.uint8)
-    raise AssertionError("an interval without a number")
+
+    def number(count: int) -> int:
+        """The least number of so many bits at the interval's start or above."""
+        return -(-lower >> size - count)
+
+    count = bisect.bisect_left(range(size), True, key=lambda c: number(c) << size - c < lower + width)
+    packed = np.frombuffer(number(count).to_bytes(-(-count // 8)), np.uint8)
+    return np.unpackbits(packed)[-count % 8 :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +213,7 @@ class Coder:
         """The bits of every rung in blocks of so many bits."""
         return math.log2(TOTAL) - np.log2(self.rung_numbers(bits))
 
+    @functools.cache  # noqa: B019
     def runs(self, rung: int) -> list[tuple[int, np.ndarray]]:
         """Rows of the quantiser, each with the components that it is for."""
         rows = self.rows(rung)

@@ -110,7 +110,7 @@ def digital_scheme(source: Source, sending: Sending, mean_image: torch.Tensor, c
         ", gain known" if known else ""
     )
     side_bits = PICK_BITS if sending.picks(channel) else 0
-    return Scheme(name, sending.symbols, side_bits, send, label, sending.sender_knows, source.device_flop)
+    return Scheme(name, sending.symbols, side_bits, send, label, sending.sender_knows, source.device_flop, source.name)
 
 
 class Files:

@@ -59,9 +59,7 @@ def choices_for(channel: str, most: int | None) -> Choices:
 @functools.lru_cache(maxsize=512)
 def plan_for(transform: Transform, symbols: int, snr_db: float, channel: str, most: int | None = None) -> Plan:
     """The plan of least square error, as pixels see it, for that many symbols at a mean SNR in dB."""
-    own = transform.variances.double().cpu().numpy()
-    scale = transform.log_scale[1] ** 2 * own.sum()  # what a wrong scale does to all components together
-    variances, snr = np.append(own, scale), float(ratio(snr_db))
+    variances, snr = with_scale(transform), float(ratio(snr_db))
     found = allocate(choices_for(channel, most), variances, symbols, symbols * snr)
     groups = []
     for count in range(1, found.symbols.max(initial=0) + 1):
@@ -71,6 +69,20 @@ def plan_for(transform: Transform, symbols: int, snr_db: float, channel: str, mo
             maps = ShiftMaps(maps.amplitudes / snr**0.5, maps.periods)  # the power of a symbol is 1 on average
             groups.append((torch.from_numpy(chosen), maps))
     return Plan(symbols, tuple(groups))
+
+
+def with_scale(transform: Transform) -> np.ndarray:
+    """The variances [D + 1] of components, and what a wrong scale does to all of them together."""
+    own = transform.variances.double().cpu().numpy()
+    return np.append(own, transform.log_scale[1] ** 2 * own.sum())
+
+
+@functools.lru_cache(maxsize=512)
+def of_maps(transform: Transform, symbols: int, snr_db: float, most: int | None = None) -> float:
+    """The expected square error of components that are sent by maps onto at most so many symbols each; AWGN."""
+    variances = with_scale(transform)
+    found = allocate(choices_for("awgn", most), variances, symbols, symbols * float(ratio(snr_db)))
+    return float((variances * found.mse).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +180,9 @@ def decoded(split: SplitModel, own: SplitModel, latent: torch.Tensor, snr_db: to
     `own` is the generator's own decoder, for estimates that are better than what `split` was trained on.
     """
     good = snr_db >= OWN_DB
-    if bool(good.all()):
-        return own.images(latent, snr_db)
-    made = split.images(latent, snr_db)
-    if bool(good.any()):
-        made[good] = own.images(latent[good], snr_db[good])
+    if bool((good == good[0]).all()):
+        return (own if bool(good[0]) else split).images(latent, snr_db)
+    fine, rough = own.images(latent[good], snr_db[good]), split.images(latent[~good], snr_db[~good])
+    made = torch.empty(len(latent), *fine.shape[1:], device=fine.device, dtype=fine.dtype)
+    made[good], made[~good] = fine, rough
     return made

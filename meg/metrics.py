@@ -2,24 +2,28 @@
 
 PSNR and SSIM compare images with images, with normal 95 % intervals over them. The Fréchet distance compares sets in a
 feature space that comes with the project, the pocket autoencoder's; it is not FID, which needs Inception's weights, and
-neither can be compared across numbers of images. These come from torchmetrics. ST-LPIPS (st_lpips.py), FID, KID and
-LPIPS are added where their weights are. Start reading at `Judge.__call__`.
+neither can be compared across numbers of images. ST-LPIPS (st_lpips.py), and torchmetrics' FID, KID and LPIPS are added
+where their weights are. Start reading at `Judge.__call__`.
 """
 
 import dataclasses
+import math
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from common.run_folder import describe
+from meg.codecs import PEAK_DB
+from meg.image_measures import Frechet, Similarity
 from meg.st_lpips import SMALLEST, STLPIPS, Against
 from resd3_medium.building import build
 from resd3_medium.finding import find_part
@@ -36,6 +40,7 @@ LABELS = {
     "kid": "KID",
     "lpips": "LPIPS",
 }
+TOGETHER = 16  # images that are measured at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,70 +75,65 @@ class PocketFeatures(nn.Module):
         return self.encoder.mid(x).mean((2, 3))
 
 
-class Given(nn.Module):
-    """Features that are there already, in the place of a network that computes them."""
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What is measured of one received image."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.num_features = count
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """The features [N, D] themselves."""
-        return features
-
-
-def frechet(real: torch.Tensor, other: torch.Tensor) -> float:
-    """The Fréchet distance between normal distributions fitted to features [N, D] and [M, D]."""
-    metric = FrechetInceptionDistance(feature=Given(real.shape[1])).set_dtype(torch.float64)
-    metric.update(real.double(), real=True)
-    metric.update(other.double(), real=False)
-    return float(metric.compute())
+    psnr_db: torch.Tensor
+    ssim: torch.Tensor
+    features: torch.Tensor  # [D]
 
 
 class Judge:
-    """Compares received images with the clean ones [N, 3, H, W] in 0..1, both clipped and rounded to bytes."""
+    """Compares received images with the clean ones [N, 3, H, W] in 0..1, both clipped and rounded to bytes.
+
+    An image that arrives again, by whatever scheme and at whatever point, is measured once. Threads may share a judge.
+    """
 
     def __init__(
         self, clean: torch.Tensor, features: Callable[[torch.Tensor], torch.Tensor], resamples: int, seed: int
     ) -> None:
-        self.clean, self.features, self.resamples, self.seed = as_shown(clean), features, resamples, seed
-        self.known = self.of_parts(self.clean)
+        self.clean, self.features = as_shown(clean), features
+        self.similarity = Similarity(self.clean)
+        parts = [self.clean[numbers] for numbers in even_parts(range(len(clean)))]
+        self.frechet = Frechet(torch.cat([features(part) for part in parts])[: len(clean)], resamples, seed)
+        self.seen: dict[tuple[int, bytes], Measured] = {}
         self.inception: dict[str, Callable[[torch.Tensor], float]] = {}
         self.perceptual: Against | None = None
+        self.alone = threading.Lock()  # for measures that keep a state
 
-    def of_parts(self, images: torch.Tensor) -> torch.Tensor:
-        """Features [N, D] of images [N, 3, H, W], computed 64 at a time."""
-        return torch.cat([self.features(part) for part in images.split(64)])
+    def measured(self, received: torch.Tensor) -> list[Measured]:
+        """What is measured of each of the images [N, 3, H, W], as they are shown."""
+        keys = [(i, blake2b(image.numpy().tobytes()).digest()) for i, image in enumerate(received)]
+        new = [i for i, key in enumerate(keys) if key not in self.seen]
+        for numbers in even_parts(new):
+            part, clean = received[numbers], self.clean[numbers]
+            error = (part - clean).square().flatten(1).mean(1)
+            psnr_db = (-10 * torch.log10(error)).clamp(max=PEAK_DB)
+            found = zip(psnr_db, self.similarity(part, numbers), self.features(part), strict=True)
+            self.seen |= {keys[i]: Measured(*values) for i, values in zip(numbers.tolist(), found, strict=True)}
+        return [self.seen[key] for key in keys]
 
     def __call__(self, received: torch.Tensor) -> dict[str, Estimate]:
         """All measures of received images [N, 3, H, W], which are in the order of the clean ones."""
         received = as_shown(received)
-        psnr = peak_signal_noise_ratio(received, self.clean, data_range=1.0, reduction="none", dim=(1, 2, 3))
-        ssim = [
-            structural_similarity_index_measure(a, b, data_range=1.0, reduction="none").reshape(-1)
-            for a, b in zip(received.split(64), self.clean.split(64), strict=True)
-        ]
-        found = {"psnr_db": of_images(psnr.clamp(max=60)), "ssim": of_images(torch.cat(ssim))}
+        each = self.measured(received)
+        found = {name: of_images(torch.stack([getattr(m, name) for m in each])) for name in ("psnr_db", "ssim")}
         if self.perceptual:
             found["st_lpips"] = of_images(self.perceptual(received))
-        found["frechet_pocket"] = self.distance(self.of_parts(received))
-        for name, measure in self.inception.items():
-            value = measure(received)
-            found[name] = Estimate(value, float("nan"), float("nan"))
+        found["frechet_pocket"] = self.distance(torch.stack([m.features for m in each]))
+        with self.alone:
+            for name, measure in self.inception.items():
+                found[name] = Estimate(measure(received), math.nan, math.nan)
         return found
 
     def distance(self, features: torch.Tensor) -> Estimate:
-        """The Fréchet distance of features [N, D], with an interval from as many draws of images with replacement.
+        """The Fréchet distance of features [N, D], with an interval from draws of images with replacement.
 
         Resampling raises the distance itself, so only the spread of the draws is used.
         """
-        value = frechet(self.known, features)
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = []
-        for _ in range(self.resamples):
-            chosen = torch.randint(len(features), (len(features),), generator=generator)
-            draws.append(frechet(self.known[chosen], features[chosen]))
-        half = 1.96 * float(torch.tensor(draws).std()) if self.resamples > 1 else 0.0
+        value, *draws = self.frechet.distances(features).tolist()
+        half = 1.96 * float(torch.tensor(draws).std()) if len(draws) > 1 else 0.0
         return Estimate(value, max(0.0, value - half), value + half)
 
     def add_st_lpips(self, network: STLPIPS) -> str:
@@ -169,6 +169,15 @@ class Judge:
         return f"with Inception's or AlexNet's weights: {here}" + (
             f"; left out: {', '.join(left_out)}" if left_out else ""
         )
+
+
+def even_parts(numbers: Sequence[int]) -> list[torch.Tensor]:
+    """Numbers in parts of TOGETHER, the last one filled up by its own last number.
+
+    The last digits of what a network gives depend on how many images go through it, and so do not change.
+    """
+    padded = [*numbers, *[numbers[-1]] * (-len(numbers) % TOGETHER)] if numbers else []
+    return list(torch.tensor(padded, dtype=torch.long).split(TOGETHER)) if padded else []
 
 
 def against(clean: torch.Tensor, metric: nn.Module, pairs: bool) -> Callable[[torch.Tensor], float]:

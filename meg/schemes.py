@@ -40,6 +40,7 @@ class Scheme:
     label: str = ""  # in reports; empty: that of LABELS
     sender_knows: str = "nothing"  # of the channel: nothing, mean (its mean SNR) or gain (every image's own SNR)
     device_flop: float = math.nan  # floating-point operations of an image on the device; nan: not counted
+    source: str = ""  # what a digital scheme has its bits of; those of one source must not send at the same time
 
     @property
     def title(self) -> str:

@@ -40,6 +40,7 @@ ARGUMENTS = {
     "meg/fit_shift_maps.py": ["--numbers=16", "--noises=1"],
     "meg/train_shift.py": MEG,
     "meg/ablate_shift.py": ["--data=DATA", "--validation=2", "--symbols=64"],
+    "meg/bound_shift.py": ["--data=DATA", "--validation=2", "--symbols=64"],
     "meg/train_split.py": MEG,
     "meg/train_JSCC_merging.py": MEG,
     "resd3_medium/refine_sd3_infer.py": ["--models=models/pocket", "--prompt=dog", "--steps=1"],
