@@ -35,13 +35,13 @@ class Sizes(NamedTuple):
 class Places(NamedTuple):
     """Where a thread keeps what: panels [state], [actions] or [1], as networks.py has them, and numbers."""
 
-    state: int
+    state: int  # what a row of the replay holds, in its order
     after: int  # the next state
+    action: int
+    reward: int
     latent: int
     after_latent: int
     noise: int
-    action: int
-    reward: int
     share: int  # of a sample in the mean
     chosen: int
     entropy: int

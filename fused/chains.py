@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import float32
 
+from fused.across import total
 from fused.networks import ONE, TWO, WIDTH, ZERO, biases, clear, cut, exponential, outer, product, softmax, sums
-from fused.vectors import compiled, fma, full64, larger, load16, load64, select, smaller, store, total
+from fused.vectors import compiled, fma, full64, larger, load16, load64, select, smaller, store
 
 EMBEDDING = 16  # numbers that tell a step
 LINEAR, SOFTMAX, TANH = 0, 1, 2  # what ends the network, by predictor

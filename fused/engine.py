@@ -57,7 +57,7 @@ class Engine:
         numbers = agents.agents, p.num_bs, p.num_tasks, state, p.num_bs, p.hidden, p.batch_size, p.replay_capacity
         self.sizes = Sizes(*numbers, latent, self.cells, KINDS[kind], noise)
         n, h = p.num_bs, 2 * p.hidden
-        places = [plan.panels(k) for k in (state, state, n, n, noise * n, 1, 1, 1, 1, 1, n, n, n, h, h, n)]
+        places = [plan.panels(k) for k in (state, state, 1, 1, n, n, noise * n, 1, 1, 1, n, n, n, h, h, n)]
         theta = agents.theta if kind == "q" else agents.theta_actor
         critics = 0 if kind == "q" else agents.theta_critic[0].numel() * 2
         places += [plan.numbers(max(theta[0].numel(), critics)), plan.numbers(16), plan.panels(1)]

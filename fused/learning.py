@@ -8,9 +8,10 @@ import math
 
 from numba import float32
 
+from fused.across import total, turned
 from fused.agents import MLP, actor, draw_noise
 from fused.chains import chain_backward
-from fused.networks import ONE, TWO, WIDTH, ZERO, clear, log_probability, mlp_backward, mlp_forward, softmax
+from fused.networks import ONE, TWO, WIDTH, ZERO, log_probability, mlp_backward, mlp_forward, softmax
 from fused.random_lanes import uniform_block
 from fused.vectors import (
     compiled,
@@ -21,11 +22,11 @@ from fused.vectors import (
     load16,
     load64,
     prefetch,
+    select,
     smaller,
     sqrt,
     store,
     taken,
-    total,
 )
 
 SMALL = float32(1e-8)
@@ -34,45 +35,39 @@ SMALL = float32(1e-8)
 @compiled()
 def look_up(sizes, places, rows, written, draw, g, block, room):
     """Begin a block of the minibatch of agent g: where its rows lie in the replay, which are fetched meanwhile."""
-    s, p, (work, index) = sizes, places, room
+    s, p, (work, begins) = sizes, places, room
     seed, width, held = g // s.stations, 2 * s.state + 2 + 2 * s.latent, min(written[g], s.capacity)
     keys, call = draw.keys, draw.calls[seed]
     uniform_block(keys[seed, 0], keys[seed, 1], g % s.stations, call, block, work, p.uniform)
     for m in range(WIDTH):
-        index[m] = (g * s.capacity + min(int(work[p.uniform + m] * float32(held)), held - 1)) * width
+        begins[m] = (g * s.capacity + min(int(work[p.uniform + m] * float32(held)), held - 1)) * width
         work[p.share + m] = ONE / float32(s.samples) if block * WIDTH + m < s.samples else ZERO
         for line in range(0, width, 16):
-            prefetch(rows, index[m] + line)
-
-
-@compiled()
-def gather(rows, index, first, columns, work, to):
-    """Panels of so many columns of the rows that start at index [64]."""
-    for column in range(columns):
-        for m in range(WIDTH):
-            work[to + column * WIDTH + m] = rows[index[m] + first + column]
+            prefetch(rows, begins[m] + line)
 
 
 @compiled()
 def take(sizes, places, rows, memory, g, room):
-    """The block that `look_up` began, as panels."""
-    s, p, (work, index) = sizes, places, room
-    gather(rows, index, 0, s.state, work, p.state)
-    gather(rows, index, s.state, s.state, work, p.after)
-    gather(rows, index, 2 * s.state, 1, work, p.action)
-    gather(rows, index, 2 * s.state + 1, 1, work, p.reward)
-    latent = 2 * s.state + 2
+    """The block that `look_up` began, as panels, which have the order of a row's columns."""
+    s, p, (work, begins) = sizes, places, room
+    width = 2 * s.state + 2 + 2 * s.latent
+    for m in range(0, WIDTH, 16):
+        for first in range(0, width - 15, 16):
+            turned(rows, begins, m, first, work, p.state + first * WIDTH + m, WIDTH)
+        if width >= 16:  # the last square may overlap with that before
+            turned(rows, begins, m, width - 16, work, p.state + (width - 16) * WIDTH + m, WIDTH)
+    for column in range(width if width < 16 else 0):
+        for m in range(WIDTH):
+            work[p.state + column * WIDTH + m] = rows[begins[m] + column]
     if s.cells:
+        latent = 2 * s.state + 2
         for m in range(WIDTH):
             for half in range(2):
-                t, n = divmod(int(rows[index[m] + latent + half]), s.tasks)
+                t, n = divmod(int(rows[begins[m] + latent + half]), s.tasks)
                 cell = ((t * s.agents + g) * s.actions) * s.tasks + n
                 to = p.latent if half == 0 else p.after_latent
                 for a in range(s.actions):
                     work[to + a * WIDTH + m] = memory[cell + a * s.tasks]
-    else:
-        gather(rows, index, latent, s.latent, work, p.latent)
-        gather(rows, index, latent + s.latent, s.latent, work, p.after_latent)
 
 
 @compiled()
@@ -97,19 +92,27 @@ def worst(theta, g, sizes, work, places, state):
         store(work, p.q + a, smaller(load64(work, p.q + a), load64(work, p.other + a)))
 
 
+@compiled(forceinline=True)
+def is_action(action, a):
+    """Above zero where the action is a."""
+    off = action - float32(a)
+    return full64(float32(0.25)) - off * off
+
+
 @compiled()
 def value_gradient(theta, at, sizes, work, places, g0):
     """work[g0:] += the gradient of the mean of (q(action) - chosen)^2; returns that mean, and q's."""
     s, p = sizes, places
     mlp_forward(theta, at, s, work, p.state, p.h, p.q)
-    clear(work, p.d, s.actions)
-    loss, mean = ZERO, ZERO
-    for m in range(WIDTH):
-        place = int(work[p.action + m]) * WIDTH + m
-        error, share = work[p.q + place] - work[p.chosen + m], work[p.share + m]
-        work[p.d + place] = TWO * error * share
-        loss += error * error * share
-        mean += work[p.q + place] * share
+    action, share, value = load64(work, p.action), load64(work, p.share), full64(ZERO)
+    for a in range(s.actions):
+        q = load64(work, p.q + a * WIDTH)
+        value = value + select(is_action(action, a), q, full64(ZERO))
+    error = value - load64(work, p.chosen)
+    slope = error * share * TWO
+    for a in range(s.actions):
+        store(work, p.d + a * WIDTH, select(is_action(action, a), slope, full64(ZERO)))
+    loss, mean = total(error * error * share), total(value * share)
     mlp_backward(theta, at, s, work, p.state, p.h, p.d, p.e, g0, p.tile)
     return loss, mean
 

@@ -9,6 +9,7 @@ import math
 
 from numba import float32
 
+from fused.across import total, totals
 from fused.random_lanes import logarithm
 from fused.vectors import (
     as_float,
@@ -25,8 +26,6 @@ from fused.vectors import (
     smaller,
     store,
     to_int,
-    total,
-    totals,
 )
 
 WIDTH = 64

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fused.across import total
 from fused.chains import EMBEDDING
 from fused.networks import WIDTH, ZERO, biases, clear, cut, outer, product, sums
-from fused.vectors import compiled, fma, full64, larger, load64, select, store, taken, total
+from fused.vectors import compiled, fma, full64, larger, load64, select, store, taken
 
 
 class Shape(NamedTuple):

@@ -219,44 +219,6 @@ def extreme(test: str) -> Any:
 larger, smaller = extreme(">"), extreme("<")
 
 
-@intrinsic
-def total(typing_context: Any, x: Any) -> Any:
-    """The sum of all lanes, halves first."""
-
-    def lower(context: Any, builder: Any, sig: Any, args: tuple) -> Any:
-        value, count = args[0], x.count
-        while count > 1:
-            count //= 2
-            value = builder.fadd(*(part(builder, value, k * count, count) for k in (0, 1)))
-        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
-
-    return types.float32(x), lower
-
-
-def part(builder: Any, value: Any, first: int, count: int) -> Any:
-    """Some lanes of an LLVM vector as a shorter one."""
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(first, first + count)))
-    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
-
-
-@intrinsic
-def totals(typing_context: Any, vectors: Any) -> Any:
-    """The sums of sixteen vectors of sixteen lanes, as the lanes of one: neighbours are added up four times."""
-
-    def lower(context: Any, builder: Any, sig: Any, args: tuple) -> Any:
-        values = [builder.extract_value(args[0], k) for k in range(16)]
-        kind = ir.VectorType(ir.IntType(32), 16)
-        even, odd = (ir.Constant(kind, list(range(k, 32, 2))) for k in (0, 1))
-        while len(values) > 1:
-            pairs = zip(values[::2], values[1::2], strict=True)
-            values = [
-                builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd)) for a, b in pairs
-            ]
-        return values[0]
-
-    return F16(vectors), lower
-
-
 def cast(source: str, target: str, name: str) -> Any:
     """Vectors of one kind as those of the other: by value (`uitofp` and its like), or bit by bit (`bitcast`)."""
 

@@ -1,0 +1,89 @@
+"""What compiled functions do across the lanes of vectors: sums, and squares of numbers turned about their diagonal.
+
+Start reading at `totals`.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fused.vectors import F16, address
+
+
+@intrinsic
+def total(typing_context: Any, x: Any) -> Any:
+    """The sum of all lanes, halves first."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: tuple) -> Any:
+        value, count = args[0], x.count
+        while count > 1:
+            count //= 2
+            value = builder.fadd(*(part(builder, value, k * count, count) for k in (0, 1)))
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(x), lower
+
+
+def part(builder: Any, value: Any, first: int, count: int) -> Any:
+    """Some lanes of an LLVM vector as a shorter one."""
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(first, first + count)))
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+
+
+@intrinsic
+def totals(typing_context: Any, vectors: Any) -> Any:
+    """The sums of sixteen vectors of sixteen lanes, as the lanes of one: neighbours are added up four times."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: tuple) -> Any:
+        values = [builder.extract_value(args[0], k) for k in range(16)]
+        kind = ir.VectorType(ir.IntType(32), 16)
+        even, odd = (ir.Constant(kind, list(range(k, 32, 2))) for k in (0, 1))
+        while len(values) > 1:
+            pairs = zip(values[::2], values[1::2], strict=True)
+            values = [
+                builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd)) for a, b in pairs
+            ]
+        return values[0]
+
+    return F16(vectors), lower
+
+
+def neighbours(step: int) -> list[list[int]]:
+    """The lanes of two vectors that swap blocks of `step` lanes, of both together."""
+    first = [lane if not lane & step else 16 + lane - step for lane in range(16)]
+    return [first, [lane + step if not lane & step else 16 + lane for lane in range(16)]]
+
+
+@intrinsic
+def turned(
+    typing_context: Any, source: Any, begins: Any, row: Any, column: Any, target: Any, at: Any, step: Any
+) -> Any:
+    """A square of 16 rows and columns, turned about its diagonal.
+
+    Its rows are source[begins[row + k] + column :], and become columns of the rows target[at + k * step :].
+    """
+
+    def lower(context: Any, builder: Any, sig: Any, args: tuple) -> Any:
+        vector, kinds = context.get_value_type(F16), sig.args
+        rows = []
+        for k in range(16):
+            index = builder.add(args[2], ir.Constant(args[2].type, k))
+            begin = builder.load(address(context, builder, kinds[1], args[1], index))
+            place = address(context, builder, kinds[0], args[0], builder.add(begin, args[3]))
+            rows.append(builder.load(builder.bitcast(place, vector.as_pointer()), align=4))
+        kind = ir.VectorType(ir.IntType(32), 16)
+        for width in (1, 2, 4, 8):
+            masks = [ir.Constant(kind, lanes) for lanes in neighbours(width)]
+            for k in (k for k in range(16) if not k & width):
+                pair = rows[k], rows[k + width]
+                rows[k], rows[k + width] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+        for k, values in enumerate(rows):
+            index = builder.add(args[5], builder.mul(args[6], ir.Constant(args[6].type, k)))
+            place = address(context, builder, kinds[4], args[4], index)
+            builder.store(values, builder.bitcast(place, vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    numbers = types.intp, types.intp
+    return types.none(source, begins, *numbers, target, *numbers), lower
