@@ -1,12 +1,15 @@
 """Signals while a script imports what it needs, which takes seconds: one line and exit code 130, and no traceback.
 
 Every script imports this before anything else. It changes nothing where a script is imported by others. `command_line`
-takes over from it, and says when the script has `ended`. Start reading at `leave`.
+takes over from it, and says when the script has `ended`. What libraries must know of threads before they are imported,
+threads.py tells them from here. Start reading at `leave`.
 """
 
 import os
 import signal
 import sys
+
+from common.threads import share_cores
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # else nothing that takes time to import, since Ctrl-C may come meanwhile
@@ -60,6 +63,7 @@ def ended() -> None:
 
 
 if script_starts():
+    share_cores(os.environ)
     for number in WORDS:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):  # else it is ignored, as by nohup
             signal.signal(number, leave)

@@ -11,7 +11,6 @@ import common.quiet_start  # noqa: F401
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +29,7 @@ from common.run_folder import (
     write_text,
 )
 from common.stages import run_stage
+from common.threads import cores
 from pocket.captions import Captions
 from pocket.compositions import Renderer, held_out
 from pocket.emoji import ARCHIVE, EmojiSet, load_emoji
@@ -80,7 +80,7 @@ class TrainConfig(FlowParameters, AutoencoderParameters):
     seed: int = parameter(0, "seed of weights, pictures and captions, and of the pairs that are held out", low=0)
     every: int = parameter(1000, "steps between checkpoints, with CSV and sample sheet", unit="steps", low=1)
     device: str = parameter("auto", "where the models are trained", choices=("auto", "cuda", "cuda:N", "cpu"))
-    threads: int = parameter(os.cpu_count() or 1, "CPU threads", low=1, high=1024)
+    threads: int = parameter(cores(), "CPU threads", low=1, high=1024)
     out: str | None = parameter(None, "folder of the run; default results/pocket/run", path=True)
     resume: str | None = parameter(None, "go on with the run in this folder", path=True)
 

@@ -4,13 +4,13 @@ Start reading at `fit`.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from common.threads import cores
 from trace_ts.evolution import Evolution
 from trace_ts.scenario import Scenario
 from trace_ts.search import Found, Search, improve
@@ -87,7 +87,7 @@ def fit(
     """
     requests = requests.halves()[0]
     kept = kept and kept.of(**identity(start, requests, scenarios, search, seed))
-    with ThreadPoolExecutor(search.threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(search.threads or cores()) as pool:
 
         def costs(candidates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
             segments = SEGMENTS if len(scenarios) == 1 else MIXED_SEGMENTS

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from common.random_streams import Stream, random_generator
+from common.threads import cores
 from trace_ts.event_loop import new_seen
 from trace_ts.fitting import Job, draw_job, identity, validated
 from trace_ts.learners import LEARNERS, Experience, Learning
@@ -96,7 +96,7 @@ def fit_by_gradients(
     draw = lambda generator: draw_job(requests, scenarios, generator, learning.segment)  # noqa: E731
     searcher = ByGradients(kind, design, start, draw, requests, search, seed, learning)
     policies = searcher.learner.design
-    with torch_threads(search.threads), ThreadPoolExecutor(search.threads or os.cpu_count()) as pool:
+    with torch_threads(search.threads), ThreadPoolExecutor(search.threads or cores()) as pool:
         validate = lambda x: validated(ScorePolicy(policies, x), requests, scenarios, pool)  # noqa: E731
         return improve(searcher, validate, search, progress, kept)
 

@@ -5,7 +5,6 @@ Start reading at `simulate`.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -13,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from common.random_streams import Stream, random_generator
+from common.threads import cores
 from trace_ts.choosing import Policy
 from trace_ts.cluster import Cluster, Tasks, new_cluster, unsent
 from trace_ts.event_loop import Course, Seen, new_course, new_seen, run
@@ -156,5 +156,5 @@ def simulate_all(
     policy: TracePolicy, requests: Requests, scenario: Scenario, draws: Iterable[int], part: slice = slice(None)
 ) -> list[Outcome]:
     """`simulate` for each draw, as many at a time as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(lambda draw: simulate(policy, requests, scenario, draw, part), draws))

@@ -5,7 +5,6 @@ Start reading at `ready_policy`.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.parameters import ParameterError
+from common.threads import cores
 from trace_ts.central import CENTRAL, Pull
 from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
@@ -67,7 +67,7 @@ def simulate_draws(
     policy: Ready, requests: Requests, scenario: Scenario, draws: Iterable[int], part: slice
 ) -> list[Outcome]:
     """What becomes of a part of the requests under a policy in each draw, as many at a time as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(lambda draw: simulate_one(policy, requests, scenario, draw, part), draws))
 
 
