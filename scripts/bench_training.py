@@ -13,6 +13,7 @@ import common.quiet_start  # noqa: F401
 
 import dataclasses
 import multiprocessing
+import re
 import statistics
 import time
 from contextlib import contextmanager
@@ -60,7 +61,9 @@ class BenchConfig(Parameters):
     def seed_counts(self) -> list[int]:
         """The numbers of `seeds`. Raises ParameterError."""
         parts = self.seeds.split(",")
-        if not all(part.strip().isdecimal() and 1 <= int(part) <= MOST_SEEDS for part in parts):
+        if not all(
+            re.fullmatch(r"0*[1-9]\d{0,3}", part.strip(), re.ASCII) and int(part) <= MOST_SEEDS for part in parts
+        ):
             raise ParameterError("seeds", self.seeds, f"must be numbers of 1 to {MOST_SEEDS}, separated by commas")
         return [int(part) for part in parts]
 
