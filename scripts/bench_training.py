@@ -12,10 +12,12 @@ python scripts/bench_training.py --device cuda --seeds 1,8,64,512
 import common.quiet_start  # noqa: F401
 
 import dataclasses
+import math
 import multiprocessing
 import re
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +29,7 @@ from common.device import choose_device
 from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import peak_memory
 from experiments.first_runs import first_runs
-from experiments.plain_training import plain_loop_seconds
+from experiments.plain_training import PlainLoop
 from experiments.training_times import Training, in_turns
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals
 from lad_ts.run_parameters import DEVICES
@@ -41,7 +43,9 @@ class BenchConfig(Parameters):
     """Every parameter of bench_training.py."""
 
     repeats: int = parameter(5, "timed episodes of each setting; the least time counts", low=1)
-    plain_slots: int = parameter(4, "slots that the plain loop runs before it is scaled to an episode", low=2)
+    plain_slots: int = parameter(
+        2, "slots that the plain loop runs in a turn, of which the faster counts", low=1, high=50
+    )
     device: str = parameter(
         "auto", "auto: every table; cpu, cuda or cuda:N: only that of the torch engine there, by --seeds"
     )
@@ -60,10 +64,8 @@ class BenchConfig(Parameters):
 
     def seed_counts(self) -> list[int]:
         """The numbers of `seeds`. Raises ParameterError."""
-        parts = self.seeds.split(",")
-        if not all(
-            re.fullmatch(r"0*[1-9]\d{0,3}", part.strip(), re.ASCII) and int(part) <= MOST_SEEDS for part in parts
-        ):
+        parts = [part.strip() for part in self.seeds.split(",")]
+        if not all(re.fullmatch(r"[1-9]\d{0,3}", part, re.ASCII) and int(part) <= MOST_SEEDS for part in parts):
             raise ParameterError("seeds", self.seeds, f"must be numbers of 1 to {MOST_SEEDS}, separated by commas")
         return [int(part) for part in parts]
 
@@ -73,8 +75,10 @@ SETTINGS = [("lad_ts", 1, 1), ("lad_ts", 8, 1), ("lad_ts", 1, 2), ("lad_ts", 8, 
 SETTINGS += [("sac_ts", 1, 1), ("d2sac_ts", 1, 1), ("dqn_ts", 1, 1)]
 
 
-def engine_seconds(method: str, seeds: int, threads: int, repeats: int) -> dict[str, float]:
-    """Seconds per training episode and seed with each engine, and of the floor of the fused one."""
+def engine_seconds(
+    method: str, seeds: int, threads: int, repeats: int, **others: Callable[[], float]
+) -> dict[str, float]:
+    """Seconds per training episode and seed with each engine, of the fused one's floor, and of what else is given."""
     from fused.floor import Floor  # imports numba, which takes a while
 
     given = {"seeds": seeds, "threads": threads, "device": "cpu"}
@@ -85,7 +89,7 @@ def engine_seconds(method: str, seeds: int, threads: int, repeats: int) -> dict[
         fast.begin()
         return floor.seconds(fast.config.num_slots - 1) / seeds
 
-    timed = in_turns({"torch": slow.episode, "fused": fast.episode, "floor": least}, repeats)
+    timed = in_turns({"torch": slow.episode, "fused": fast.episode, "floor": least} | others, repeats)
     return {name: min(seconds) for name, seconds in timed.items()}
 
 
@@ -188,19 +192,22 @@ def table(title: str, columns: str) -> None:
     print(f"\n## {title}\n\n| {columns} |\n|{'---|' * (columns.count('|') + 1)}", flush=True)
 
 
-def print_engines(config: BenchConfig, repeats: int, plain: float) -> None:
+def print_engines(config: BenchConfig, repeats: int, plain_loop: Callable[[], float]) -> None:
     """Print the tables of engines on the CPU."""
-    cores = multiprocessing.cpu_count()
+    cores, plain = multiprocessing.cpu_count(), math.nan
     columns = "method | seeds | threads | torch s | fused s | torch / fused | floor s | fused / floor"
     table("Training by engine, seconds per episode and seed", f"{columns} | plain / torch | plain / fused")
-    print(f"| LAD-TS, plain per-task loop | 1 | 1 | {plain:.1f} |{' - |' * 6}", flush=True)
     for method, seeds, threads in SETTINGS[:1] if config.quick else SETTINGS:
-        if threads <= cores:
-            s = engine_seconds(method, seeds, threads, repeats)
-            row = f"| {METHODS[method].name} | {seeds} | {threads} | {s['torch']:.4f} | {s['fused']:.4f} "
-            row += f"| {s['torch'] / s['fused']:.2f} | {s['floor']:.4f} | {s['fused'] / s['floor']:.2f} "
-            words = [f"{plain / s[engine]:.0f}" if method == "lad_ts" else "-" for engine in ("torch", "fused")]
-            print(row + f"| {words[0]} | {words[1]} |", flush=True)
+        if threads > cores:
+            continue
+        s = engine_seconds(method, seeds, threads, repeats, **({} if plain > 0 else {"plain": plain_loop}))
+        if "plain" in s:
+            plain = s["plain"]
+            print(f"| LAD-TS, plain per-task loop | 1 | 1 | {plain:.1f} |{' - |' * 6}")
+        row = f"| {METHODS[method].name} | {seeds} | {threads} | {s['torch']:.4f} | {s['fused']:.4f} "
+        row += f"| {s['torch'] / s['fused']:.2f} | {s['floor']:.4f} | {s['fused'] / s['floor']:.2f} "
+        words = [f"{plain / s[engine]:.0f}" if method == "lad_ts" else "-" for engine in ("torch", "fused")]
+        print(row + f"| {words[0]} | {words[1]} |", flush=True)
     if config.busy and not config.quick:
         columns = "engine | threads | seconds | this / one thread | plain / this"
         table(f"LAD-TS beside {cores} busy processes, one seed, medians", columns)
@@ -215,26 +222,30 @@ def print_engines(config: BenchConfig, repeats: int, plain: float) -> None:
             print(f"| {name} | {seconds:.1f} | {memory:.0f} |", flush=True)
 
 
-def print_device(config: BenchConfig, device: str, repeats: int, plain: float) -> None:
+def print_device(config: BenchConfig, device: str, repeats: int, plain_loop: Callable[[], float]) -> None:
     """Print the table of the torch engine on a device, by seeds."""
     table("Training on a device, torch engine, seconds per episode and seed", "device | seeds | seconds | plain / this")
     for seeds in config.seed_counts()[: 1 if config.quick else None]:
         training = Training("lad_ts", engine="torch", seeds=seeds, device=device)
-        seconds = min(in_turns({"torch": training.episode}, repeats)["torch"])
+        found = in_turns({"torch": training.episode, "plain": plain_loop}, repeats)
+        seconds, plain = min(found["torch"]), min(found["plain"])
         print(f"| {device} | {seeds} | {seconds:.5f} | {plain / seconds:.0f} |", flush=True)
     print(f"\npeak memory {peak_memory(device)}", flush=True)
 
 
 def main(config: BenchConfig, given: dict[str, Any]) -> None:
     device = choose_device(config.device, DEVICES)
-    repeats = 1 if config.quick else config.repeats
-    plain = plain_loop_seconds(config.plain_slots)
+    repeats, loop = 1 if config.quick else config.repeats, PlainLoop()
+
+    def plain_loop() -> float:
+        return loop.seconds(config.plain_slots)
+
     if config.device != "auto":
-        print_device(config, str(device), repeats, plain)
+        print_device(config, str(device), repeats, plain_loop)
         return
-    print_engines(config, repeats, plain)
+    print_engines(config, repeats, plain_loop)
     if device.type != "cpu":
-        print_device(config, str(device), repeats, plain)
+        print_device(config, str(device), repeats, plain_loop)
     if config.shares and not config.quick:
         one, eight = operator_shares(1), operator_shares(8)
         title = (

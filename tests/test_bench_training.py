@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import refusal, run_here
 from scripts_by_path import load
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.training_times import Training, in_turns
 from fused import agents as fused_agents
@@ -92,6 +93,17 @@ def test_the_floor_has_the_products_and_random_numbers_of_decisions_and_an_updat
     assert found["uniform"] == 64 * agents * ((2 if method == "dqn_ts" else 1) * decisions + draws * samples)
 
 
+@pytest.mark.parametrize("method", ["sac_ts", "dqn_ts"])
+def test_the_floor_has_the_operations_that_torch_counts(method, monkeypatch):
+    """Those of an update: torch counts no product that is added in place, as LAD-TS's are, and pads no decisions."""
+    slow, fast = (Training(method, engine=engine, **SIZES | {"num_tasks": 64}) for engine in ("torch", "fused"))
+    agents = slow.agents
+    with FlopCounterMode(display=False) as counter:
+        agents.update(agents.replay.take(agents.draw("uniform", 64)), None)
+    decisions = 2 * 64 * agents.agents * (agents.state_size * 6 + 6 * 6 + 6 * 3)
+    assert counted(fast, monkeypatch)["operations"] == counter.get_total_flops() + decisions
+
+
 def test_the_floor_takes_less_time_than_an_episode():
     training = Training("lad_ts", engine="fused", num_slots=10, device="cpu", learning_start=20)
     one = floor.Floor(training.agents.engine)
@@ -112,7 +124,7 @@ def test_what_is_timed_runs_in_turns_and_the_first_round_does_not_count():
 
 
 def test_quick_prints_the_first_row_of_each_table(capsys):
-    run_here(bench, "--quick", "--plain_slots=2")
+    run_here(bench, "--quick", "--plain_slots=1")
     text = capsys.readouterr().out
     found = tables(text)
     assert [len(rows) for rows in found.values()] == [2, 2, 1] and "peak memory" in text
@@ -128,10 +140,10 @@ def test_quick_prints_the_first_row_of_each_table(capsys):
 
 def test_every_table_has_its_rows(capsys, monkeypatch):
     """With times that are made up, since the true ones take minutes."""
-    times = {"torch": 0.3, "fused": 0.1, "floor": 0.08}
+    times = {"torch": 0.3, "fused": 0.1, "floor": 0.08, "plain": 9.0}
+    names = "torch", "fused", "floor"
     busy = {"torch | 1": 0.4, "torch | 2": 1.0, "fused | 1": 0.2, "fused | 2": 0.1}
-    monkeypatch.setattr(bench, "plain_loop_seconds", lambda slots: 9.0)
-    monkeypatch.setattr(bench, "engine_seconds", lambda *_: times)
+    monkeypatch.setattr(bench, "engine_seconds", lambda *_, **more: {k: times[k] for k in (*names, *more)})
     monkeypatch.setattr(bench, "busy_seconds", lambda repeats: busy)
     monkeypatch.setattr(bench, "busy_processes", contextlib.nullcontext)
     monkeypatch.setattr(bench, "first_runs", lambda: [("torch", 3.0, 400.0), ("fused, compiled", 30.0, 500.0)])
@@ -153,7 +165,7 @@ def test_every_table_has_its_rows(capsys, monkeypatch):
 
 
 def test_a_device_has_a_table_of_its_own(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "plain_loop_seconds", lambda slots: 9.0)
+    monkeypatch.setattr(bench.PlainLoop, "seconds", lambda self, slots: 9.0)
     monkeypatch.setattr(bench, "Training", lambda *_, **given: Training(*_, **given | {"num_slots": 3}))
     run_here(bench, "--device=cpu", "--seeds=1,3", "--repeats=1")
     (rows,) = tables(capsys.readouterr().out).values()
