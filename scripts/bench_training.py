@@ -1,32 +1,41 @@
-"""How fast LAD-TS trains and decides, against a plain per-task loop measured in the same run.
+"""How fast methods train and decide: each engine, a plain per-task loop and the fused engine's floor, in the same run.
 
-Prints tables: seconds per training episode and seed (one seed and eight, by threads and device, quiet and beside
-busy processes; first the plain loop that is the baseline), what kinds of operation an episode's time goes to, the cost
-of a decision for growing numbers of servers and tasks, and what the environment for other libraries adds to the
-simulator's step. Times are the least of several repeats, since other
-programs only ever add. Example:
+Prints tables: seconds per training episode and seed, quiet and beside busy processes; what a first training costs,
+compilation included; what kinds of operation an episode of the torch engine goes to, the cost of a decision for growing
+numbers of servers and tasks, and what the environment for other libraries adds to the simulator's step. The floor is
+the same matrix products and random numbers without anything else. What is compared runs in turns, and times are the
+least of several repeats, since other programs only ever add. Examples:
 python scripts/bench_training.py --quick True
+python scripts/bench_training.py --device cuda --seeds 1,8,64,512
 """
 
 import common.quiet_start  # noqa: F401
 
 import dataclasses
+import math
 import multiprocessing
+import re
+import statistics
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
+from baselines.methods import METHODS
 from common.command_line import command_line
-from common.parameters import Parameters, parameter, resolve
-from common.progress import Progress
+from common.device import choose_device
+from common.parameters import ParameterError, Parameters, parameter
 from common.run_folder import peak_memory
-from lad_ts.environment_lad import CollaborativeMEC, Slot, draw_arrivals, draw_scenario
-from lad_ts.episodes import run_episode
-from lad_ts.model_lad import LadAgents, LadConfig
+from experiments.first_runs import first_runs
+from experiments.plain_training import PlainLoop
+from experiments.training_times import Training, in_turns
+from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals
+from lad_ts.run_parameters import DEVICES
 from mec_env.vector import MECVector
+
+MOST_SEEDS = 1000  # of a run
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -34,34 +43,67 @@ class BenchConfig(Parameters):
     """Every parameter of bench_training.py."""
 
     repeats: int = parameter(5, "timed episodes of each setting; the least time counts", low=1)
-    plain_slots: int = parameter(4, "slots that the plain loop runs before it is scaled to an episode", low=2)
+    plain_slots: int = parameter(
+        2, "slots that the plain loop runs in a turn, of which the faster counts", low=1, high=50
+    )
+    device: str = parameter(
+        "auto", "auto: every table; cpu, cuda or cuda:N: only that of the torch engine there, by --seeds"
+    )
+    seeds: str = parameter("1,8", "seeds that train together in the table of a device, separated by commas")
     busy: bool = parameter(True, "also measure one seed beside as many busy processes as there are cores")
-    shares: bool = parameter(True, "also measure what kinds of operation the time goes to")
+    compilation: bool = parameter(True, "also measure a first training, whose functions must be compiled")
+    shares: bool = parameter(True, "also measure what kinds of operation the time of the torch engine goes to")
     scaling: bool = parameter(True, "also measure the cost of a decision up to 200 servers and 200 tasks")
     vector: bool = parameter(True, "also measure the environment for other libraries")
     quick: bool = parameter(False, "one repeat, and only the smallest of each table")
 
+    def check(self) -> None:
+        super().check()
+        choose_device(self.device, DEVICES)
+        self.seed_counts()
 
-def prepare(device: str, seeds: int, **given: Any) -> tuple[LadConfig, CollaborativeMEC, LadAgents]:
-    """Parameters, environment and untrained agents of seeds 0, 1, .."""
-    config = resolve(LadConfig, given | {"seeds": seeds, "device": device})
-    numbers = list(range(seeds))
-    env = CollaborativeMEC(draw_scenario(config, numbers), device, config.slot_length)
-    return config, env, LadAgents(config, numbers, device)
+    def seed_counts(self) -> list[int]:
+        """The numbers of `seeds`. Raises ParameterError."""
+        parts = [part.strip() for part in self.seeds.split(",")]
+        if not all(re.fullmatch(r"[1-9]\d{0,3}", part, re.ASCII) and int(part) <= MOST_SEEDS for part in parts):
+            raise ParameterError("seeds", self.seeds, f"must be numbers of 1 to {MOST_SEEDS}, separated by commas")
+        return [int(part) for part in parts]
 
 
-def episode_seconds(device: str, seeds: int, threads: int, repeats: int) -> float:
-    """Seconds per training episode and seed, environment included, once all agents learn."""
-    torch.set_num_threads(threads)
-    config, env, agents = prepare(device, seeds)
-    times = []
-    for episode in range(repeats + 1):  # the first one fills the replay and is not counted
-        rows = [(seed, episode) for seed in range(seeds)]
-        arrivals = draw_arrivals(config, rows)
-        began = time.perf_counter()
-        run_episode(env, agents, arrivals, rows)
-        times.append((time.perf_counter() - began) / seeds)
-    return min(times[1:])
+# Method, seeds and threads of the table of engines; the first is that of --quick.
+SETTINGS = [("lad_ts", 1, 1), ("lad_ts", 8, 1), ("lad_ts", 1, 2), ("lad_ts", 8, 2)]
+SETTINGS += [("sac_ts", 1, 1), ("d2sac_ts", 1, 1), ("dqn_ts", 1, 1)]
+
+
+def engine_seconds(
+    method: str, seeds: int, threads: int, repeats: int, **others: Callable[[], float]
+) -> dict[str, float]:
+    """Seconds per training episode and seed with each engine, of the fused one's floor, and of what else is given."""
+    from fused.floor import Floor  # imports numba, which takes a while
+
+    given = {"seeds": seeds, "threads": threads, "device": "cpu"}
+    slow, fast = (Training(method, engine=engine, **given) for engine in ("torch", "fused"))
+    floor = Floor(fast.agents.engine)
+
+    def least() -> float:
+        fast.begin()
+        return floor.seconds(fast.config.num_slots - 1) / seeds
+
+    timed = in_turns({"torch": slow.episode, "fused": fast.episode, "floor": least} | others, repeats)
+    return {name: min(seconds) for name, seconds in timed.items()}
+
+
+def busy_seconds(repeats: int) -> dict[str, float]:
+    """Seconds per training episode of LAD-TS with one seed, with each engine on one thread and on two, as medians.
+
+    The least time would be that of an episode beside which the other processes had to wait.
+    """
+    trainings = {
+        f"{engine} | {threads}": Training("lad_ts", engine=engine, threads=threads, device="cpu").episode
+        for engine in ("torch", "fused")
+        for threads in (1, 2)
+    }
+    return {name: statistics.median(seconds) for name, seconds in in_turns(trainings, repeats).items()}
 
 
 # Operators by what they do; all others are elementwise work, sums, copies and the calls themselves.
@@ -73,107 +115,22 @@ KINDS = {
 
 
 def operator_shares(seeds: int) -> dict[str, float]:
-    """Seconds per seed that one training episode on one CPU thread spends in each kind of operator."""
-    torch.set_num_threads(1)
-    config, env, agents = prepare("cpu", seeds)
-    for episode in range(2):
-        rows = [(seed, episode) for seed in range(seeds)]
-        arrivals = draw_arrivals(config, rows)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            run_episode(env, agents, arrivals, rows)
+    """Seconds per seed that one training episode of the torch engine spends in each kind of operator, on one thread."""
+    training = Training("lad_ts", engine="torch", seeds=seeds, device="cpu")
+    training.episode()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        training.episode()
     times = {event.key: event.self_cpu_time_total / 1e6 / seeds for event in profile.key_averages()}
     shares = {kind: sum(times.pop(name, 0.0) for name in names) for kind, names in KINDS.items()}
     return shares | {"elementwise operations, sums, copies and calls": sum(times.values())}
 
 
-class PlainAgent:
-    """One LAD-TS agent as ordinary modules, called task by task: what the stacked agents are measured against."""
-
-    def __init__(self, config: LadConfig, state_size: int) -> None:
-        def mlp(inputs: int) -> nn.Sequential:
-            h = config.hidden
-            return nn.Sequential(
-                nn.Linear(inputs, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, config.num_bs)
-            )
-
-        self.config, self.steps = config, config.denoising_steps
-        self.actor = mlp(config.num_bs + 16 + state_size)
-        self.critics, self.targets = ([mlp(state_size) for _ in range(2)] for _ in range(2))
-        self.embedding = torch.randn(self.steps, 16)
-        self.log_alpha = torch.tensor(-3.0, requires_grad=True)
-        self.optimisers = [
-            torch.optim.Adam(parameters, 1e-3)
-            for parameters in (self.actor.parameters(), *(c.parameters() for c in self.critics), [self.log_alpha])
-        ]
-
-    def probabilities(self, state: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """Action probabilities [M, B] for state [M, F] and latent [M, B]."""
-        for i in reversed(range(self.steps)):
-            step = self.embedding[i].expand(len(state), -1)
-            noise = self.actor(torch.cat([latent, step, state], 1)).softmax(1)
-            latent = 1.1 * latent - 0.5 * noise + (0.3 * torch.randn_like(latent) if i else 0)
-        return latent.softmax(1)
-
-    def update(self, state: torch.Tensor, latent: torch.Tensor, action: torch.Tensor, reward: torch.Tensor) -> None:
-        def value(networks: list[nn.Module], p: torch.Tensor) -> torch.Tensor:
-            return (p * torch.min(*(network(state) for network in networks))).sum(1, keepdim=True)
-
-        def step(loss: torch.Tensor, optimiser: torch.optim.Adam) -> None:
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-
-        with torch.no_grad():
-            p = self.probabilities(state, latent)
-            target = reward + 0.95 * value(self.targets, p)
-        for critic, optimiser in zip(self.critics, self.optimisers[1:3], strict=True):
-            step((critic(state).gather(1, action) - target).square().mean(), optimiser)
-        p = self.probabilities(state, latent)
-        entropy = -(p * (p + 1e-8).log()).sum(1, keepdim=True)
-        step((-self.log_alpha.exp().detach() * entropy - value(self.critics, p)).mean(), self.optimisers[0])
-        step(((entropy.detach() + 1) * self.log_alpha.exp()).mean(), self.optimisers[3])
-        for critic, slow in zip(self.critics, self.targets, strict=True):
-            for new, old in zip(critic.parameters(), slow.parameters(), strict=True):
-                old.data.lerp_(new.data, 0.005)
-
-
-def plain_loop_seconds(slots: int) -> float:
-    """Seconds per episode of the plain loop: every task by itself, every agent updated by itself; one thread."""
-    torch.set_num_threads(1)
-    config, env, _ = prepare("cpu", 1)
-    size = config.num_bs + 2
-    agents = [PlainAgent(config, size) for _ in range(config.num_bs)]
-    latent = torch.randn(config.num_bs, config.num_tasks, config.num_bs)
-    minibatch = torch.randn(64, size), torch.randn(64, config.num_bs), torch.zeros(64, 1).long(), -torch.rand(64, 1)
-    slot = env.reset(draw_arrivals(config, [(0, 0)]))
-    times = []
-    for _ in Progress(range(slots), unit="slot", desc="plain loop"):
-        began = time.perf_counter()
-        slot = plain_slot(env, slot, agents, latent, minibatch)
-        times.append(time.perf_counter() - began)
-    return min(times[1:]) * (config.num_slots - 1)
-
-
-def plain_slot(
-    env: CollaborativeMEC, slot: Slot, agents: list[PlainAgent], latent: torch.Tensor, minibatch: tuple
-) -> Slot:
-    """Schedule a slot task by task, update every agent by itself, and go on to the next slot."""
-    action = torch.zeros(slot.mask.shape, dtype=torch.long)
-    for b, agent in enumerate(agents):
-        for n in range(int(slot.mask[0, b].sum())):
-            with torch.no_grad():
-                state = torch.cat([slot.size[0, b, n : n + 1], slot.workload[0, b, n : n + 1], slot.backlog[0]]).float()
-                p = agent.probabilities(state[None], latent[b, n][None])
-            latent[b, n] = p[0]
-            action[0, b, n] = torch.distributions.Categorical(p[0]).sample().item()
-        agent.update(*minibatch)
-    return env.step(action)[1]
-
-
 def decision_microseconds(num_bs: int, num_tasks: int, repeats: int) -> float:
-    """Microseconds per decision of trained-size agents and the environment's step, without learning."""
-    torch.set_num_threads(1)
-    config, env, agents = prepare("cpu", 1, num_bs=num_bs, num_tasks=num_tasks, num_slots=2, replay_capacity=1000)
+    """Microseconds per decision of the torch engine and the environment's step, without learning."""
+    sizes = {"num_bs": num_bs, "num_tasks": num_tasks, "num_slots": 2, "replay_capacity": 1000}
+    training = Training("lad_ts", engine="torch", device="cpu", **sizes)
+    training.begin()
+    config, env, agents = training.config, training.env, training.agents
     agents.training = False
     times = []
     for episode in range(repeats + 1):
@@ -230,34 +187,76 @@ def busy_processes(count: int) -> Any:
             worker.join()
 
 
-def main(config: BenchConfig, given: dict[str, Any]) -> None:
-    repeats = 1 if config.quick else config.repeats
-    cores = multiprocessing.cpu_count()
-    plain = plain_loop_seconds(config.plain_slots)
-    print("\n## Training, seconds per episode and seed\n")
-    print("| device | threads | seeds | seconds | plain loop / this |\n|---|---|---|---|---|")
-    print(f"| cpu, plain per-task loop | 1 | 1 | {plain:.1f} | 1 |")
-    settings = [("cpu", threads, seeds) for threads in (1, 2) if threads <= cores for seeds in (1, 8)]
-    if torch.cuda.is_available():
-        settings += [("cuda", 1, 1), ("cuda", 1, 8)]
-    for device, threads, seeds in settings[:1] if config.quick else settings:
-        seconds = episode_seconds(device, seeds, threads, repeats)
-        print(f"| {device} | {threads} | {seeds} | {seconds:.3f} | {plain / seconds:.0f} |", flush=True)
+def table(title: str, columns: str) -> None:
+    """Print the head of a table."""
+    print(f"\n## {title}\n\n| {columns} |\n|{'---|' * (columns.count('|') + 1)}", flush=True)
+
+
+def print_engines(config: BenchConfig, repeats: int, plain_loop: Callable[[], float]) -> None:
+    """Print the tables of engines on the CPU."""
+    cores, plain = multiprocessing.cpu_count(), math.nan
+    columns = "method | seeds | threads | torch s | fused s | torch / fused | floor s | fused / floor"
+    table("Training by engine, seconds per episode and seed", f"{columns} | plain / torch | plain / fused")
+    for method, seeds, threads in SETTINGS[:1] if config.quick else SETTINGS:
+        if threads > cores:
+            continue
+        s = engine_seconds(method, seeds, threads, repeats, **({} if plain > 0 else {"plain": plain_loop}))
+        if "plain" in s:
+            plain = s["plain"]
+            print(f"| LAD-TS, plain per-task loop | 1 | 1 | {plain:.1f} |{' - |' * 6}")
+        row = f"| {METHODS[method].name} | {seeds} | {threads} | {s['torch']:.4f} | {s['fused']:.4f} "
+        row += f"| {s['torch'] / s['fused']:.2f} | {s['floor']:.4f} | {s['fused'] / s['floor']:.2f} "
+        words = [f"{plain / s[engine]:.0f}" if method == "lad_ts" else "-" for engine in ("torch", "fused")]
+        print(row + f"| {words[0]} | {words[1]} |", flush=True)
     if config.busy and not config.quick:
+        columns = "engine | threads | seconds | this / one thread | plain / this"
+        table(f"LAD-TS beside {cores} busy processes, one seed, medians", columns)
         with busy_processes(cores):
-            for threads in (1, 2):
-                seconds = episode_seconds("cpu", 1, threads, repeats)
-                row = f"| cpu beside {cores} busy processes | {threads} | 1 | {seconds:.3f} | {plain / seconds:.0f} |"
-                print(row, flush=True)
+            found = busy_seconds(4 * repeats)
+        for name, seconds in found.items():
+            one = found[f"{name.partition(' ')[0]} | 1"]
+            print(f"| {name} | {seconds:.4f} | {seconds / one:.2f} | {plain / seconds:.0f} |", flush=True)
+    if config.compilation and not config.quick:
+        table("A first training of LAD-TS, one episode, as a process", "engine | seconds | peak memory MiB")
+        for name, seconds, memory in first_runs():
+            print(f"| {name} | {seconds:.1f} | {memory:.0f} |", flush=True)
+
+
+def print_device(config: BenchConfig, device: str, repeats: int, plain_loop: Callable[[], float]) -> None:
+    """Print the table of the torch engine on a device, by seeds."""
+    table("Training on a device, torch engine, seconds per episode and seed", "device | seeds | seconds | plain / this")
+    for seeds in config.seed_counts()[: 1 if config.quick else None]:
+        training = Training("lad_ts", engine="torch", seeds=seeds, device=device)
+        found = in_turns({"torch": training.episode, "plain": plain_loop}, repeats)
+        seconds, plain = min(found["torch"]), min(found["plain"])
+        print(f"| {device} | {seeds} | {seconds:.5f} | {plain / seconds:.0f} |", flush=True)
+    print(f"\npeak memory {peak_memory(device)}", flush=True)
+
+
+def main(config: BenchConfig, given: dict[str, Any]) -> None:
+    device = choose_device(config.device, DEVICES)
+    repeats, loop = 1 if config.quick else config.repeats, PlainLoop()
+
+    def plain_loop() -> float:
+        return loop.seconds(config.plain_slots)
+
+    if config.device != "auto":
+        print_device(config, str(device), repeats, plain_loop)
+        return
+    print_engines(config, repeats, plain_loop)
+    if device.type != "cpu":
+        print_device(config, str(device), repeats, plain_loop)
     if config.shares and not config.quick:
         one, eight = operator_shares(1), operator_shares(8)
-        print("\n## Where the time goes, seconds per episode and seed (one thread, as a profiler counts)\n")
-        print("| kind of operation | 1 seed | 8 seeds |\n|---|---|---|")
+        title = (
+            "Where the time of the torch engine goes, seconds per episode and seed (one thread, as a profiler counts)"
+        )
+        table(title, "kind of operation | 1 seed | 8 seeds")
         for kind in one:
             print(f"| {kind} | {one[kind]:.3f} | {eight[kind]:.3f} |", flush=True)
     if config.scaling:
-        print("\n## Decision, microseconds (actor and environment, one thread)\n")
-        print("| servers B | tasks N | us per decision | per server, against B = 20, N = 50 |\n|---|---|---|---|")
+        columns = "servers B | tasks N | us per decision | per server, against B = 20, N = 50"
+        table("Decision, microseconds (torch engine and environment, one thread)", columns)
         pairs = [(20, 50), (50, 50), (100, 50), (200, 50), (20, 200), (100, 200), (200, 200)]
         base = None
         for num_bs, num_tasks in pairs[:2] if config.quick else pairs:
@@ -265,12 +264,12 @@ def main(config: BenchConfig, given: dict[str, Any]) -> None:
             base = base or cost / num_bs
             print(f"| {num_bs} | {num_tasks} | {cost:.2f} | {cost / num_bs / base:.2f} |", flush=True)
     if config.vector:
-        print("\n## Environment for other libraries, slots times environments in a second (per=bs, one thread)\n")
-        print("| environments | CollaborativeMEC.step | MECVector.step | time, MECVector / bare |\n|---|---|---|---|")
+        columns = "environments | CollaborativeMEC.step | MECVector.step | time, MECVector / bare"
+        table("Environment for other libraries, slots times environments in a second (per=bs, one thread)", columns)
         for num_envs in (1, 1000)[: 1 if config.quick else 2]:
             simulator, vector = vector_steps(num_envs, repeats if num_envs > 1 else 20 * repeats)
             print(f"| {num_envs} | {simulator:.0f} | {vector:.0f} | {simulator / vector:.2f} |", flush=True)
-    print(f"\npeak memory {peak_memory('cuda' if torch.cuda.is_available() else 'cpu')}")
+    print(f"\npeak memory {peak_memory()}")
 
 
 if __name__ == "__main__":

@@ -281,15 +281,6 @@ def test_sweep_plots_every_method_at_every_value(tmp_path, capsys):
     assert "--vary=nothing" in refusal(capsys, sweep, "--vary=nothing")
 
 
-def test_the_training_benchmark_divides_by_the_time_of_its_plain_loop():
-    output = run("bench_training.py", "--quick", "--plain_slots=2").stdout
-    line = next(line for line in output.splitlines() if line.startswith("| cpu | 1 | 1 |"))
-    seconds, ratio = (float(cell) for cell in line.strip("| ").split(" | ")[3:5])
-    plain = next(line for line in output.splitlines() if "plain per-task loop" in line)
-    assert ratio == pytest.approx(float(plain.strip("| ").split(" | ")[3]) / seconds, rel=0.05)
-    assert ratio > 5  # 40 or so where nothing else runs: batching is what the project's speed rests on
-
-
 def test_the_decision_benchmark_times_the_decisions_that_agents_take():
     """What is timed for one BS by itself gives the probabilities that the agents of all BSs act by."""
     bench = load("bench_decision")
