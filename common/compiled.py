@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from numba import config, njit
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
 
 HERE = Path(__file__).resolve().parent
 
@@ -55,8 +55,16 @@ class CheckedFile(IndexDataCacheFile):
         return super()._load_data(name)
 
 
+class OnePlace(CompileResultCacheImpl):
+    """The folder that `place` gives: others that numba would try know nothing of the state of other files."""
+
+    _locator_classes = (UserProvidedCacheLocator,)
+
+
 class KeptCode(FunctionCache):
     """numba's files of a compiled function. Where they are damaged, or the disk is full, it is compiled anew."""
+
+    _impl_class = OnePlace
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)

@@ -204,10 +204,7 @@ def select(typing_context: Any, test: Any, yes: Any, no: Any) -> Any:
 
 
 def extreme(test: str) -> Any:
-    """The larger or smaller number of every lane; the first where one of them is no number.
-
-    So what is cut off at a limit stays NaN, as in torch, and a training that diverges shows it.
-    """
+    """The larger or smaller number of every lane; the first where one is NaN, which so stays what it is."""
 
     @intrinsic
     def function(typing_context: Any, a: Any, b: Any) -> Any:
