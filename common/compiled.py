@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from numba import config, njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
@@ -58,7 +58,7 @@ class CheckedFile(IndexDataCacheFile):
 class OnePlace(CompileResultCacheImpl):
     """The folder that `place` gives: others that numba would try know nothing of the state of other files."""
 
-    _locator_classes: ClassVar[list[Any]] = [UserProvidedCacheLocator]
+    _locator_classes = [UserProvidedCacheLocator]  # noqa: RUF012
 
 
 class KeptCode(FunctionCache):
