@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from numba import config, njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,17 +41,45 @@ def kept_code(folder: Path, function: str) -> tuple[bool, bool]:
     return kept is not None, kept is not None and any(kept.rglob(f"*.{function}-*.nbi"))
 
 
+class CheckedFile(IndexDataCacheFile):
+    """numba's files, with a checksum at the end: damaged machine code would end the process, whatever calls it."""
+
+    def _dump(self, obj: Any) -> bytes:
+        data = bytes(super()._dump(obj))
+        return data + hashlib.sha256(data).digest()
+
+    def _load_data(self, name: str) -> Any:
+        whole = Path(self._data_path(name)).read_bytes()
+        if hashlib.sha256(whole[:-32]).digest() != whole[-32:]:
+            raise ValueError(f"{name} is damaged")
+        return super()._load_data(name)
+
+
+class OnePlace(CompileResultCacheImpl):
+    """The folder that `place` gives: others that numba would try know nothing of the state of other files."""
+
+    _locator_classes = [UserProvidedCacheLocator]  # noqa: RUF012
+
+
 class KeptCode(FunctionCache):
     """numba's files of a compiled function. Where they are damaged, or the disk is full, it is compiled anew."""
+
+    _impl_class = OnePlace
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file.__class__ = CheckedFile
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled code for arguments of these types, or None."""
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception:  # a file that a failing machine has cut off may raise anything
             with contextlib.suppress(OSError):
                 self.flush()
             return None
+        # Two processes at once may have given the same name to the code for different arguments.
+        return found if found is None or tuple(found.signature.args) == tuple(sig) else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep compiled code, if there is room for it."""
@@ -76,7 +104,8 @@ def compiler(folder: Path, **settings: Any) -> Callable[..., Callable[[Callable[
                 options: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy", **settings, **more}
                 made = njit(**options)(function)
                 if kept is not None and made is not function:  # as it is where compiling is switched off
-                    made._cache = KeptCode(function)
+                    with contextlib.suppress(RuntimeError):  # that of a folder which cannot be written after all
+                        made._cache = KeptCode(function)
                 return made
             finally:
                 vars(config)["CACHE_DIR"] = before

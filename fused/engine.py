@@ -4,7 +4,6 @@ It takes the place of `choose`, of the replay's `add` and of `update` of the sta
 whose tensors it reads and writes, so that checkpoints and everything else do not know of it. Start reading at `Engine`.
 """
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -62,14 +61,23 @@ class Engine:
         critics = 0 if kind == "q" else agents.theta_critic[0].numel() * 2
         places += [plan.numbers(max(theta[0].numel(), critics)), plan.numbers(16), plan.panels(1)]
         self.places = Places(*places, plan.end)
-        self.theta = flat(theta)
-        self.replay = flat(agents.replay.rows), flat(agents.replay.written)
-        self.memory = flat(agents.memory) if kind == "latent" else np.zeros(1, np.float32)
         self.holds = MEMORIES[p.memory] if kind == "latent" else PROBABILITIES
         self.all = np.arange(agents.agents)
         self.crew = Crew(getattr(p, "threads", 1))
 
-    @functools.cached_property
+    # Tensors are asked for anew each time: whoever copies agents, or gives them others, changes what they are.
+
+    @property
+    def replay(self) -> tuple[np.ndarray, np.ndarray]:
+        """The replay's rows, and how many were ever written to each agent's."""
+        return flat(self.agents.replay.rows), flat(self.agents.replay.written)
+
+    @property
+    def memory(self) -> np.ndarray:
+        """The latent memory [T, G, actions, N], for actors that have one."""
+        return flat(self.agents.memory) if self.kind == "latent" else np.zeros(1, np.float32)
+
+    @property
     def nets(self) -> tuple[Any, Any]:
         """The networks and their targets, as the compiled functions take them."""
         a = self.agents
@@ -83,13 +91,19 @@ class Engine:
         self.crew.run(function, count, self.places.end, *arguments)
 
     def slot_cells(self, t: int) -> np.ndarray:
-        """The memory [G, actions, N] of slot t, flat."""
+        """The memory [G, actions, N] of slot t, flat. Raises IndexError where there is none."""
+        if self.kind == "latent" and not 0 <= t < len(self.agents.memory):
+            raise IndexError(f"slot {t} is none of the {len(self.agents.memory)} of the latent memory")
         cells = self.sizes.agents * self.sizes.actions * self.sizes.tasks
         return self.memory[t * cells : (t + 1) * cells]
 
     def seen(self, slot: Any) -> Seen:
-        """What agents see of a slot."""
-        a = self.agents
+        """What agents see of a slot. Raises ValueError for one that is not theirs."""
+        a, tasks = self.agents, slot.mask.shape[-1]
+        shape = len(a.seeds), a.num_bs, self.sizes.tasks if self.kind == "latent" else tasks
+        found = {tuple(part.shape) for part in (slot.mask, slot.size, slot.workload)}
+        if found != {shape} or tuple(slot.backlog.shape) != shape[:2]:
+            raise ValueError(f"a slot of shape {sorted(found)} does not fit these agents, {list(shape)}")
         scales = (1.0, 1.0) if a.kind == "raw" else (a.scales.size, a.scales.workload)
         parts = flat(slot.mask.contiguous()), flat(slot.size.contiguous()), *per_station(slot.workload)
         return Seen(*parts, flat(a.queue_features(slot)), *scales)
@@ -112,7 +126,7 @@ class Engine:
             self.places,
             draw,
             self.seen(slot),
-            self.theta,
+            flat(a.theta if self.kind == "q" else a.theta_actor),
             best,
             epsilon,
             self.holds,
@@ -125,8 +139,13 @@ class Engine:
         """Append a slot's transitions to the replay; the latent actions that it began with are in `decision`."""
         a, s = self.agents, self.sizes._replace(tasks=slot.mask.shape[2])
         latent = after = self.memory[:0]
-        if self.kind == "latent" and not self.cells:
-            latent, after = flat(a.decision["latent"]), self.slot_cells(slot.t + 1)
+        least, most = action.aminmax()
+        if action.shape != slot.mask.shape or delay.shape != slot.mask.shape or least < 0 or most >= s.actions:
+            raise ValueError(f"actions {list(action.shape)} must be from 0 to {s.actions - 1}, for each of the tasks")
+        if self.kind == "latent":
+            following_cells = self.slot_cells(slot.t + 1)
+            if not self.cells:
+                latent, after = flat(a.decision["latent"]), following_cells
         self.run(
             keep,
             s.agents,

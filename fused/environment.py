@@ -13,6 +13,7 @@ def step(
     """Delays [S, B, N] of a slot's tasks, and the work `sent` [S, B]; the backlogs [S, B] go on to the next slot.
 
     All arrays are flat; shape is S, B, N, and work_step and result_step are the numbers from a station to the next.
+    Returns whether every task has a server; what it makes is of no use otherwise.
     """
     seeds, stations, tasks = shape
     for s in range(seeds):
@@ -28,6 +29,8 @@ def step(
                     delay[k] = 0.0
                     continue
                 e = action[k]
+                if e < 0 or e >= stations:
+                    return False
                 work, f = workload[work_row + b * work_step + n], capacity[row + e]
                 upload = size[k] if e != b else 0.0
                 transmission = (upload + result[result_row + b * result_step + n]) / rate[row + e]
@@ -35,6 +38,7 @@ def step(
                 sent[row + e] += work
         for e in range(row, row + stations):
             backlog[e] = max(backlog[e] + sent[e] - capacity[e] * length, 0.0)
+    return True
 
 
 def scheduled(
@@ -48,13 +52,18 @@ def scheduled(
     """The delays [S, B, N], following backlogs [S, B] and work sent [S, B] of a slot.
 
     tasks are its mask, size, workload and result size, [S, B, N] each, and the last two perhaps the same at every BS.
+    Raises ValueError for shapes that do not fit, and IndexError for servers that there are not.
     """
     mask, size, workload, result = tasks
+    shapes = {tuple(part.shape) for part in (mask, size, workload, action)}
+    if shapes != {(*backlog.shape, mask.shape[2])} or (result.shape[0], result.shape[2]) != mask.shape[::2]:
+        raise ValueError(f"tasks and actions of shapes {sorted(shapes)} and {tuple(result.shape)} must fit each other")
     following, sent = backlog.clone(), torch.empty_like(backlog)
     parts = flat(mask.contiguous()), flat(size.contiguous()), *per_station(workload), *per_station(result)
     given = flat(action.contiguous()), flat(capacity), flat(rate), length, flat(following)
     delay = torch.empty(mask.shape, dtype=torch.float64)
-    step(tuple(mask.shape), *parts, *given, flat(delay), flat(sent))
+    if not step(tuple(mask.shape), *parts, *given, flat(delay), flat(sent)):
+        raise IndexError(f"an action is none of the servers 0..{backlog.shape[1] - 1}")
     return delay, following, sent
 
 

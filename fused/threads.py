@@ -40,6 +40,10 @@ class Crew:
         self.rooms: list[Room] = []
         self.pool: ThreadPoolExecutor | None = None
 
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        """A copy has threads and memory of its own."""
+        return Crew, (self.threads,)
+
     def run(self, function: Any, count: int, size: int, *arguments: Any) -> None:
         """`function(turn, room, *arguments)` in each thread, until `count` parts are done; rooms have `size` floats.
 

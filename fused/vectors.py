@@ -204,12 +204,12 @@ def select(typing_context: Any, test: Any, yes: Any, no: Any) -> Any:
 
 
 def extreme(test: str) -> Any:
-    """The larger or smaller number of every lane; the second where one of them is no number."""
+    """The larger or smaller number of every lane; the first where one is NaN, which so stays what it is."""
 
     @intrinsic
     def function(typing_context: Any, a: Any, b: Any) -> Any:
         def lower(context: Any, builder: Any, sig: Any, args: tuple) -> Any:
-            return builder.select(builder.fcmp_ordered(test, args[0], args[1]), args[0], args[1])
+            return builder.select(builder.fcmp_ordered(test, args[1], args[0]), args[1], args[0])
 
         return a(a, a), lower
 

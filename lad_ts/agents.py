@@ -24,6 +24,7 @@ from lad_ts.seeded import SeededScheduler, check_stations
 # What the presets of all methods that learn from replay have in common.
 PAPER_STATE = {"state_features": "raw", "next_state": "zeros", "tied_sizes": True}
 TUNED_STATE = {"state_features": "relative", "next_state": "true"}
+MOST_WRITTEN = 2**62  # transitions of an agent, beyond which their number could overflow
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -255,8 +256,8 @@ class StackedAgents(SeededScheduler):
         for name, values in self.replay.parts().items():
             if name in limits and not ((values >= 0) & (values < limits[name])).all():
                 raise ValueError(f"replay: {name} must be from 0 to {limits[name] - 1}")
-        if (self.replay.written < 0).any():
-            raise ValueError("replay: the number of transitions must not be negative")
+        if not ((self.replay.written >= 0) & (self.replay.written < MOST_WRITTEN)).all():
+            raise ValueError(f"replay: the number of transitions must not be negative, and below {MOST_WRITTEN}")
 
     def cell_columns(self) -> tuple[str, ...]:
         """Those of the subclass's replay columns that hold numbers of cells of a memory."""

@@ -32,7 +32,7 @@ def engine_parameter() -> Any:
 def check_engine(params: Any, kind: str, device: torch.device) -> None:
     """Raise ParameterError when the user wants the fused engine for agents of a kind that it does not compute."""
     wanted = getattr(params, "engine", "torch")
-    if wanted == "fused" and (hindrance := hindered(kind, device)):
+    if wanted == "fused" and (hindrance := hindered(kind, device) or no_compiler()):
         raise ParameterError("engine", wanted, f"must be torch or auto: {hindrance}")
 
 
@@ -47,6 +47,16 @@ def hindered(kind: str, device: torch.device) -> str:
     return ""
 
 
+@functools.cache
+def no_compiler() -> str:
+    """Why numba, where it is installed, compiles nothing; "" where it does. Imports it, which takes a while."""
+    try:
+        from numba import config
+    except Exception as error:  # such as that of a numba which does not fit numpy
+        return f"numba cannot be imported, {' '.join(str(error).split()) or type(error).__name__}"
+    return "NUMBA_DISABLE_JIT switches numba's compiler off" if vars(config)["DISABLE_JIT"] else ""
+
+
 def with_engine(config: Any, agents: Any, device: torch.device, given: bool = True) -> tuple[Any, str]:
     """A run's parameters with the engine that takes less time in the place of `auto`, and why, in words.
 
@@ -57,7 +67,7 @@ def with_engine(config: Any, agents: Any, device: torch.device, given: bool = Tr
     if wanted == "torch" or (wanted == "fused" and given):
         return config, ""
     kind = agents.fused_kind(config) if hasattr(agents, "fused_kind") else ""
-    reason = hindered(kind, device)
+    reason = hindered(kind, device) or (no_compiler() if wanted == "fused" else "")
     if wanted == "fused" and not reason:
         return config, ""
     engine, reason = ("torch", reason) if reason else shorter(agents.fused_work(config))
@@ -68,7 +78,9 @@ def shorter(updates: int) -> tuple[str, str]:
     """The engine that takes less time for so many updates of an agent, and why."""
     if updates < WARM:
         return "torch", "the run is too short to load compiled functions for"
-    from common.compiled import kept_code  # imports numba, which takes a while
+    if reason := no_compiler():
+        return "torch", reason
+    from common.compiled import kept_code
 
     kept, warm = kept_code(Path(fused.__file__).parent, "fill")
     if not kept:
@@ -94,8 +106,8 @@ def fused_network(actor: Any, threads: int) -> Any:
 
 @functools.cache
 def compiled_fill() -> Callable[..., Any] | None:
-    """counted_random's `draw`, compiled; None where there is no numba."""
-    if importlib.util.find_spec("numba") is None:
+    """counted_random's `draw`, compiled; None where numba is missing or compiles nothing."""
+    if importlib.util.find_spec("numba") is None or no_compiler():
         return None
     from fused.random_lanes import drawn
 
