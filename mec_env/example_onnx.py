@@ -39,7 +39,9 @@ class OnnxPolicy(Scheduler):
             words = "needs the package onnxruntime: pip install -r requirements-rl.txt"
             raise ParameterError("policy", file, words) from None
         try:
-            self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1  # more of them spin while they wait, and keep cores from other work
+            self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
             told = self.session.get_modelmeta().custom_metadata_map
             self.facts = {name: json.loads(value) for name, value in told.items()}
             if not {"environment", "seed", "method"} <= self.facts.keys():
