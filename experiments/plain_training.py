@@ -4,6 +4,7 @@ It is written for this comparison, and is not the published code. Start reading 
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ class PlainAgent:
     def update(self, state: torch.Tensor, latent: torch.Tensor, action: torch.Tensor, reward: torch.Tensor) -> None:
         """One step on a minibatch of M: state [M, F], latent [M, B], action and reward [M, 1]."""
 
-        def value(networks: list[nn.Module], p: torch.Tensor) -> torch.Tensor:
+        def value(networks: Sequence[nn.Module], p: torch.Tensor) -> torch.Tensor:
             return (p * torch.min(*(network(state) for network in networks))).sum(1, keepdim=True)
 
         def step(loss: torch.Tensor, optimiser: torch.optim.Adam) -> None:

@@ -21,7 +21,7 @@ class Training:
 
     def __init__(self, method: str, **given: Any) -> None:
         """`given` are the method's parameters. Raises ParameterError, as for an engine that cannot be used."""
-        self.config = resolve(METHODS[method].parameters, given)
+        self.config: Any = resolve(METHODS[method].parameters, given)
         self.setting = Setting.of(self.config)
         self.agents: Any = METHODS[method].build(self.config, self.setting.seeds, self.setting.device)
         self.env = self.setting.environment()

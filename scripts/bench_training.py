@@ -212,7 +212,7 @@ def print_engines(config: BenchConfig, repeats: int, plain_loop: Callable[[], fl
         columns = "engine | threads | seconds | this / one thread | plain / this"
         table(f"LAD-TS beside {cores} busy processes, one seed, medians", columns)
         with busy_processes(cores):
-            found = busy_seconds(4 * repeats)
+            found = busy_seconds(repeats)
         for name, seconds in found.items():
             one = found[f"{name.partition(' ')[0]} | 1"]
             print(f"| {name} | {seconds:.4f} | {seconds / one:.2f} | {plain / seconds:.0f} |", flush=True)
