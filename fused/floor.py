@@ -102,11 +102,12 @@ class Floor:
         """Seconds that so many slots of decisions and updates take at least."""
         e, s, draws = self.engine, self.engine.sizes, self.engine.agents.draws
         values, count = e.kind == "q", max(e.chain.steps, 1)
-        critics = np.zeros(0, np.float32) if values else e.nets[0][1].theta
+        first, _ = e.nets
+        theta, critics = (first.theta, np.zeros(0, np.float32)) if values else (first[0].theta, first[1].theta)
         size = e.places.end + count * WIDTH * (4 * s.hidden + 3 * s.actions)
         for room in self.crew.rooms:
             room.work[:] = 0.01  # what is added up stays small
-        given = s, count, e.places, Draw(draws.keys, draws.calls), e.theta, critics, 2 if values else 1
+        given = s, count, e.places, Draw(draws.keys, draws.calls), theta, critics, 2 if values else 1
         began = time.perf_counter()
         for _ in range(slots):
             self.crew.run(floor, s.agents, size, *given)

@@ -106,7 +106,7 @@ def address(context: Any, builder: Any, kind: types.Array, array: Any, index: An
 
 
 def memory(count: int) -> tuple[Any, Any]:
-    """`load(array, index)` and `add_up(array, index)`'s like for vectors of `count` floats."""
+    """`load(array, index)` for vectors of `count` floats."""
     lanes = Lanes("float", count)
 
     @intrinsic

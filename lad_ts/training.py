@@ -127,7 +127,7 @@ def finish_run(
     history.write(folder)
     final = final_span(history.episodes) if runnable.learns else history.episodes
     lines, summary = report(config, setting, label, folder, history, final, time.perf_counter() - start)
-    lines = [*words, *lines, *filter(None, [note])]
+    lines = [*filter(None, [note]), *words, *lines]
     if code:
         ways = f"go on with --resume {shlex.quote(str(folder))}" if runnable.learns else f"{folder} holds what was done"
         lines.append(f"interrupted after episode {history.episodes}; {ways}")
