@@ -1,11 +1,18 @@
 """The threads that run compiled functions side by side, each with memory of its own. Start reading at `Crew`."""
 
+import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fused.networks import WIDTH
+
+UNCOUNTED = 4  # first calls of a function
+TURNS = 32  # calls of which the other choice has one, to be seen again
+WORTH = 0.8  # of one thread's time is what all must stay below
+NEWEST = 0.1  # share of the newest call in what calls took lately
 
 
 class Room(NamedTuple):
@@ -31,11 +38,36 @@ class Plan:
         return place
 
 
+class Pace:
+    """Whether all threads take clearly less time for a function at present than one, by what either took lately.
+
+    Beside busy processes, all wait for the one that the system has set aside. What is computed is the same.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.seconds: dict[bool, float] = {}  # for a part, by one thread (False) and by all: newer calls count more
+
+    def alone(self) -> bool:
+        """Whether the next call is for one thread: the other choice has a turn in every TURNS."""
+        self.calls += 1
+        if len(self.seconds) < 2:
+            return True in self.seconds
+        pays = self.seconds[True] < WORTH * self.seconds[False]
+        return pays if self.calls % TURNS == 0 else not pays
+
+    def took(self, together: bool, seconds: float) -> None:
+        """Hear what a call took for each part. The first calls also load what is compiled, and do not count."""
+        if self.calls > UNCOUNTED:
+            self.seconds[together] = self.seconds.get(together, seconds) * (1 - NEWEST) + seconds * NEWEST
+
+
 class Crew:
-    """So many threads at most."""
+    """So many threads at most, or one where these take longer."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self.paces: defaultdict[Any, Pace] = defaultdict(Pace)  # of each function
         self.turn = np.zeros(1, np.int64)  # what the next thread takes up
         self.rooms: list[Room] = []
         self.pool: ThreadPoolExecutor | None = None
@@ -50,14 +82,23 @@ class Crew:
         The parts' numbers are to be taken from `turn`, from 0 on.
         """
         threads = min(self.threads, count)
+        if threads > 1 and self.paces[function].alone():
+            threads = 1
         if self.rooms and len(self.rooms[0].work) < size:
             self.rooms = []
         while len(self.rooms) < threads:
             self.rooms.append(Room(np.zeros(size, np.float32), np.zeros(WIDTH, np.int64)))
         self.turn[0] = 0
+        began = time.perf_counter()
         if threads <= 1:
             function(self.turn, self.rooms[0], *arguments)
-            return
+        else:
+            self.together(function, threads, *arguments)
+        if self.threads > 1 and count > 1:
+            self.paces[function].took(threads > 1, (time.perf_counter() - began) / count)
+
+    def together(self, function: Any, threads: int, *arguments: Any) -> None:
+        """`function` in several threads at once."""
         if self.pool is None:
             self.pool = ThreadPoolExecutor(self.threads)
         others = [self.pool.submit(function, self.turn, room, *arguments) for room in self.rooms[1:threads]]
