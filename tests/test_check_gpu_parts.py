@@ -101,12 +101,11 @@ def test_targets_name_cases_that_are_measured():
 
 def test_rows_of_the_training_benchmark_are_those_of_the_device(tmp_path, monkeypatch):
     printed = """
-| device | threads | seeds | seconds | plain loop / this |
-|---|---|---|---|---|
-| cpu, plain per-task loop | 1 | 1 | 9.7 | 1 |
-| cpu | 1 | 1 | 0.324 | 30 |
-| cuda | 1 | 1 | 0.500 | 19 |
-| cuda | 1 | 512 | 0.004 | 2425 |
+| device | seeds | seconds | plain / this |
+|---|---|---|---|
+| cpu | 1 | 0.32400 | 30 |
+| cuda | 1 | 0.50000 | 19 |
+| cuda | 512 | 0.00400 | 2425 |
 """
     called = []
     monkeypatch.setattr(training, "run_script", lambda *arguments: called.append(arguments) or printed)
@@ -122,7 +121,7 @@ def test_rows_of_the_training_benchmark_are_those_of_the_device(tmp_path, monkey
         ("cuda, 64 seeds", "-"): "not measured",
     }
     config = load("bench_training").BenchConfig
-    assert parse(config, list(called[0][1:]), "", "")["busy"] is False  # flags that the script knows
+    assert parse(config, list(called[0][1:]), "", "")["seeds"] == "1,8,64,512"  # flags that the script knows
     monkeypatch.setattr(training, "run_script", lambda *_: printed.replace("cuda", "other"))
     with pytest.raises(RuntimeError, match="no row of the device cuda"):
         training.measure(given, Results(tmp_path, "training"))
