@@ -16,6 +16,7 @@ import fused
 from common.parameters import ParameterError, parameter
 
 ENGINES = ("auto", "torch", "fused")
+LEARNING = {"q": "learn_values", "servers": "backward"}  # what takes longest to compile, by kind of agents
 COLD, WARM = 80_000, 5_000  # updates of an agent that pay for compiling, and for loading what is compiled
 
 
@@ -70,19 +71,19 @@ def with_engine(config: Any, agents: Any, device: torch.device, given: bool = Tr
     reason = hindered(kind, device) or (no_compiler() if wanted == "fused" else "")
     if wanted == "fused" and not reason:
         return config, ""
-    engine, reason = ("torch", reason) if reason else shorter(agents.fused_work(config))
+    engine, reason = ("torch", reason) if reason else shorter(kind, agents.fused_work(config))
     return dataclasses.replace(config, engine=engine), f"engine {engine}: {reason}"
 
 
-def shorter(updates: int) -> tuple[str, str]:
-    """The engine that takes less time for so many updates of an agent, and why."""
+def shorter(kind: str, updates: int) -> tuple[str, str]:
+    """The engine that takes less time for so many updates of an agent of this kind, and why."""
     if updates < WARM:
         return "torch", "the run is too short to load compiled functions for"
     if reason := no_compiler():
         return "torch", reason
     from common.compiled import kept_code
 
-    kept, warm = kept_code(Path(fused.__file__).parent, "fill")
+    kept, warm = kept_code(Path(fused.__file__).parent, LEARNING.get(kind, "learn_actor_critic"))
     if not kept:
         return "torch", "there is no place to keep compiled functions in"
     if not warm and updates < COLD:

@@ -237,6 +237,22 @@ def test_a_run_of_one_engine_goes_on_with_the_other(tmp_path, capsys):
     run_here(main_lad, "--evaluate", out / "checkpoint.pt", "--engine", "torch", "--evaluation_episodes", 1)
 
 
+@pytest.mark.parametrize(
+    ("config", "agents", "function"),
+    [
+        (LadConfig, LadAgents, "learn_actor_critic"),
+        (DQNConfig, DQNAgents, "learn_values"),
+        (CoopConfig, CoopAgents, "backward"),
+    ],
+)
+def test_what_is_compiled_for_others_does_not_count(config, agents, function, monkeypatch):
+    """A run that would have to compile its own learning functions is not taken for one that finds them."""
+    asked = []
+    monkeypatch.setattr("common.compiled.kept_code", lambda folder, name: asked.append(name) or (True, False))
+    assert with_engine(make(config, episodes=20), agents, torch.device("cpu"))[0].engine == "torch"
+    assert asked == [function]
+
+
 def test_an_unknown_engine_is_refused(capsys):
     assert "engine" in refusal(capsys, main_dqn, "--engine", "cuda")
 
