@@ -249,7 +249,7 @@ def test_what_is_compiled_for_others_does_not_count(config, agents, function, mo
     """A run that would have to compile its own learning functions is not taken for one that finds them."""
     asked = []
     monkeypatch.setattr("common.compiled.kept_code", lambda folder, name: asked.append(name) or (True, False))
-    assert with_engine(make(config, episodes=20), agents, torch.device("cpu"))[0].engine == "torch"
+    assert with_engine(make(config, episodes=5), agents, torch.device("cpu"))[0].engine == "torch"
     assert asked == [function]
 
 
