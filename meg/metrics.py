@@ -64,7 +64,7 @@ class PocketFeatures(nn.Module):
     def __init__(self, models: Path) -> None:
         super().__init__()
         vae: VAE = build(find_part(models, "VAE"), torch.device("cpu"), torch.float32)
-        self.encoder = vae.encoder
+        self.encoder = vae.encoder.to(memory_format=torch.channels_last)  # faster for small features
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor) -> torch.Tensor:

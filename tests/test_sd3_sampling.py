@@ -162,3 +162,13 @@ def test_large_features_take_little_memory_and_give_the_same_image(models, monke
         monkeypatch.setattr(vae, "STRIP", strip)
         for found, exact in zip((whole.decode(latent), whole.encode(image)), wanted, strict=True):
             torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@torch.inference_mode()
+def test_a_convolution_of_doubled_features_is_computed_from_the_small_ones(layout):
+    conv = torch.nn.Conv2d(6, 5, 3, padding=1).double()
+    for shape in ((3, 6, 4, 7), (1, 6, 1, 1), (2, 6, 5, 2)):
+        x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout)
+        exact = conv(torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        torch.testing.assert_close(vae.convolved(conv, x, doubled=True), exact, rtol=0, atol=1e-14)
