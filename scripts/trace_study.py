@@ -20,7 +20,7 @@ from trace_ts.search import Search
 from trace_ts.study import measure, policy_files, take_over, train_all, validations
 from trace_ts.study_report import draw_ablations, draw_cells, draw_training, write_delays, write_report, write_training
 from trace_ts.synthetic import generate
-from trace_ts.workload import Requests, read_trace
+from trace_ts.workload import Requests, is_gentd26, read_trace
 
 METHOD = "trace_study"
 STUDIED = 1000  # requests at least
@@ -75,7 +75,8 @@ def main(config: TraceStudyConfig, given: dict[str, Any]) -> None:
     with claimed(Path(config.out)) as out:
         keep_parameters(config, requests, out)
         other = generate(config.num_requests, 1)
-        plot_workload({"requests": requests, "synthetic": other}, out)
+        name = "GenTD26" if config.requests and is_gentd26(config.requests) else "requests"
+        plot_workload({name: requests, "synthetic": other}, out)
         take_over(there, out)
         if not config.only_measure:
             train_all(requests, config.seeds, Search(generations=config.generations), config.jobs, out)

@@ -1,6 +1,7 @@
 """Fitting and learned policies on a trace: what they start from, what they look at, and the command line."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from trace_ts.scenario import Scenario
 from trace_ts.score_net import ScoreNet
 from trace_ts.search import Search, improve
 from trace_ts.simulation import simulate
-from trace_ts.study import trainings
+from trace_ts.study import MAIN, Training, trainings
 from trace_ts.synthetic import generate
 from trace_ts.training import changed
 
@@ -171,10 +172,12 @@ def test_the_study_makes_its_tables_and_goes_on_with_what_is_there(tmp_path, cap
     trace_study = load("trace_study")
     run_here(trace_study, *flags)
     kept = {path: path.stat().st_mtime_ns for path in (out / "policies").iterdir()}
-    tables = {name: (out / f"{name}.md").read_text() for name in ("cells", "main", "ablations", "blocks")}
+    tables = {name: (out / f"{name}.md").read_text() for name in ("cells", "main", "ablations", "blocks", "rules")}
     assert len(kept) == sum(map(len, trainings(1))) and all(
-        " - |" not in tables[name] for name in ("main", "ablations", "blocks")
+        " - |" not in tables[name] for name in ("main", "ablations", "blocks", "rules")
     )
+    delays = [[float(word.split()[0]) for word in line.split("|")[2:6]] for line in tables["rules"].splitlines()[2:]]
+    assert all((np.array(delays[-1]) < row).all() for row in delays[:-1])  # the bound is below every rule
     assert {"workload.png", "cells.png", "ablations.png"} <= {path.name for path in out.iterdir()}
     run_here(trace_study, *flags)
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "policies").iterdir()}
@@ -184,3 +187,8 @@ def test_the_study_makes_its_tables_and_goes_on_with_what_is_there(tmp_path, cap
     assert all((again / f"{name}.md").read_text() == text for name, text in tables.items() if name != "ablations")
     said = refusal(capsys, trace_study, *flags[:-1], f"--start_from={tmp_path}", f"--out={tmp_path / 'new'}")
     assert "--start_from=" in said and not (tmp_path / "new").exists()
+    one, other = (Training(MAIN, name, 0).path(again) for name in ("score", "lad_ts"))
+    shutil.copyfile(other, one)
+    assert f"--out={one}: must hold a score" in refusal(
+        capsys, trace_study, *flags[:-1], "--only_measure=True", f"--out={again}"
+    )

@@ -23,6 +23,7 @@ from common.parameters import ParameterError
 from common.progress import Progress
 from common.run_folder import replace_file
 from common.tables import write_csv
+from trace_ts.central import bound
 from trace_ts.metrics import by_block, measures
 from trace_ts.model_trace import ScorePolicy
 from trace_ts.policy_file import SUFFIXES, load_policy, read_policy, read_rule, save_policy, what_is_told, write_rule
@@ -33,6 +34,7 @@ from trace_ts.search_file import SearchFile
 from trace_ts.training import (
     CENTRAL,
     CLASSES,
+    LEARNED,
     PARTITION,
     Ready,
     changed,
@@ -45,6 +47,7 @@ from trace_ts.training import (
 )
 from trace_ts.workload import Requests
 
+BOUND = "lower bound"  # of the mean delay, beside the policies of cells without loading
 BLOCKS = 10  # of the test half, for figures by time
 EVERY = "every cell"  # what one policy is trained for, for all
 CELLS: dict[str, dict[str, Any]] = {
@@ -104,8 +107,12 @@ class Training:
         return SearchFile(self.path(out).with_suffix(".search.safetensors"), "out")
 
     def load(self, out: Path) -> Rule | ScorePolicy:
-        """What was trained. Raises ParameterError."""
-        return read_rule(self.path(out), "out") if self.rule else load_policy(self.path(out), "out")
+        """What was trained. Raises ParameterError, also for a file that holds another policy than its name says."""
+        found = read_rule(self.path(out), "out") if self.rule else load_policy(self.path(out), "out")
+        own = found.name == self.policy if isinstance(found, Rule) else found.design == LEARNED[self.policy].design
+        if not own:
+            raise ParameterError("out", self.path(out), f"must hold a {self.policy}, as its name says")
+        return found
 
 
 def trainings(seeds: int) -> tuple[list[Training], list[Training]]:
@@ -228,8 +235,8 @@ def measure(
     """The rows of cells.csv and blocks.csv, which it writes: one for each cell, policy, training seed and draw.
 
     A row of cells.csv has the figures of `measures` and us_a_task, the simulation's time for a task in microseconds,
-    which for the first policy of all counts compilation. A row of blocks.csv has the mean delay in s of one of `BLOCKS`
-    consecutive parts, from 0 on. `other` are the requests of the cell `OTHER`.
+    which for the first policy of all counts compilation; that of `BOUND` has mean_s alone. A row of blocks.csv has the
+    mean delay in s of one of `BLOCKS` consecutive parts, from 0 on. `other` are the requests of the cell `OTHER`.
     """
     rows: list[dict[str, Any]] = []
     blocks: list[dict[str, Any]] = []
@@ -247,6 +254,9 @@ def measure(
                 rows.append(what | measures(outcome, tested) | {"us_a_task": 1e6 * seconds / len(tested)})
                 values = enumerate(by_block(outcome, BLOCKS).tolist())
                 blocks += [what | {"block": number, "mean_s": value} for number, value in values]
+        if scenario.load_time == 0:
+            unknown = dict.fromkeys(rows[-1], np.nan) | {"cell": cell, "policy": BOUND, "seed": 0}
+            rows += [unknown | {"draw": d, "mean_s": bound(asked, scenario, d, test)} for d in range(draws)]
     for name, table in (("cells", rows), ("blocks", blocks)):
         write_csv(out / f"{name}.csv", list(table[0]), [list(row.values()) for row in table])
     return rows, blocks

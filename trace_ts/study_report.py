@@ -9,11 +9,14 @@ from common.figures import plt, save_figure
 from common.run_folder import write_text
 from common.statistics_seeds import mean_interval
 from common.tables import write_csv
-from trace_ts.study import ABLATED, BLOCKS, BY_GRADIENTS, CELLS, MAIN, OTHER, STALE, UNTRAINED, means
+from trace_ts.study import ABLATED, BLOCKS, BOUND, BY_GRADIENTS, CELLS, MAIN, OTHER, STALE, UNTRAINED, means
 
 SHOWN = ("opt_ts", "opt_ts_loading", "jsq", "affinity", "priced_fitted", "score")
 ALL = "score, one for all"
 LEARNING = ("score", "lad_ts", *BY_GRADIENTS)  # whose trainings are shown
+WITHOUT_LOADING = ("random", "capacity_proportional", "round_robin", "two_choices", "jsq", "opt_ts")
+WITHOUT_LOADING += ("sita_2_fitted", "sita_3_fitted", "pull", BOUND)
+LOADS = (0.6, 0.8, 0.95, 1.1)  # that these are shown at
 COMPARED = ("priced_fitted", "score", *ABLATED, *BY_GRADIENTS)
 QUANTITIES = {  # of the main cell's table, which has the mean first, and how its head calls them
     "p50_s": "p50 s",
@@ -52,6 +55,8 @@ def cell_words(rows: Rows, cell: str, policy: str, quantity: str = "mean_s", int
 def named(policy: str) -> str:
     """A policy's name, as code."""
     name, *more = policy.split(", ")
+    if policy == BOUND:
+        return policy
     return ", ".join([f"`{name}`", *more])
 
 
@@ -66,15 +71,17 @@ def policies(rows: Rows, cell: str) -> list[str]:
 
 
 def write_report(out: Path, rows: Rows, blocks: Rows) -> None:
-    """The page's tables: cells.md, untrained.md, main.md, ablations.md, blocks.md.
+    """The page's tables: cells.md, untrained.md, rules.md, main.md, ablations.md, blocks.md.
 
-    They show mean delays by cell, then where no specialists were trained; every quantity of the main cell; networks
-    beside each other; the parts of the main cell.
+    They show mean delays by cell, then where no specialists were trained; rules without loading; every quantity of the
+    main cell; networks beside each other; the parts of the main cell.
     """
     shown = [*SHOWN, ALL]
     for name, cells in (("cells", tuple(CELLS)), ("untrained", (*UNTRAINED, OTHER))):
         delays = [[cell, *(cell_words(rows, cell, policy) for policy in shown)] for cell in cells]
         write_text(out / f"{name}.md", table(["cell", *map(named, shown)], delays))
+    rules = [[named(one), *(cell_words(rows, f"L 0, load {load:g}", one) for load in LOADS)] for one in WITHOUT_LOADING]
+    write_text(out / "rules.md", table(["policy", *(f"load {load:g}" for load in LOADS)], rules))
     main = [
         [named(one), cell_words(rows, MAIN, one), *(cell_words(rows, MAIN, one, q, False) for q in QUANTITIES)]
         for one in policies(rows, MAIN)

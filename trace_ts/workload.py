@@ -108,16 +108,21 @@ def read_trace(path: str | Path, seed: int = 0, least: int = 1) -> Requests:
     Raises ParameterError of --requests for a file that is of neither kind, or damaged, where it names line and column,
     or that has fewer requests than `least`.
     """
+    requests = read_gentd26(path, seed) if is_gentd26(path) else read_csv(path)
+    if len(requests) < least:
+        words = f"must hold at least {'two' if least == 2 else least} requests"
+        raise InputCsv(path, "requests").refusal(words)
+    return requests
+
+
+def is_gentd26(path: str | Path) -> bool:
+    """Whether a file's header is that of GenTD26. Raises ParameterError of --requests for what cannot be read."""
     file = InputCsv(path, "requests")
     try:
         names = file.first_line()
     except OSError as error:
         raise unreadable(file, error) from None
-    gentd26 = GENTD26[0] in names and COLUMNS[0] not in names
-    requests = read_gentd26(path, seed) if gentd26 else read_csv(path)
-    if len(requests) < least:
-        raise file.refusal(f"must hold at least {'two' if least == 2 else least} requests")
-    return requests
+    return GENTD26[0] in names and COLUMNS[0] not in names
 
 
 def read_csv(path: str | Path) -> Requests:
