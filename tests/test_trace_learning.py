@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from lad_ts.diffusion_lad import posterior_schedule
 from trace_ts import main_trace
 from trace_ts.event_loop import new_seen
 from trace_ts.evolution import Evolution
-from trace_ts.fitting import fit
+from trace_ts.fitting import fit, validated
 from trace_ts.model_trace import LATENTS, Design, ScorePolicy, chain_schedule
 from trace_ts.policy_file import load_policy, read_policy, save_policy
 from trace_ts.rules import RULES
@@ -25,7 +26,7 @@ from trace_ts.search import Search, improve
 from trace_ts.simulation import simulate
 from trace_ts.study import MAIN, Training, trainings
 from trace_ts.synthetic import generate
-from trace_ts.training import changed
+from trace_ts.training import changed, fit_rule
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUESTS = generate(1200, 0)
@@ -192,3 +193,20 @@ def test_the_study_makes_its_tables_and_goes_on_with_what_is_there(tmp_path, cap
     assert f"--out={one}: must hold a score" in refusal(
         capsys, trace_study, *flags[:-1], "--only_measure=True", f"--out={again}"
     )
+
+
+def test_the_best_of_a_rules_searches_on_the_first_half_is_kept():
+    scenarios, search, first = (
+        [changed(Scenario(), num_servers=6)],
+        Search(generations=2, pairs=2, threads=1),
+        REQUESTS.halves()[0],
+    )
+    said: list[str] = []
+    tell = lambda part, generation, cost: said.append(part)  # noqa: E731
+    alone = [fit_rule(RULES["priced"], REQUESTS, scenarios, search, seed, tell, searches=1) for seed in range(3)]
+    with ThreadPoolExecutor(1) as pool:
+        costs = [validated(rule, first, scenarios, pool) for rule in alone]
+    said.clear()
+    best = fit_rule(RULES["priced"], REQUESTS, scenarios, search, 0, tell, searches=3)
+    assert len(set(costs)) > 1 and best == alone[int(np.argmin(costs))]
+    assert list(dict.fromkeys(said)) == ["priced 1/3", "priced 2/3", "priced 3/3"]

@@ -12,8 +12,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from common.parameters import ParameterError
 from common.progress import Progress
 from common.run_folder import replace_file
 from common.tables import write_csv
+from common.threads import cores
 from trace_ts.central import bound
+from trace_ts.fitting import validated
 from trace_ts.metrics import by_block, measures
 from trace_ts.model_trace import ScorePolicy
 from trace_ts.policy_file import SUFFIXES, load_policy, read_policy, read_rule, save_policy, what_is_told, write_rule
@@ -97,6 +99,10 @@ class Training:
         """Whether it is a rule with fitted constants."""
         return self.policy in RULES
 
+    def scenarios(self) -> list[Scenario]:
+        """What it is fitted or trained on."""
+        return grid(Scenario()) if self.cell == EVERY else practised(scenario_of(self.cell))
+
     def path(self, out: Path) -> Path:
         """Its file."""
         name = f"{self.cell}, {self.policy}, {self.seed}".replace(" ", "_").replace(",", "")
@@ -116,9 +122,10 @@ class Training:
 
 
 def trainings(seeds: int) -> tuple[list[Training], list[Training]]:
-    """What is fitted first, and the networks, which begin at fitted rules."""
-    rules = [Training(cell, "priced", 0) for cell in (*CELLS, EVERY)]
-    rules += [Training(cell, name, 0) for cell in (MAIN, STALE) for name in ("affinity", "weighted")]
+    """What is fitted first, and the networks, which begin at the fitted rules of seed 0."""
+    rules = [Training(cell, "priced", seed) for seed in range(seeds) for cell in (*CELLS, EVERY)]
+    for name in ("affinity", "weighted"):
+        rules += [Training(cell, name, seed) for seed in range(seeds) for cell in (MAIN, STALE)]
     networks = [Training(cell, "score", seed) for seed in range(seeds) for cell in (EVERY, *CELLS)]
     for name in (*ABLATED[:3], *BY_GRADIENTS, *ABLATED[3:]):
         networks += [Training(cell, name, seed) for seed in range(seeds) for cell in (MAIN, STALE)]
@@ -165,10 +172,10 @@ def train(training: Training, out: Path, search: Search) -> None:
         return
     kept = training.kept(out)
     requests = _requests[0]
-    scenarios = grid(Scenario()) if training.cell == EVERY else practised(scenario_of(training.cell))
+    scenarios = training.scenarios()
     quiet = lambda *told: None  # noqa: E731
     if training.rule:
-        rule = fit_rule(RULES[training.policy], requests, scenarios, search, training.seed, quiet, kept)
+        rule = fit_rule(RULES[training.policy], requests, scenarios, search, training.seed, quiet, kept, searches=1)
         write_rule(training.path(out), rule)
         kept.remove()
         return
@@ -216,17 +223,32 @@ def validations(seeds: int, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def contestants(cell: str, requests: Requests, seeds: int, out: Path) -> Iterator[tuple[str, int, Ready]]:
+def best_rules(requests: Requests, seeds: int, out: Path) -> dict[tuple[str, str], Rule]:
+    """The fitted rules that there are, by cell and name: of several seeds the best on the requests' first half."""
+    first, found = requests.halves()[0], {}
+    with ThreadPoolExecutor(cores()) as pool:
+        for one in trainings(seeds)[0]:
+            if one.path(out).exists():
+                rule = one.load(out)
+                cost = validated(rule, first, one.scenarios(), pool)
+                found.setdefault((one.cell, one.policy), []).append((cost, one.seed, rule))
+    return {place: min(of_seeds)[2] for place, of_seeds in found.items()}
+
+
+def contestants(
+    cell: str, requests: Requests, fitted: Mapping[tuple[str, str], Rule], seeds: int, out: Path
+) -> Iterator[tuple[str, int, Ready]]:
     """What is measured in a cell: name, training seed (0 where there is none) and policy."""
     quick = [*RULES, *CENTRAL, *(CLASSES if scenario_of(cell).load_time == 0 else (PARTITION,))]
     for name in quick:
         yield name, 0, ready_policy(name, requests, practised(scenario_of(cell)), Search(), 0, lambda *told: None)
     own = MAIN if cell in LIKE_MAIN else cell
-    rules, networks = trainings(seeds)
-    for one in [*rules, *networks]:
+    for (of, name), rule in fitted.items():
+        if of in (own, EVERY):
+            yield f"{name}_fitted, one for all" if of == EVERY else f"{name}_fitted", 0, rule
+    for one in trainings(seeds)[1]:
         if one.cell in (own, EVERY) and one.path(out).exists():
-            label = f"{one.policy}_fitted" if one.rule else one.policy
-            yield f"{label}, one for all" if one.cell == EVERY else label, one.seed, one.load(out)
+            yield f"{one.policy}, one for all" if one.cell == EVERY else one.policy, one.seed, one.load(out)
 
 
 def measure(
@@ -240,12 +262,13 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     blocks: list[dict[str, Any]] = []
+    fitted = best_rules(requests, seeds, out)
     for cell in Progress([*CELLS, *UNTRAINED, OTHER], unit="cell", desc="measuring"):
         scenario, asked = scenario_of(cell), other if cell == OTHER else requests
         simulate_one(RULES["random"], asked, scenario, 0, slice(100))  # so that no compilation is timed
         test = slice(len(asked) // 2, None)
         tested = asked.part(test)
-        for name, seed, policy in contestants(cell, asked, seeds, out):
+        for name, seed, policy in contestants(cell, asked, fitted, seeds, out):
             for draw in range(draws):
                 begun = time.thread_time()
                 outcome = simulate_one(policy, asked, scenario, draw, test)

@@ -18,7 +18,7 @@ from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import MOST_LOAD, Scenario
-from trace_ts.search import Search
+from trace_ts.search import Found, Search
 from trace_ts.search_file import SearchFile
 from trace_ts.simulation import Outcome, simulate
 from trace_ts.sita import Partition, fit_partition, fit_size_intervals
@@ -52,6 +52,7 @@ LEARNED = {
 }
 CLASSES = {"sita_2_fitted": 2, "sita_3_fitted": 3}  # classes of sizes
 PARTITION = "partition_fitted"
+SEARCHES = 3  # of a rule's constants
 OVERLOADS = (1.0, 1.5, 2.25, 3.0)
 Ready = Rule | ScorePolicy | Pull
 Progress = Callable[[str, int, float], None]
@@ -85,8 +86,12 @@ def fit_rule(
     seed: int,
     progress: Progress,
     kept: SearchFile | None = None,
+    searches: int = SEARCHES,
 ) -> Rule:
-    """The rule with its free constants fitted to the scenarios, by a search that goes on from `kept`."""
+    """The rule with its free constants fitted to the scenarios: the best of so many searches, on the first half.
+
+    They differ in their random numbers, since some end in a poor place, and go on from `kept`.
+    """
     base = scenarios[0]
     for scenario in scenarios:
         if len(rule.free_constants(scenario)) > len(rule.free_constants(base)):
@@ -95,10 +100,16 @@ def fit_rule(
     if not numbers:
         return rule
     start = np.log(np.array(rule.constants)[numbers])
-    tell = lambda generation, cost: progress(rule.name, generation, cost)  # noqa: E731
-    part = kept and kept.part(rule.name, policy=[rule.name, rule.constants, rule.free])
-    found = fit(lambda x: rule.with_constants(base, x), start, requests, scenarios, search, seed, tell, part)
-    return rule.with_constants(base, found.parameters)
+    told = [rule.name, rule.constants, rule.free]
+
+    def searched(number: int) -> Found:
+        name = f"{rule.name} {number + 1}/{searches}" if searches > 1 else rule.name
+        tell = lambda generation, cost: progress(name, generation, cost)  # noqa: E731
+        part, own = kept and kept.part(name, policy=told), seed * searches + number
+        return fit(lambda x: rule.with_constants(base, x), start, requests, scenarios, search, own, tell, part)
+
+    best = min(map(searched, range(searches)), key=lambda found: found.cost)
+    return rule.with_constants(base, best.parameters)
 
 
 def train_network(
@@ -111,13 +122,13 @@ def train_network(
     begin: Rule | None = None,
     kept: SearchFile | None = None,
 ) -> tuple[ScorePolicy, list[tuple[int, float]]]:
-    """A network of `LEARNED`, trained from the priced rule on: `begin`, or one fitted by the evolution strategy.
+    """A network of `LEARNED`, trained from the priced rule on: `begin`, or what one search finds.
 
     Both searches go on from `kept`. Beside it (generation, log of the mean delay) of every validation on the way; the
     network is that of the least one.
     """
     _, design, trained_by = LEARNED[name]
-    begin = begin or fit_rule(RULES["priced"], requests, scenarios, search, seed, progress, kept)
+    begin = begin or fit_rule(RULES["priced"], requests, scenarios, search, seed, progress, kept, searches=1)
     start = design.begin(np.array(begin.constants), seed)
     tell = lambda generation, cost: progress(name, generation, cost)  # noqa: E731
     part = kept and kept.part(name, policy=dataclasses.asdict(design))
