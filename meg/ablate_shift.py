@@ -22,7 +22,7 @@ from common.run_folder import RESULTS, new_folder, write_config, write_text
 from common.tables import write_csv
 from meg.channel import CHANNELS, Channel
 from meg.competitors import MOST_SHIFTED
-from meg.dataset import Pairs, load_dataset
+from meg.dataset import Pairs, fitted_to, load_dataset
 from meg.decoders import TRAINED, load_model, model_of
 from meg.generators import open_generator
 from meg.image_generator import ImageOptions
@@ -120,9 +120,7 @@ def psnrs(
 def measured_on(config: ShiftParameters) -> tuple[Pairs, torch.Tensor, torch.Tensor]:
     """All of the data, and the latents and images in 0..1 to measure on. Raises ParameterError where there are none."""
     pairs = load_dataset(Path(config.data))
-    count = len(pairs) - config.validation
-    if count < 1:
-        raise ParameterError("validation", config.validation, f"must be less than the {len(pairs)} images of --data")
+    count = fitted_to(pairs, config.validation)
     return pairs, *pairs.batch(torch.arange(count, len(pairs)), torch.device("cpu"))
 
 
@@ -134,9 +132,9 @@ def main(config: AblationConfig, given: dict[str, Any]) -> None:
     parts = Parts(config, pairs.latents.shape[1:])
     rows, lines, whole = [], [], []
     with new_folder(config.out, RESULTS / "meg" / "ablation") as folder:
-        write_config(folder, "meg ablation", dataclasses.asdict(config))
         alike = torch.eye(pairs.latents[0].numel(), dtype=torch.float64)
         unweighted = transform_of(pairs.latents[:count].float(), alike, config.data)
+        write_config(folder, "meg ablation", dataclasses.asdict(config))
         chosen = parts.variants(unweighted, config.wrong_db)
         for name, (link, show) in Progress(chosen.items(), unit="variant", desc="ablation"):
             found = [psnrs(config, link, show, snr_db, latents, images) for snr_db in SNRS_DB]

@@ -5,7 +5,7 @@ Start reading at `competitors`.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,8 +25,16 @@ from meg.schemes import LABELS, Scheme
 from meg.shift_schemes import SHIFTED
 
 ALL = "all"  # in the place of schemes' names
+BOTH = "both"  # in the place of all that a sender may know
 HYBRID = "meg_hybrid"
 COMPETITORS = ("cg_digital", "cg_digital_files", "meg_digital", HYBRID, "prompt")
+USED_BY = {  # parameters, and the schemes that they are for
+    "symbols": (*SHIFTED, *COMPETITORS),
+    "design_db": ("meg_shift_blind",),
+    "rates": COMPETITORS,
+    "block_error": COMPETITORS,
+    "sender_knows": COMPETITORS,
+}
 MOST_SHIFTED = 10**6  # symbols, all but a few thousand of which stay unused
 MEAN_IMAGE = "mean.png"  # of training images, in the folder of trained models
 
@@ -68,10 +76,20 @@ class CompetitorParameters(Parameters):
         """Raises ParameterError for schemes, symbols and rates that are none."""
         super().check()
         counts = self.symbol_counts()
-        if set(self.chosen()) & set(SHIFTED) and self.schemes and max(counts) > MOST_SHIFTED:
+        if set(self.chosen()) & {*SHIFTED, HYBRID} and self.schemes and max(counts) > MOST_SHIFTED:
             raise ParameterError("symbols", self.symbols, f"must be at most {MOST_SHIFTED} with shift maps")
         self.rate_names()
         self.knowledge()
+
+    def check_given(self, given: Collection[str]) -> None:
+        """Raises ParameterError for parameters that are given, and that none of the schemes has a use for."""
+        chosen = set(self.chosen()) if self.schemes else set()
+        for name, schemes in USED_BY.items():
+            if name in given and not chosen & set(schemes):
+                words = f"must be combined with --schemes that it is for: {', '.join(schemes)}"
+                raise ParameterError(name, getattr(self, name), words)
+        if "block_error" in given and self.rate_names() == ["capacity"]:
+            raise ParameterError("block_error", self.block_error, "must be combined with --rates that have errors")
 
     def chosen(self) -> list[str]:
         """The names of the schemes. Raises ParameterError for unknown ones."""
@@ -90,6 +108,8 @@ class CompetitorParameters(Parameters):
 
     def knowledge(self) -> list[str]:
         """What the sender knows, a scheme for each. Raises ParameterError for unknown words."""
+        if self.sender_knows == BOTH:
+            return list(SENDER_KNOWS)
         return self.known("sender_knows", words_of(self.sender_knows), SENDER_KNOWS)
 
     def symbol_counts(self) -> list[int]:

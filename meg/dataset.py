@@ -6,6 +6,7 @@ or pictures.csv has a line for each, and config.json says what made them. Start 
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import torch
@@ -31,6 +32,20 @@ class Pairs:
     def batch(self, chosen: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and images in 0..1, both in float32, of the chosen numbers."""
         return self.latents[chosen].to(device).float(), self.diffusion[chosen].to(device).float() / 255
+
+
+def fitted_to(pairs: Pairs, validation: int) -> int:
+    """How many images are trained on or fitted to, the first ones; tells of it where these are less than half.
+
+    Raises ParameterError where `validation` leaves none.
+    """
+    count = len(pairs) - validation
+    if count < 1:
+        raise ParameterError("validation", validation, f"must be less than the {len(pairs)} images of --data")
+    if count < validation:
+        words = f"only {count} of the {len(pairs)} images of --data are trained on or fitted to"
+        print(f"note: {words}; --validation keeps {validation} of them back", file=sys.stderr)
+    return count
 
 
 def part_path(folder: Path, number: int) -> Path:

@@ -164,6 +164,7 @@ class Experiment:
                 if HYBRID in self.names:
                     sendings = config.sendings(Channel(config.channel))
                     hybrid = [hybrid_scheme(coded, s, mean) for s in sendings if s.sender_knows == "mean"]
+                    self.leave_out([] if hybrid else [HYBRID], "its sender knows no gain")
             rest = self.images, requests, mean, config.batch_size, coded
             return found + competitors(config, self.names, Channel(config.channel), self.generator, *rest) + hybrid
 

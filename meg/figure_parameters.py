@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from common.parameters import ParameterError, Parameters, parameter
 from meg.channel import CHANNELS
-from meg.competitors import CompetitorParameters
+from meg.competitors import HYBRID, CompetitorParameters
 from meg.decoders import TRAINED
 from meg.sources import SourceParameters
 from resd3_medium.tasks import DATASET
@@ -43,7 +43,7 @@ class LinkParameters(Parameters):
             raise refusal from None
         if not values or not all(-60 <= value <= 60 for value in values):
             raise refusal
-        return values
+        return list(dict.fromkeys(values))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,7 +88,9 @@ class TestConfig(CompetitorParameters, LinkParameters, SourceParameters):
     out: str | None = parameter(None, "folder of the results; default results/meg/test", path=True)
 
     def check(self) -> None:
-        """Raises ParameterError where the prompts are to be sent of images that were not made of any."""
+        """Raises ParameterError for schemes that cannot be as images are made, or as their sender knows the channel."""
         super().check()
         if self.pictures and self.named() and "prompt" in self.chosen():
             raise ParameterError("schemes", self.schemes, "must not hold prompt with --pictures, made of no prompts")
+        if self.named() and HYBRID in self.chosen() and self.channel != "awgn" and "mean" not in self.knowledge():
+            raise ParameterError("sender_knows", self.sender_knows, f"must hold mean for {HYBRID} under fading")

@@ -18,7 +18,7 @@ from common.command_line import command_line
 from common.parameters import ParameterError, parameter
 from common.run_folder import RESULTS, new_folder, replace_file, write_config
 from meg.competitors import MEAN_IMAGE
-from meg.dataset import load_dataset
+from meg.dataset import fitted_to, load_dataset
 from meg.decoders import model_of
 from meg.digital import pixels
 from meg.generators import open_generator
@@ -53,9 +53,7 @@ def main(config: FitConfig, given: dict[str, Any]) -> None:
     """Read the data, and write what is fitted to them. Raises ParameterError."""
     torch.set_num_threads(config.threads)
     pairs = load_dataset(Path(config.data))
-    if config.validation >= len(pairs):
-        raise ParameterError("validation", config.validation, f"must be less than the {len(pairs)} images of --data")
-    count = len(pairs) - config.validation
+    count = fitted_to(pairs, config.validation)
     picture = Image.fromarray(pixels(fitted_mean(pairs.diffusion[:count])[None])[0])
     latents, decode = pairs.latents[:count].float(), None
     if config.probes:
@@ -70,11 +68,13 @@ def main(config: FitConfig, given: dict[str, Any]) -> None:
         own = model_of(base.description, base.decoder, base.post).eval().requires_grad_(False)
         decode = lambda latent: own.images(latent, torch.zeros(len(latent)))  # noqa: E731
     with new_folder(config.out, RESULTS / "meg" / "fitted") as folder:
+        if decode:  # before anything is written, so that what is refused leaves the folder empty
+            weights = pixel_weights(decode, latents, config.probes, config.seed)
+            transform = transform_of(latents, weights, config.data)
         write_config(folder, "meg fit", dataclasses.asdict(config))
         replace_file(folder / MEAN_IMAGE, lambda temporary: picture.save(temporary))
         if decode:
-            weights = pixel_weights(decode, latents, config.probes, config.seed)
-            save_transform(folder / TRANSFORM, transform_of(latents, weights, config.data))
+            save_transform(folder / TRANSFORM, transform)
         print(f"{MEAN_IMAGE}{f' and {TRANSFORM}' if decode else ''} of {count} images in {folder}")
 
 

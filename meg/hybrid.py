@@ -27,6 +27,7 @@ from meg.schemes import Scheme
 from meg.transform import Transform
 
 SHARES = 16  # parts of the symbols that are tried for errors
+LEAST = 1e-300  # square error, which very many bits leave none of
 WORSE, BESIDE = 1.6, 25  # than reverse water-filling: the quantiser's square error, and bits that say no component
 
 
@@ -48,7 +49,7 @@ def powers(variances: torch.Tensor, symbols: int, total: float) -> torch.Tensor:
 def symbols_for_errors(transform: Transform, sending: Sending, snr_db: float) -> int | None:
     """How many of the symbols are for errors, by the least expected mean of decibels; None: no digital part."""
     variances, snr, k = transform.variances.double().cpu().numpy(), float(ratio(snr_db)), sending.symbols
-    lost, best = variances.sum(), (math.log(of_maps(transform, k, snr_db)), -1)
+    lost, best = variances.sum(), (math.log(max(of_maps(transform, k, snr_db), LEAST)), -1)
     for part in range(SHARES):
         own = 2 * round(part * k / SHARES / 2)
         (bits,) = dataclasses.replace(sending, symbols=k - own).bits([snr])
@@ -56,7 +57,8 @@ def symbols_for_errors(transform: Transform, sending: Sending, snr_db: float) ->
             errors = np.minimum(variances, WORSE * reverse_water_filling(variances, bits - BESIDE))
             sent = powers(torch.from_numpy(errors)[None], own, own * snr)[0].numpy() if own else 0.0
             chance = float(sending.rate.error(bits, k - own, snr))
-            decibels = (1 - chance) * math.log((errors / (1 + sent)).sum()) + chance * math.log(lost)
+            left = max((errors / (1 + sent)).sum(), LEAST)
+            decibels = (1 - chance) * math.log(left) + chance * math.log(lost)
             best = min(best, (decibels, own))
     return None if best[1] < 0 else best[1]
 

@@ -90,10 +90,19 @@ class Shown:
 
 
 def check_one_source(config: SourceParameters, given: Collection[str]) -> None:
-    """Raise ParameterError where pictures are given as well as a file of prompts."""
-    for name in ("captions", "prompts"):
-        if config.pictures and name in given:
-            raise ParameterError(name, getattr(config, name), "must not be combined with --pictures")
+    """Raise ParameterError for parameters that are given, and that the source of the images has no use for."""
+    if config.pictures:
+        reasons = dict.fromkeys(("captions", "prompts"), "must not be combined with --pictures")
+        reasons |= dict.fromkeys(("steps", "cfg_scale"), "must not be combined with --pictures, which no prompt makes")
+    else:
+        reasons = dict.fromkeys(("clean", "fit"), "must be combined with --pictures")
+        name = "captions" if hasattr(config, "captions") else "prompts"
+        if not Path(getattr(config, name)).is_dir():
+            words = f"must be combined with --pictures, or with a folder as --{name}"
+            reasons |= dict.fromkeys(("split", "test_share"), words)
+    for name, reason in reasons.items():
+        if name in given:
+            raise ParameterError(name, getattr(config, name), reason)
 
 
 def pictures_of(config: SourceParameters, split: str, count: int | None, fewer: bool = False) -> Pictures:

@@ -31,14 +31,15 @@ def main(config: TestConfig, given: dict[str, Any]) -> None:
     """Images, every point, and what is written of them. Raises ParameterError."""
     torch.set_num_threads(config.threads)
     check_one_source(config, given)
+    config.check_given(given)
     if config.seed + config.images - 1 > LARGEST:
         raise ParameterError("seed", config.seed, f"must be at most {LARGEST} for the last of {config.images} images")
     if not Path(config.decoders).is_dir():
         raise ParameterError("decoders", config.decoders, "must be a folder of models by meg's training")
     experiment = Experiment(config)
     with new_folder(config.out, RESULTS / "meg" / "test") as folder:
-        write_config(folder, "meg test", dataclasses.asdict(config))
         experiment.prepare()
+        write_config(folder, "meg test", dataclasses.asdict(config))
         experiment.run(folder)
         measures = sorted({name for row in experiment.rows for name in row.quality})
         write_csv(folder / "quality.csv", HEADER, [values for row in experiment.rows for values in row.table()])

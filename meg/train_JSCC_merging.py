@@ -64,7 +64,7 @@ def main(config: MergingConfig, given: dict[str, Any]) -> None:
         )
     model = MergingModel(split, description.channels, tokens, config.ratio)
     if config.told_snr:
-        model.fit(pairs.latents[: -config.validation])
+        model.fit(pairs.latents[: max(1, len(pairs) - config.validation)])  # `train` refuses to keep all back
     description = dataclasses.replace(description, share=config.ratio, tokens=dataclasses.astuple(tokens))
     short = (Phase(config.steps, config.rate),)
     phases = PUBLISHED_MERGING if config.schedule == "published" else short

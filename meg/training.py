@@ -20,7 +20,7 @@ from common.parameters import ParameterError
 from common.run_folder import RESULTS, describe, peak_memory, run_place, write_config, write_text
 from common.stages import AveragedStage, run_stage
 from meg.channel import Channel
-from meg.dataset import Pairs, load_dataset
+from meg.dataset import Pairs, fitted_to, load_dataset
 from meg.decoders import Description, save_model
 from meg.meg_shift import ShiftModel
 from meg.models import MergingModel, SplitModel
@@ -97,9 +97,7 @@ class MEGStage(AveragedStage):
         self.accelerator, self.device = accelerator, accelerator.device
         self.steps = sum(phase.steps for phase in phases)
         self.size = 1 if config.schedule == "published" else config.batch
-        self.pairs, self.trained = pairs, len(pairs) - config.validation
-        if self.trained < 1:
-            raise ParameterError("validation", config.validation, f"must be less than the data's {len(pairs)} images")
+        self.pairs, self.trained = pairs, fitted_to(pairs, config.validation)
         self.channel = Channel(config.channel)
         self.model = model.to(self.device).train()
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()

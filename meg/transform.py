@@ -175,7 +175,8 @@ def transform_of(latents: torch.Tensor, weights: torch.Tensor, data: str) -> Tra
     try:
         return fit_transform(latents, weights)
     except (ValueError, torch.linalg.LinAlgError) as error:
-        words = f"must tell a transform beside --validation images; these {len(latents)} do not ({describe(error)})"
+        words = f"must tell a transform by its images that --validation leaves; these {len(latents)} are too few or "
+        words += f"too alike ({describe(error)}); make more, or give a smaller --validation"
         raise ParameterError("data", data, words) from None
 
 

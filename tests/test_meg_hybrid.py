@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers import refusal
 from test_meg_coded import source  # noqa: F401, a fixture
 from test_meg_parts import seeded
 
-from meg import hybrid
+from meg import hybrid, test_MEG
 from meg.channel import Channel
 from meg.coded_latents import CodedLatents
 from meg.decoders import TRAINED
@@ -62,6 +63,7 @@ def test_the_split_is_all_shift_maps_at_low_snr_and_all_bits_with_many_symbols(s
     assert found[0] is None and 0 < found[1] <= found[2] < found[3] < 1024
     assert symbols_for_errors(shipped, Sending(12_288, open_rate("ldpc")), 20.0) == 0
     assert symbols_for_errors(shipped, Sending(2, open_rate("ldpc")), 20.0) is None
+    assert symbols_for_errors(shipped, Sending(10**6, open_rate("capacity")), 20.0) == 0  # which leave no error at all
 
 
 def error(link: HybridLink, clean: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
@@ -113,6 +115,13 @@ def test_under_fading_and_at_low_snr_it_is_meg_with_shift_maps(link):
         found = link(clean, channel, snr_db, seeded(4))
         wanted = link.alone(clean, channel, snr_db, seeded(4))
         assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+
+
+def test_a_hybrid_sender_that_is_to_know_the_gain_is_refused(capsys):
+    flags = ["--schemes=meg_hybrid,meg_digital", "--channel=rayleigh"]
+    words = refusal(capsys, test_MEG, *flags, "--sender_knows=gain")
+    assert words.startswith("error: --sender_knows=gain: must hold mean for meg_hybrid")
+    assert "--symbols=1000002: must be at most" in refusal(capsys, test_MEG, *flags, "--symbols=1000002")
 
 
 def test_lost_images_are_the_mean_image(source, monkeypatch):  # noqa: F811

@@ -133,5 +133,5 @@ def test_all_leaves_out_what_has_no_files(tmp_path, capsys):
         "are left out: there are no models for them" in report
         and "meg_digital, meg_hybrid are left out: must hold" in report
     )
-    assert "must hold models for meg_dt" in refusal(capsys, test_MEG, *flags, "--schemes=meg_dt")
+    assert "must hold models for meg_dt" in refusal(capsys, test_MEG, "--decoders", tmp_path, "--schemes=meg_dt")
     assert "--schemes=all,cg: must be some of" in refusal(capsys, test_MEG, *flags, "--schemes=all,cg")

@@ -10,8 +10,9 @@ from picture_folders import numbered, picture, write
 from PIL import Image
 
 from common.tables import read_csv
-from meg import make_dataset, test_MEG, train_split
-from meg.dataset import load_dataset
+from meg import figure_parameters, make_dataset, test_MEG, train_split
+from meg.channel import Channel
+from meg.dataset import Pairs, fitted_to, load_dataset
 from meg.picture import Picture
 from meg.pictures import captions_of, open_pictures
 
@@ -91,12 +92,47 @@ def test_files_that_cannot_be_read_are_named_before_anything_is_made(tmp_path, c
     else:
         bad.write_bytes(BROKEN[kind])
     out = tmp_path / "out"
-    words = refusal(capsys, make_dataset, "--pictures", folder, "--split=all", "--out", out, *FEW)
+    words = refusal(capsys, make_dataset, "--pictures", folder, "--split=all", "--out", out, FEW[0])
     assert words.startswith(f"error: --pictures={bad}") and "must be an image that can be read" in words
     assert not out.exists()
 
 
 # --- the scripts ---
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("--clean=picture", "must be combined with --pictures"),
+        ("--fit=pad", "must be combined with --pictures"),
+        ("--split=test", "with a folder as --prompts"),
+        ("--test_share=0.2", "with a folder as --prompts"),
+        ("--steps=3 --pictures=in", "must not be combined with --pictures"),
+        ("--cfg_scale=3.0 --pictures=in", "must not be combined with --pictures"),
+        ("--symbols=512", "must be combined with --schemes"),
+        ("--rates=ldpc --schemes=meg_shift", "must be combined with --schemes"),
+        ("--sender_knows=gain --schemes=meg_shift", "must be combined with --schemes"),
+        ("--design_db=3.0 --schemes=meg_shift", "meg_shift_blind"),
+        ("--block_error=0.1 --schemes=meg_digital", "must be combined with --rates"),
+    ],
+)
+def test_a_parameter_without_effect_is_refused(capsys, given, reason):
+    first, *rest = given.split()
+    words = refusal(capsys, test_MEG, first, *rest)
+    assert words.startswith(f"error: {first}: ") and reason in words
+
+
+def test_words_of_the_figure_that_say_the_same_are_the_same():
+    config = figure_parameters.TestConfig.of(snr_db="5,-5,5.0", sender_knows="both", schemes="meg_digital")
+    assert config.snrs() == [5, -5]
+    assert {s.sender_knows for s in config.sendings(Channel("rayleigh"))} == {"mean", "gain"}
+
+
+def test_data_of_which_most_is_kept_back_say_so(capsys):
+    pairs = Pairs(torch.zeros(72, 1, 1, 1), torch.zeros(72, 3, 8, 8))
+    assert fitted_to(pairs, 36) == 36 and not capsys.readouterr().err
+    assert fitted_to(pairs, 64) == 8
+    assert "only 8 of the 72 images" in capsys.readouterr().err
 
 
 def test_a_picture_folder_is_trained_on_and_tested_on(tmp_path, capsys, monkeypatch):
@@ -152,7 +188,7 @@ def test_images_are_made_anew_of_a_folders_captions(tmp_path, capsys):
     for split, captions in expected.items():
         assert captions_of(folder, "prompts", split, 0.4) == captions
     (folder / "005.txt").unlink()
-    run_here(make_dataset, "--pictures", folder, "--split=all", "--out", tmp_path / "bare", *FEW)
+    run_here(make_dataset, "--pictures", folder, "--split=all", "--out", tmp_path / "bare", FEW[0])
     told = f"note: 1 of 8 pictures have no caption, such as {folder / '005.png'}; they are used without"
     assert told in capsys.readouterr().err
     words = refusal(capsys, make_dataset, "--captions", folder, "--split=all", "--out", tmp_path / "new", *FEW)

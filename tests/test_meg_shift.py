@@ -315,8 +315,9 @@ def test_where_nothing_can_be_received_the_table_says_so(tmp_path):
 def test_data_that_tell_no_transform_are_refused(tmp_path, data, capsys):
     for script in (fit_statistics, ablate_shift):
         name = script.__name__.split(".")[-1]
-        words = refusal(capsys, script, "--data", data, "--validation=22", "--out", tmp_path / name)
-        assert "must tell a transform" in words
+        for _ in range(2):  # a refused run leaves its folder free for the next one
+            words = refusal(capsys, script, "--data", data, "--validation=22", "--out", tmp_path / name)
+            assert "must tell a transform" in words and "smaller --validation" in words
     assert "--symbols=7" in refusal(capsys, ablate_shift, "--data", data, "--symbols=7")
     assert "at least 2" in refusal(capsys, ablate_shift, "--data", data, "--validation=1")
     assert "train_shift.py" in refusal(capsys, ablate_shift, "--data", data, "--validation=2", "--decoders", tmp_path)
