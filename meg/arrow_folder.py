@@ -53,7 +53,10 @@ def rows_of(folder: Path, part: str, flag: str) -> list[Picture]:
     import pyarrow
 
     place = folder / part
-    files = read(place / "state.json", flag).get("_data_files")
+    state = read(place / "state.json", flag)
+    files = state.get("_data_files")
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise ParameterError(flag, place, "must hold its rows themselves, without a file of indices (flatten_indices)")
     try:
         names = [Path(file["filename"]).name for file in files]
         tables = [pyarrow.ipc.open_stream(pyarrow.memory_map(str(place / name))).read_all() for name in names]

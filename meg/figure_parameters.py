@@ -1,6 +1,7 @@
 """The parameters of test_MEG.py. Start reading at `TestConfig`."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from common.parameters import ParameterError, Parameters, parameter
@@ -94,3 +95,9 @@ class TestConfig(CompetitorParameters, LinkParameters, SourceParameters):
             raise ParameterError("schemes", self.schemes, "must not hold prompt with --pictures, made of no prompts")
         if self.named() and HYBRID in self.chosen() and self.channel != "awgn" and "mean" not in self.knowledge():
             raise ParameterError("sender_knows", self.sender_knows, f"must hold mean for {HYBRID} under fading")
+
+    def check_given(self, given: Collection[str]) -> None:
+        """Raises ParameterError for parameters that are given, and that neither schemes nor channel have a use for."""
+        super().check_given(given)
+        if "sender_knows" in given and self.channel == "awgn":
+            raise ParameterError("sender_knows", self.sender_knows, "must be combined with --channel rayleigh")

@@ -112,6 +112,7 @@ def test_files_that_cannot_be_read_are_named_before_anything_is_made(tmp_path, c
         ("--symbols=512", "must be combined with --schemes"),
         ("--rates=ldpc --schemes=meg_shift", "must be combined with --schemes"),
         ("--sender_knows=gain --schemes=meg_shift", "must be combined with --schemes"),
+        ("--sender_knows=gain --schemes=meg_digital", "must be combined with --channel rayleigh"),
         ("--design_db=3.0 --schemes=meg_shift", "meg_shift_blind"),
         ("--block_error=0.1 --schemes=meg_digital", "must be combined with --rates"),
     ],
@@ -120,6 +121,11 @@ def test_a_parameter_without_effect_is_refused(capsys, given, reason):
     first, *rest = given.split()
     words = refusal(capsys, test_MEG, first, *rest)
     assert words.startswith(f"error: {first}: ") and reason in words
+
+
+def test_a_seed_of_images_that_no_seed_makes_is_refused(capsys, tmp_path):
+    words = refusal(capsys, make_dataset, "--seed=3", f"--pictures={tmp_path}")
+    assert words.startswith("error: --seed=3: must not be combined with --pictures")
 
 
 def test_words_of_the_figure_that_say_the_same_are_the_same():

@@ -164,6 +164,11 @@ def test_a_data_set_in_arrow_form_is_read_as_its_files_are(tmp_path):
     assert "must have a column of pictures; its columns are text" in refused(
         lambda: find_pictures(tmp_path / "none", "pictures")
     )
+    state = json.loads((tmp_path / "one" / "state.json").read_text())
+    for name in ("_indices_data_files", "_indices_files"):  # which say that the rows are others
+        write(tmp_path / "one", {"state.json": json.dumps(state | {name: [{"filename": "indices.arrow"}]})})
+        assert "without a file of indices" in refused(lambda: find_pictures(tmp_path / "one", "pictures"))
+    write(tmp_path / "one", {"state.json": json.dumps(state)})
     for path in (tmp_path / "one").glob("*.arrow"):
         path.write_bytes(path.read_bytes()[:100])
     assert "must be whole" in refused(lambda: find_pictures(tmp_path / "one", "pictures"))
