@@ -53,7 +53,7 @@ LEARNED = {
 CLASSES = {"sita_2_fitted": 2, "sita_3_fitted": 3}  # classes of sizes
 PARTITION = "partition_fitted"
 SEARCHES = 3  # of a rule's constants
-OVERLOADS = (1.0, 1.5, 2.25, 3.0)
+OVERLOADS = (1.0, 1.5, 2.25)
 Ready = Rule | ScorePolicy | Pull
 Progress = Callable[[str, int, float], None]
 
@@ -175,11 +175,13 @@ def ready_policy(
 def practised(scenario: Scenario) -> list[Scenario]:
     """What a policy for one scenario is fitted on.
 
-    That is the scenario itself; with compressed time, whose second half has other peaks than the first, overload too.
+    That is the scenario itself; with compressed time, whose second half has other peaks than the first, overload too,
+    and the same requests at all these loads without peaks.
     """
     if scenario.time_scale == "flat":
         return [scenario]
-    return [changed(scenario, load=min(scenario.load * more, MOST_LOAD)) for more in OVERLOADS]
+    loads = [min(scenario.load * more, MOST_LOAD) for more in OVERLOADS]
+    return [changed(scenario, load=load, time_scale=scale) for scale in (scenario.time_scale, "flat") for load in loads]
 
 
 def changed(scenario: Scenario, **values: float | str) -> Scenario:
