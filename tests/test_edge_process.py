@@ -135,6 +135,24 @@ def test_a_run_whose_raylet_dies_ends_with_words_and_goes_on_with_what_is_left(s
     assert len(found) == 500 and 0 < found.count("done") < 500
 
 
+def test_signals_to_edge_servers_end_them_and_others_do_their_tasks(starts):
+    process, url = starts.served()
+    for restarts, number in enumerate((signal.SIGTERM, signal.SIGHUP), 1):
+        for _ in range(4):
+            last = post(url)
+        starts.one("ray::EdgeServer").send_signal(number)
+        deadline, found = time.monotonic() + 30, (0, 0, False)
+        while found != (last + 1, restarts, True):
+            assert time.monotonic() < deadline, (number, found)
+            time.sleep(0.2)
+            with urlopen(f"{url}/api/cluster", timeout=20) as answer:
+                told = json.load(answer)
+            servers = told["servers"]
+            found = told["done"], sum(s["restarts"] for s in servers), all(s["up"] for s in servers)
+    process.terminate()
+    assert end(process)[0] == 143
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gcs/gcs_server", "ray_host", "ray::DashboardAgent", "ray::RuntimeEnvAgent"])
 def test_a_service_ends_within_10_s_when_what_it_cannot_do_without_dies(name, starts):
