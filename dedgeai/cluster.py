@@ -6,6 +6,9 @@ the owner, who sends them elsewhere. Start reading at `Cluster.follow`.
 
 import asyncio
 import contextlib
+import ctypes
+import functools
+import signal
 import time
 from collections.abc import Coroutine
 from itertools import chain
@@ -17,7 +20,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from common.parameters import ParameterError
 from common.run_folder import describe
 from dedgeai.configuration import ServerParameters
-from dedgeai.edge_server import BatchError, EdgeServer, OpenCompute
+from dedgeai.edge_server import BatchError, Compute, EdgeServer, OpenCompute
 from dedgeai.queues import Call, Queues, Server
 from dedgeai.ray_start import RESOURCE
 from dedgeai.tasks import Made
@@ -57,7 +60,7 @@ class Cluster(Queues):
             max_restarts=-1,
             max_task_retries=0,  # a lost call is not repeated by Ray: tasks are sent again by the dispatcher
         )
-        server.handle = actor.remote(server.number, self.compute)
+        server.handle = actor.remote(server.number, functools.partial(mortal, self.compute))
 
     def kill(self, server: Server, restart: bool = True) -> None:
         """End the server's process, and have Ray start it again or not."""
@@ -179,6 +182,15 @@ class Cluster(Queues):
         for server in self.servers:
             if server.handle is not None:
                 self.kill(server, restart=False)
+
+
+def mortal(opened: OpenCompute, number: int) -> Compute:
+    """Open a server's generator in its process, which SIGTERM ends at once from now on.
+
+    Ray would have it wait for all calls, `live` among them, while nothing is worked on any more.
+    """
+    ctypes.CDLL(None).signal(signal.SIGTERM, None)  # signal.signal is for the main thread, which is Ray's
+    return opened(number)
 
 
 def refusal(error: RayError | TimeoutError) -> ParameterError:

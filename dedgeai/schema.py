@@ -49,7 +49,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     elif application != APPLICATION:
         raise ValueError("another program's database")
     elif (words := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-        raise ValueError(words)
+        raise ValueError(f"damaged: {words.splitlines()[-1]}")  # a headline comes before it
     if int(connection.execute("SELECT value FROM settings WHERE name = 'format'").fetchone()[0]) > FORMAT:
         raise ValueError("written by a newer version of this program")
     there = {column[1] for column in connection.execute("PRAGMA table_info(tasks)")}
