@@ -1,7 +1,9 @@
 """What several test files need: scripts, parameters, random cases, and the environment as a plain loop over tasks."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -28,6 +30,19 @@ def start_script(script: str, *arguments: Any, folder: Path) -> subprocess.Popen
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True)
+
+
+def answers_signals(process: subprocess.Popen) -> subprocess.Popen:
+    """A script's process, as soon as quiet_start.py handles signals: before, they end Python itself.
+
+    On busy cores that takes a second. Where there is no /proc, nothing is waited for.
+    """
+    caught, status = 0, Path(f"/proc/{process.pid}/status")
+    while status.exists() and not caught >> (signal.SIGHUP - 1) & 1:  # the last one that it handles
+        assert process.poll() is None
+        caught = int(status.read_text().partition("SigCgt:")[2].split()[0], 16)
+        time.sleep(0.01)
+    return process
 
 
 def run_here(module: ModuleType, *arguments: Any) -> None:

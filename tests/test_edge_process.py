@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
-from helpers import ROOT, make
+from helpers import ROOT, answers_signals, make
 
 from common.locks import lock
 from common.parameters import ParameterError
@@ -44,16 +44,6 @@ class Starts:
         environment = os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-    def prepared(self, *flags: object) -> subprocess.Popen:
-        """A start that answers signals already. Before that they end Python itself, on busy cores for a second."""
-        process = self.start(*flags)
-        caught, status = 0, Path(f"/proc/{process.pid}/status")
-        while status.exists() and not caught >> (signal.SIGHUP - 1) & 1:  # the last one that quiet_start.py handles
-            assert process.poll() is None
-            caught = int(status.read_text().partition("SigCgt:")[2].split()[0], 16)
-            time.sleep(0.01)
-        return process
 
     def served(self, *flags: object) -> tuple[subprocess.Popen, str]:
         """A service that answers, and its address."""
@@ -189,7 +179,7 @@ def test_a_process_that_takes_no_connection_any_more_is_noticed(tmp_path):
 def test_a_signal_at_any_moment_leaves_one_line_and_nothing_else(number, flags, starts):
     for tenths in (*range(1, 40, 4), *range(40, 90, 10)):
         shutil.rmtree(starts.folder / "run", ignore_errors=True)
-        process = starts.prepared(*flags)
+        process = answers_signals(starts.start(*flags))
         time.sleep(tenths / 10)
         process.send_signal(number)
         code, out, told = end(process)
