@@ -66,7 +66,7 @@ def test_a_stopped_search_goes_on_to_the_same_parameters(name, every, tmp_path, 
     parts.mkdir()
     trained(TraceConfig(**small), name, REQUESTS, whole)
     assert set(policies(whole)) == {f"{name}.json" if name.endswith("fitted") else f"{name}.safetensors"}
-    for part in ("affinity",) if name == "affinity_fitted" else ("priced", name):
+    for part in ("affinity 1/3", "affinity 3/3") if name == "affinity_fitted" else ("priced", name):
         for generation in (10, 11) if name in BY_GRADIENTS else (10, 14, 23):
             with monkeypatch.context() as patch, pytest.raises(StopError):
                 stop_at(part, generation, patch)
@@ -108,7 +108,7 @@ def test_a_state_of_another_search_is_told_of_and_not_gone_on_with(changes, word
     other.mkdir()
     fresh.mkdir()
     with monkeypatch.context() as patch, pytest.raises(StopError):
-        stop_at("affinity", 20, patch)
+        stop_at("affinity 1/3", 20, patch)
         trained(TraceConfig(**SMALL), "affinity_fitted", REQUESTS, other)
     requests = REQUESTS if changes else generate(600, 1)
     config = TraceConfig(**SMALL | {"generations": 2} if "every_cell" in changes else SMALL | changes)
@@ -133,7 +133,7 @@ def test_a_damaged_file_is_told_of_in_a_line(tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
     with monkeypatch.context() as patch, pytest.raises(StopError):
-        stop_at("affinity", 20, patch)
+        stop_at("affinity 1/3", 20, patch)
         run_here(main_trace, *flags, "--policies=affinity_fitted", "--draws=2", f"--out={out}")
     path = out / "policies" / "affinity_fitted.search.safetensors"
     whole = path.read_bytes()
@@ -232,7 +232,8 @@ def test_a_killed_command_goes_on_to_the_same_table(tmp_path):
     assert process.returncode == -signal.SIGKILL and path.exists()
     resumed = start_script("trace_ts/main_trace.py", "--resume=run", folder=tmp_path)
     _, told = resumed.communicate()
-    assert resumed.returncode == 0 and re.search(r" [1-6]0/60", told) and not re.search(r" [0-9]/60", told), told
+    assert resumed.returncode == 0 and re.search(r" 1/3: .* [1-6]0/60", told), told
+    assert not re.search(r" 1/3: .* [0-9]/60", told), told
     with contextlib.chdir(tmp_path):
         run_here(main_trace, *flags, "--out=whole")
     for name in ("table.csv", "draws.csv", "policies/priced_fitted.json"):
