@@ -2,8 +2,9 @@
 
 torch and numpy give an operation to several threads and go on when all of them are done. A thread that waits spins, by
 the defaults of GNU's OpenMP and of OpenBLAS for milliseconds. Beside busy processes it so keeps a core from the very
-thread that it waits for, and small operations take as long as the system's time slices. A thread that sleeps leaves the
-core to others, and is woken within microseconds. Start reading at `share_cores`.
+thread that it waits for, and small operations take as long as the system's time slices. A thread that sleeps at once
+leaves the core to others, but waking it for every small operation takes longer than the operation. One that spins for
+some microseconds and then sleeps does well on both. Start reading at `share_cores`.
 """
 
 import os
@@ -16,14 +17,18 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how threads 
 BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # how many OpenBLAS has
 
 
+SPINS = 10_000  # turns of a waiting thread's loop before it sleeps, some ten microseconds; without it, millions
+
+
 def share_cores(environment: "MutableMapping[str, str]") -> None:
-    """Let torch's threads sleep while they wait, and numpy's products have one; what a user has set stays.
+    """Let torch's threads soon sleep while they wait, and numpy's products have one; what a user has set stays.
 
     Libraries read this when they are loaded, so it must come before torch and numpy are imported. Processes that are
     started from here inherit it. OpenBLAS spins whatever is asked of it, and numpy's products are small here.
     """
     if not any(environment.get(name) for name in WAITING):
-        environment["OMP_WAIT_POLICY"] = "passive"
+        environment["OMP_WAIT_POLICY"] = "passive"  # for runtimes other than GNU's, which goes by the next line
+        environment["GOMP_SPINCOUNT"] = str(SPINS)
     if not any(environment.get(name) for name in BLAS):
         environment["OPENBLAS_NUM_THREADS"] = "1"
 

@@ -8,9 +8,10 @@ from statistics import median
 import pytest
 from helpers import ROOT, start_script
 
-from common.threads import BLAS, WAITING, cores, share_cores
+from common.threads import BLAS, SPINS, WAITING, cores, share_cores
 
-SHARED = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
+WAIT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": str(SPINS)}
+SHARED = WAIT | {"OPENBLAS_NUM_THREADS": "1"}
 TIMED = """
 import os, subprocess, sys, time
 from common.threads import cores, share_cores
@@ -47,8 +48,8 @@ def unset(monkeypatch) -> None:
 def test_what_a_user_has_set_stays(name):
     environment = {name: "7"}
     share_cores(environment)
-    answered = "OMP_WAIT_POLICY" if name in WAITING else "OPENBLAS_NUM_THREADS"
-    assert environment == {key: value for key, value in SHARED.items() if key != answered} | {name: "7"}
+    answered = WAIT if name in WAITING else {"OPENBLAS_NUM_THREADS"}
+    assert environment == {key: value for key, value in SHARED.items() if key not in answered} | {name: "7"}
 
 
 def test_an_empty_variable_says_nothing():
@@ -64,14 +65,14 @@ def test_a_script_tells_libraries_before_they_are_imported(given, unset, tmp_pat
         "class Look:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name in ('numpy', 'torch'):\n"
-        "            print(name, os.environ.get('OMP_WAIT_POLICY'), os.environ.get('OPENBLAS_NUM_THREADS'))\n"
+        f"            print(name, *map(os.environ.get, {[*SHARED]}))\n"
         "sys.meta_path.insert(0, Look())\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     told, _ = start_script("lad_ts/main_lad.py", "--help", folder=tmp_path).communicate(timeout=60)
-    words = " ".join((given or SHARED).values())
+    words = " ".join((given or SHARED).get(name, "None") for name in SHARED)
     assert {line for line in told.splitlines() if line.startswith(("numpy ", "torch "))} == {
         f"numpy {words}",
         f"torch {words}",
