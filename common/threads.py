@@ -17,7 +17,7 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how threads 
 BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # how many OpenBLAS has
 
 
-SPINS = 10_000  # turns of a waiting thread's loop before it sleeps, some ten microseconds; without it, millions
+SPINS = 1000  # turns of a waiting thread before it sleeps, some ten microseconds; by default millions
 
 
 def share_cores(environment: "MutableMapping[str, str]") -> None:
