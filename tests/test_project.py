@@ -208,3 +208,8 @@ def test_every_marker_of_a_test_is_registered_and_explained():
     assert markers == {"alone", "cuda", "slow"}
     script, page = (ROOT / "scripts/test.sh").read_text(), (ROOT / "CONTRIBUTING.md").read_text()
     assert all(f"`{marker}`" in page and marker in script for marker in markers) and "--slow" in page
+
+
+def test_every_file_of_tests_is_told_of():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert {path.name for path in (ROOT / "tests").glob("test_*.py") if f"`{path.name}`" not in page} == set()
