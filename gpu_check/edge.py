@@ -23,7 +23,10 @@ def measure(given: Conditions, results: Results) -> None:
 
 
 def make_images(servers: int, case: str, given: Conditions, results: Results) -> None:
-    """Do so on that many servers. Raises RuntimeError when tasks have failed, or a server has made nothing."""
+    """Do so on that many servers. Raises RuntimeError when tasks have failed, or a server has made nothing.
+
+    In a dry run one server may make all images, which are so few that they are made before the other has begun.
+    """
     tasks, out = 4 if given.dry else 100, Path(given.scratch) / f"edge_{servers}"
     flags = {"num_tasks": tasks, "num_servers": servers, "scheduler": "water_filling", "profile_repeats": 1}
     flags |= {"models": ROOT / "models/pocket", "steps": "1-2" if given.dry else "10-19", "device": given.device}
@@ -31,7 +34,7 @@ def make_images(servers: int, case: str, given: Conditions, results: Results) ->
     run_script("dedgeai/main_dedgeai.py", *script_flags(**flags))
     done = [row for row in read_csv(out / "tasks.csv") if row["state"] == "done"]
     used = {row["server"] for row in done}
-    if len(done) < tasks or len(used) < servers:
+    if len(done) < tasks or (len(used) < servers and not given.dry):
         raise RuntimeError(f"{len(done)} of {tasks} tasks were done by {len(used)} of {servers} servers")
     seconds = max(float(row["finished_s"]) for row in done) - min(float(row["submitted_s"]) for row in done)
     results.add(case, "images a second", tasks / seconds, "1/s", f"{tasks} images")

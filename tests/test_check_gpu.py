@@ -89,7 +89,8 @@ def dry_run(folder: Path, *flags: str) -> None:
         command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHON": sys.executable}
     )
     names = [flag.removeprefix("--part=") for flag in flags] or list(PARTS)
-    assert done.returncode == 0, done.stdout + done.stderr
+    report = folder / "report.md"
+    assert done.returncode == 0, done.stdout + done.stderr + (report.read_text() if report.is_file() else "")
     assert {name: word for name, (word, _) in outcomes(folder).items()} == dict.fromkeys(names, "ok")
     page, rows = (folder / "report.md").read_text(), read_csv(folder / "results.csv")
     assert "| device | cpu: " in page and page.count(" | not measured | - |\n") == len(TARGETS)
