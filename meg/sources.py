@@ -93,11 +93,9 @@ def check_one_source(config: SourceParameters, given: Collection[str]) -> None:
     """Raise ParameterError for parameters that are given, and that the source of the images has no use for."""
     if config.pictures:
         reasons = dict.fromkeys(("captions", "prompts"), "must not be combined with --pictures")
-        unused = (
-            "steps",
-            "cfg_scale",
-            *(["seed"] if hasattr(config, "captions") else []),
-        )  # a figure's noise has a seed
+        unused = ["steps", "cfg_scale"]
+        if hasattr(config, "captions"):  # in a figure it is that of the noise, too
+            unused.append("seed")
         reasons |= dict.fromkeys(unused, "must not be combined with --pictures, which no prompt makes")
     else:
         reasons = dict.fromkeys(("clean", "fit"), "must be combined with --pictures")
