@@ -118,7 +118,7 @@ def test_a_fitted_rule_comes_from_its_file(trace, tmp_path):
 
 CLASSES = [
     size_intervals([60.0], [0.4]),
-    size_intervals([30.0, 90.0], [0.2, 0.7], False),
+    size_intervals([30.0, 90.0], [0.2, 0.7], "mixed"),
     dataclasses.replace(size_intervals([60.0], [0.4]), constants=(1, 1.2, 2, 0.5, 3, 0.1, 0)),
     *(partition(classes) for classes in (1, 2, 3, 9)),
 ]

@@ -6,12 +6,23 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trace_ts.central import bound, bounds, pooled, simulate_pull
 from trace_ts.rules import RULES
 from trace_ts.scenario import Scenario, draw_noise, draw_outages
 from trace_ts.simulation import simulate
-from trace_ts.sita import best_cuts, consecutive, cost_of, fit_partition, fit_size_intervals, partition, size_intervals
+from trace_ts.sita import (
+    SERVER_ORDERS,
+    best_cuts,
+    cost_of,
+    fit_partition,
+    fit_size_intervals,
+    partition,
+    servers_of_classes,
+    size_intervals,
+)
 from trace_ts.workload import Requests, read_trace
 
 ORDERS = ("fcfs", "shortest", "resident_first")
@@ -176,25 +187,39 @@ def test_bounds_that_are_reached():
 # --- classes ---
 
 
-@pytest.mark.parametrize("slow_first", [False, True])
+@pytest.mark.parametrize("order", SERVER_ORDERS)
 @pytest.mark.parametrize("servers", [1, 2, 3, 20])
-def test_classes_get_servers_in_order_of_rate(servers, slow_first):
+def test_every_class_gets_servers_in_the_order_asked_for(servers, order):
     generator = np.random.default_rng(servers)
     for classes in (1, 2, 3):
         rate = generator.uniform(5, 30, servers)
         shares = np.sort(generator.random(classes - 1))
-        allowed = consecutive(rate, shares, slow_first)
+        allowed = servers_of_classes(rate, shares, order)
         assert allowed.shape == (classes, servers) and allowed.any(1).all() and allowed.any(0).all()
         if servers >= classes:
             assert (allowed.sum(0) == 1).all()
-            for one, next_one in itertools.pairwise(allowed):
-                low, high = (one, next_one) if slow_first else (next_one, one)
+            for one, next_one in itertools.pairwise(allowed) if order != "mixed" else ():
+                low, high = (one, next_one) if order == "slow_first" else (next_one, one)
                 assert rate[low].max() < rate[high].min()
 
 
 def test_shares_of_the_capacity_are_met_as_well_as_can_be():
-    allowed = consecutive(np.ones(10), [0.3, 0.52], True)
-    assert allowed.sum(1).tolist() == [3, 2, 5]
+    for order in SERVER_ORDERS:
+        assert servers_of_classes(np.ones(10), [0.3, 0.52], order).sum(1).tolist() == [3, 2, 5]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.floats(5, 30), min_size=4, max_size=20), st.lists(st.floats(0.02, 0.98), max_size=3, unique=True))
+def test_mixed_classes_lack_less_than_a_server_of_their_shares(rates, shares):
+    """Unless a class would have had no server: then it has the slowest one."""
+    rate, shares = np.array(rates), sorted(shares)
+    allowed = servers_of_classes(rate, shares, "mixed")
+    assert (allowed.sum(0) == 1).all() and allowed.any(1).all()
+    wanted, got = np.diff([0, *shares, 1]) * rate.sum(), allowed @ rate
+    for number in np.flatnonzero(allowed.sum(1) > 1):  # when it got its last server it still lacked some
+        assert got[number] - rate[allowed[number]].min() < wanted[number] + 1e-9
+    if (allowed.sum(1) > 1).all():
+        assert (wanted - got < rate.max() + 1e-9).all()
 
 
 def plain_classes(rule, requests, rate, time, scenario):
@@ -211,7 +236,13 @@ def plain_classes(rule, requests, rate, time, scenario):
 
 
 @pytest.mark.parametrize(
-    "rule", [size_intervals([60.0], [0.4]), size_intervals([30.0, 90], [0.2, 0.7], False), partition(3)]
+    "rule",
+    [
+        size_intervals([60.0], [0.4]),
+        size_intervals([30.0, 90], [0.2, 0.7], "fast_first"),
+        size_intervals([60.0], [0.6], "mixed"),
+        partition(3),
+    ],
 )
 def test_a_task_goes_to_the_server_of_its_class_that_is_done_first(rule):
     requests, rate = requests_of(6), np.random.default_rng(6).uniform(5, 30, 7)
@@ -256,8 +287,9 @@ def test_fitted_rules_look_at_the_first_half_only_and_are_better_there():
     fitted = fit_size_intervals(2, requests, [scenario], [7])
     limits = np.quantile(first.work, [0.25, 0.5, 0.75], method="lower")
     for limit, share in itertools.product(limits, [0.25, 0.5, 0.75]):
-        rule = size_intervals([limit], [share])
-        assert cost_of(fitted, first, [scenario], [7]) <= cost_of(rule, first, [scenario], [7])
+        for order in SERVER_ORDERS:
+            rule = size_intervals([limit], [share], order)
+            assert cost_of(fitted, first, [scenario], [7]) <= cost_of(rule, first, [scenario], [7])
     assert fitted.text == fit_size_intervals(2, other, [scenario], [7]).text
     loading = dataclasses.replace(scenario, load_time=10.0)
     found = cost_of(fit_partition(requests, [loading], [7]), first, [loading], [7])

@@ -18,7 +18,7 @@ from trace_ts.scenario import Scenario
 from trace_ts.sita import Partition, partition, size_intervals
 from trace_ts.workload import Requests
 
-CUTS = size_intervals((20.0, 55.5), (0.25, 0.7), False)
+CUTS = size_intervals((20.0, 55.5), (0.25, 0.7), "fast_first")
 PARTS = partition(2, (5.0, 40.0, 0.0, 5.0), (1, 0, 3, 2))
 
 
@@ -102,13 +102,13 @@ WRONG = [
     (PARTS, ("partition", "classes"), 0),
     (PARTS, ("partition", "classes"), 2.0),
     (PARTS, ("partition", "classes"), True),
-    (PARTS, ("size_intervals",), {"limits": [1.0], "shares": [0.5], "slow_first": True}),
+    (PARTS, ("size_intervals",), {"limits": [1.0], "shares": [0.5], "order": "mixed"}),
     (PARTS, ("rule",), "sita_2"),
     (CUTS, ("rule",), "sita_2"),
     (CUTS, ("rule",), ["sita_3"]),
     (CUTS, ("size_intervals",), None),
     (CUTS, ("size_intervals",), "cuts"),
-    (CUTS, ("size_intervals",), {"limits": [], "shares": [], "slow_first": True}),
+    (CUTS, ("size_intervals",), {"limits": [], "shares": [], "order": "mixed"}),
     (CUTS, ("size_intervals", "limits"), [20.0]),
     (CUTS, ("size_intervals", "limits"), [55.0, 20.0]),
     (CUTS, ("size_intervals", "limits"), [20.0, 20.0]),
@@ -121,13 +121,13 @@ WRONG = [
     (CUTS, ("size_intervals", "shares"), [0.2, 1.0]),
     (CUTS, ("size_intervals", "shares"), [0.2, 0.1]),
     (CUTS, ("size_intervals", "shares"), [0.2, None]),
-    (CUTS, ("size_intervals", "slow_first"), 1),
-    (CUTS, ("size_intervals", "slow_first"), None),
+    (CUTS, ("size_intervals", "order"), "faster_first"),
+    (CUTS, ("size_intervals", "order"), ["mixed"]),
     (CUTS, ("constants", "alpha"), float("inf")),
     (RULES["priced"], ("constants", "alpha"), 10**400),
     (RULES["priced"], ("constants", "alpha"), "1"),
     (RULES["priced"], ("constants",), [1, 1, 1, 1, 1, 1, 1]),
-    (RULES["priced"], ("size_intervals",), {"limits": [1.0], "shares": [0.5], "slow_first": True}),
+    (RULES["priced"], ("size_intervals",), {"limits": [1.0], "shares": [0.5], "order": "mixed"}),
     (RULES["priced"], ("partition",), {"classes": 1, "work": [1.0], "rank": [0]}),
     (RULES["priced"], ("rule",), "sita_2"),
     (RULES["priced"], ("rule",), "partition"),

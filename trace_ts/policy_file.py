@@ -67,7 +67,7 @@ def load_policy(path: Path, flag: str = "checkpoint") -> ScorePolicy:
 def write_rule(path: Path, rule: Rule) -> None:
     """Write a rule: its name and constants, and what else it was fitted with.
 
-    For SITA that are its limits in image-steps, its shares of the capacity, and whether small tasks go to slow servers.
+    For SITA that are its limits in image-steps, its shares of the capacity, and which servers its small tasks have.
     For a partition it is the number of classes, and of each model its work in image-steps and its rank of popularity,
     from 0. The rank tells a scheduler which model of its catalogue is meant: the first one stands for the most popular
     one, and so on in turn, as with the requests of a file (edge_sim/replay.py). Raises ValueError for a partition that
@@ -102,9 +102,7 @@ def named_rule(content: dict[str, Any]) -> Rule:
     if cuts is None and parts is None:
         return RULES[name]
     if cuts is not None:
-        if not isinstance(cuts["slow_first"], bool):
-            raise TypeError("slow_first that is neither true nor false")
-        rule = size_intervals(numbers(cuts["limits"]), numbers(cuts["shares"]), cuts["slow_first"])
+        rule = size_intervals(numbers(cuts["limits"]), numbers(cuts["shares"]), cuts["order"])
     else:
         work, rank, classes = numbers(parts["work"]), parts["rank"], parts["classes"]
         if not (work and isinstance(rank, list) and all(type(number) is int for number in [classes, *rank])):

@@ -20,23 +20,45 @@ from trace_ts.workload import Requests
 QUANTILES = np.linspace(0, 1, 21)[1:-1]  # of the work: where a class of sizes may end
 SHARES = np.linspace(0, 1, 21)[1:-1]  # of the capacity: where servers may be cut; finer cuts overfit
 Cut = tuple[float, float]  # the greatest work of a class, and the share of the capacity up to there
+SERVER_ORDERS = (SLOW_FIRST, FAST_FIRST, MIXED) = ("slow_first", "fast_first", "mixed")  # those of small tasks first
 BLIND, LOADING = (1, 1, 0, 0, 0, 0, 0), (1, 1, 1, 0, 0, 0, 0)
 
 
-def consecutive(rate: np.ndarray, shares: Sequence[float], slow_first: bool) -> np.ndarray:
-    """Servers of each class [C, B]: those of these rates [B] in order of speed, cut at shares [C - 1] of the capacity.
+def servers_of_classes(rate: np.ndarray, shares: Sequence[float], order: str) -> np.ndarray:
+    """Servers of each class [C, B], of rates [B], cut at shares [C - 1] of the capacity, by one of `SERVER_ORDERS`.
 
     Every class gets a server; with fewer servers than classes the last ones share the last server.
     """
-    order = np.argsort(rate if slow_first else -rate, kind="stable")
-    capacity, classes, servers = rate[order].cumsum() / rate.sum(), len(shares) + 1, len(rate)
+    return mixed(rate, shares) if order == MIXED and len(rate) > len(shares) else consecutive(rate, shares, order)
+
+
+def mixed(rate: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Servers of each class [C, B] of all speeds: the fastest one left goes to the class that lacks most capacity.
+
+    So capacities come nearer to the shares than those of consecutive servers. Needs C servers, of which the last ones
+    are for classes that have none.
+    """
+    lacking = np.diff([0, *shares, 1.0]) * rate.sum()
+    allowed = np.zeros((len(lacking), len(rate)), dtype=np.bool_)
+    for left, b in zip(range(len(rate), 0, -1), np.argsort(-rate, kind="stable"), strict=True):
+        without = ~allowed.any(axis=1)
+        number = np.where(without, lacking, -np.inf).argmax() if left == without.sum() else lacking.argmax()
+        allowed[number, b] = True
+        lacking[number] -= rate[b]
+    return allowed
+
+
+def consecutive(rate: np.ndarray, shares: Sequence[float], order: str) -> np.ndarray:
+    """Servers of each class [C, B]: rates [B] in order of speed, cut at shares [C - 1] of the capacity."""
+    in_order = np.argsort(-rate if order == FAST_FIRST else rate, kind="stable")
+    capacity, classes, servers = rate[in_order].cumsum() / rate.sum(), len(shares) + 1, len(rate)
     allowed, begin = np.zeros((classes, servers), dtype=np.bool_), 0
     for number, share in enumerate((*shares, 1.0)):
         left = classes - 1 - number  # classes that still need a server
         end = servers if left == 0 else int(np.abs(capacity - share).argmin()) + 1
         begin = min(begin, servers - 1)
         end = max(min(end, servers - left), begin + 1)
-        allowed[number, order[begin:end]] = True
+        allowed[number, in_order[begin:end]] = True
         begin = end
     return allowed
 
@@ -45,17 +67,19 @@ def consecutive(rate: np.ndarray, shares: Sequence[float], slow_first: bool) -> 
 class SizeIntervals:
     """The cuts of SITA: limits [C - 1] of the work in image-steps and shares [C - 1] of the capacity, both ascending.
 
-    The small tasks' servers are the slowest ones or, with slow_first false, the fastest. Raises ValueError for cuts
-    that are none.
+    The small tasks' servers are the slowest ones, the fastest, or of all speeds, by an order of `SERVER_ORDERS`. Raises
+    ValueError for cuts that are none and for another order.
     """
 
     limits: tuple[float, ...]
     shares: tuple[float, ...]
-    slow_first: bool = True
+    order: str = SLOW_FIRST
 
     def __post_init__(self) -> None:
         if not len(self.limits) == len(self.shares) > 0:
             raise ValueError(f"{len(self.limits)} limits and {len(self.shares)} shares")
+        if self.order not in SERVER_ORDERS:
+            raise ValueError(f"order {str(self.order)[:50]!r}, must be of {', '.join(SERVER_ORDERS)}")
         for name, cuts, largest in (("limits", self.limits, np.inf), ("shares", self.shares, 1.0)):
             edges = [0.0, *cuts, largest]
             if not all(low < high for low, high in itertools.pairwise(edges)):
@@ -63,12 +87,12 @@ class SizeIntervals:
 
     def __call__(self, rate: np.ndarray, requests: Requests) -> dict[str, Any]:
         """The servers, of rates [B], that each class may use, and the classes' limits."""
-        return {"allowed": consecutive(rate, self.shares, self.slow_first), "limits": self.limits}
+        return {"allowed": servers_of_classes(rate, self.shares, self.order), "limits": self.limits}
 
 
-def size_intervals(limits: Sequence[float], shares: Sequence[float], slow_first: bool = True) -> Rule:
+def size_intervals(limits: Sequence[float], shares: Sequence[float], order: str = SLOW_FIRST) -> Rule:
     """SITA with the cuts of `SizeIntervals` (Harchol-Balter et al. 1999)."""
-    cuts = SizeIntervals(tuple(limits), tuple(shares), slow_first)
+    cuts = SizeIntervals(tuple(limits), tuple(shares), order)
     text = f"sizes up to {', '.join(f'{x:g}' for x in limits)} apart on {', '.join(f'{x:.2f}' for x in shares)} of f"
     return Rule(f"sita_{len(limits) + 1}", text, f"{QUEUES}, distribution of w", PRICED, BLIND, more=cuts)
 
@@ -168,9 +192,9 @@ def best_cuts(number: int, sizes: np.ndarray, cost: Callable[[list[Cut]], float]
 def fit_size_intervals(classes: int, requests: Requests, scenarios: Sequence[Scenario], draws: Sequence[int]) -> Rule:
     """SITA with the cuts of the least mean delay on the first half, over scenarios and draws.
 
-    Cuts are pairs of a size, of the quantiles `QUANTILES`, and a share of the capacity, of `SHARES`. Both orders of the
-    servers are tried. Raises ValueError for fewer than two classes, and ParameterError, which is one, for requests of
-    fewer sizes than they need.
+    Cuts are pairs of a size, of the quantiles `QUANTILES`, and a share of the capacity, of `SHARES`. Every one of
+    `SERVER_ORDERS` is tried. Raises ValueError for fewer than two classes, and ParameterError, which is one, for
+    requests of fewer sizes than they need.
     """
     requests = requests.halves()[0]
     work = requests.work
@@ -182,13 +206,13 @@ def fit_size_intervals(classes: int, requests: Requests, scenarios: Sequence[Sce
         words = f"must have works of {classes} sizes at least in their first half, for as many classes of work"
         raise ParameterError("requests", None, f"{words}; there are {len(sizes) + 1}")
     found = []
-    for slow_first in (True, False):
+    for order in SERVER_ORDERS:
 
-        def cost(cuts: list[Cut], slow_first: bool = slow_first) -> float:
-            return cost_of(size_intervals(*zip(*cuts, strict=True), slow_first), requests, scenarios, draws)
+        def cost(cuts: list[Cut], order: str = order) -> float:
+            return cost_of(size_intervals(*zip(*cuts, strict=True), order), requests, scenarios, draws)
 
         least, cuts = best_cuts(classes - 1, sizes, cost)
-        found.append((least, size_intervals(*zip(*cuts, strict=True), slow_first)))
+        found.append((least, size_intervals(*zip(*cuts, strict=True), order)))
     return min(found, key=lambda pair: pair[0])[1]
 
 

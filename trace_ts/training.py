@@ -14,7 +14,7 @@ import numpy as np
 from common.parameters import ParameterError
 from common.threads import cores
 from trace_ts.central import CENTRAL, Pull
-from trace_ts.fitting import FIRST_DRAW, VALIDATION_DRAWS, fit
+from trace_ts.fitting import FIRST_DRAW, TRAINING_DRAWS, fit
 from trace_ts.model_trace import Design, ScorePolicy
 from trace_ts.rules import RULES, Rule
 from trace_ts.scenario import MOST_LOAD, Scenario
@@ -160,7 +160,7 @@ def ready_policy(
         return fit_rule(RULES[name.removesuffix("_fitted")], requests, scenarios, search, seed, progress, kept)
     if name in CENTRAL:
         return CENTRAL[name]
-    draws = range(FIRST_DRAW, FIRST_DRAW + VALIDATION_DRAWS)
+    draws = range(FIRST_DRAW, FIRST_DRAW + TRAINING_DRAWS)
     if name in CLASSES:
         return fit_size_intervals(CLASSES[name], requests, scenarios, draws)
     if name == PARTITION:
