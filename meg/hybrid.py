@@ -3,12 +3,13 @@
 The digital part is that of coded_latents.py, by the finest step that fits into a channel code's bits. The quantiser's
 errors have variances that both ends know, and are sent as they are, a symbol each: for normal numbers of equal
 variance that is as good as the best code (Goblick 1965), and no code of finite length is. How many symbols each part
-gets follows from expected errors. Without a digital part the scheme is MEG with shift maps. Start reading at
-`HybridLink.__call__`.
+gets, and how often the code may fail, follows from expected errors. Without a digital part the scheme is MEG with shift
+maps. Start reading at `HybridLink.__call__`.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -27,6 +28,7 @@ from meg.schemes import Scheme
 from meg.transform import Transform
 
 SHARES = 16  # parts of the symbols that are tried for errors
+FEWER_LOST = (1.0, 0.3, 0.1)  # parts of the block error that are tried
 LEAST = 1e-300  # square error, which very many bits leave none of
 WORSE, BESIDE = 1.6, 25  # than reverse water-filling: the quantiser's square error, and bits that say no component
 
@@ -46,21 +48,26 @@ def powers(variances: torch.Tensor, symbols: int, total: float) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=512)
-def symbols_for_errors(transform: Transform, sending: Sending, snr_db: float) -> int | None:
-    """How many of the symbols are for errors, by the least expected mean of decibels; None: no digital part."""
+def digital_part(transform: Transform, sending: Sending, snr_db: float) -> Sending | None:
+    """The symbols and the block error of the digital part, by the least expected mean of decibels; None: there is none.
+
+    The block error is that of `sending`, or less: the better the image, the dearer is a lost one.
+    """
     variances, snr, k = transform.variances.double().cpu().numpy(), float(ratio(snr_db)), sending.symbols
-    lost, best = variances.sum(), (math.log(max(of_maps(transform, k, snr_db), LEAST)), -1)
-    for part in range(SHARES):
+    lost, best, found = variances.sum(), math.log(max(of_maps(transform, k, snr_db), LEAST)), None
+    for share, part in itertools.product(FEWER_LOST, range(SHARES)):
         own = 2 * round(part * k / SHARES / 2)
-        (bits,) = dataclasses.replace(sending, symbols=k - own).bits([snr])
+        coding = dataclasses.replace(sending, symbols=k - own, block_error=share * sending.block_error)
+        (bits,) = coding.bits([snr])
         if bits > BESIDE:
             errors = np.minimum(variances, WORSE * reverse_water_filling(variances, bits - BESIDE))
             sent = powers(torch.from_numpy(errors)[None], own, own * snr)[0].numpy() if own else 0.0
             chance = float(sending.rate.error(bits, k - own, snr))
             left = max((errors / (1 + sent)).sum(), LEAST)
             decibels = (1 - chance) * math.log(left) + chance * math.log(lost)
-            best = min(best, (decibels, own))
-    return None if best[1] < 0 else best[1]
+            if decibels < best:
+                best, found = decibels, coding
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,10 +117,10 @@ class HybridLink:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Estimates [B, C, h, w] of latents, the SNRs [B] in dB of white noise with their errors, and the lost [B]."""
         transform, rate = self.coded.transform, self.sending.rate
-        own = symbols_for_errors(transform, self.sending, snr_db) if channel.kind == "awgn" else None
-        if own is None:
+        coding = digital_part(transform, self.sending, snr_db) if channel.kind == "awgn" else None
+        if coding is None:
             return *self.alone(latents, channel, snr_db, draw), torch.zeros(len(latents), dtype=torch.bool)
-        coding = dataclasses.replace(self.sending, symbols=self.sending.symbols - own)
+        own = self.sending.symbols - coding.symbols
         (bits,) = coding.bits([float(ratio(snr_db))])
         chance = float(rate.error(bits, coding.symbols, float(ratio(snr_db))))
         each = self.coded.components(latents)

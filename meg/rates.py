@@ -5,14 +5,16 @@ A symbol is one real number under Gaussian noise, as in channel.py. Every rule a
 Start reading at `Rate`, then `open_rate`.
 """
 
-import csv
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from scipy.special import ndtr, ndtri
+
+from common.tables import read_csv
 
 RATES = ("capacity", "normal", "ldpc")
 LABELS = {"capacity": "capacity", "normal": "finite block length", "ldpc": "5G LDPC"}
@@ -86,29 +88,75 @@ class Normal:
         return np.where(bits > most, 1.0, found)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Modulation:
+    """A real code with one modulation: its measured gaps to `Normal`.
+
+    For each number of symbols, ascending, arrays of bits a symbol, ascending, and gaps in dB.
+    """
+
+    lengths: tuple[int, ...]
+    curves: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+    def most(self, symbols: int) -> int:
+        """The most bits in so many symbols: those of the highest code rate that was measured."""
+        return math.floor(max(bits[-1] for bits, _ in self.curves) * symbols)
+
+    def normal(self, bits: int, symbols: int) -> Normal:
+        """The approximation by that many bits' gap in dB.
+
+        Between measured bits a symbol it is linear, and between lengths in their logarithm; beyond, it is the last one.
+        """
+        gaps = [np.interp(bits / symbols, *curve) for curve in self.curves]
+        return Normal(gap_db=float(np.interp(math.log(symbols), np.log(self.lengths), gaps)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Tabulated:
-    """A real code: of its modulations, each with most bits a symbol and a gap to `Normal` in dB, always the best."""
+    """A real code by its gaps: of its modulations and code rates always the best."""
 
     name: str
-    modulations: tuple[tuple[float, Normal], ...]
+    modulations: tuple[Modulation, ...]
 
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - there is one table
     def bits(self, symbols: int, snr: float, error: float) -> int:
-        """The most bits that any of the modulations carries."""
-        return max(min(math.floor(most * symbols), rate.bits(symbols, snr, error)) for most, rate in self.modulations)
+        """The most bits that any of the modulations carries, by bisection."""
+        best = 0
+        for one in self.modulations:
+            high = one.most(symbols) + 1
+            while high - best > 1:
+                middle = (best + high) // 2
+                fits = middle <= one.normal(middle, symbols).bits(symbols, snr, error)
+                best, high = (middle, high) if fits else (best, middle)
+        return best
 
     def error(self, bits: int, symbols: int, snr: np.ndarray | float) -> np.ndarray:
         """The least block error of the modulations that hold so many bits; 1 where none does."""
-        able = [rate.error(bits, symbols, snr) for most, rate in self.modulations if bits <= most * symbols]
+        able = [one.normal(bits, symbols).error(bits, symbols, snr) for one in self.modulations]
+        able = [found for found, one in zip(able, self.modulations, strict=True) if bits <= one.most(symbols)]
         return np.minimum.reduce([np.ones_like(np.asarray(snr, float)), *able])
 
 
+def tabulated(name: str, path: Path) -> Tabulated:
+    """The code of a table that measure_ldpc.py wrote."""
+    rows = read_csv(path)
+    found = []
+    for modulation in dict.fromkeys(row["modulation"] for row in rows):
+        own = [row for row in rows if row["modulation"] == modulation]
+        lengths = sorted({int(row["symbols"]) for row in own})
+        points = [
+            sorted((float(r["bits_a_symbol"]), float(r["gap_db"])) for r in own if int(r["symbols"]) == k)
+            for k in lengths
+        ]
+        found.append(Modulation(tuple(lengths), tuple(tuple(np.array(part).T) for part in points)))
+    return Tabulated(name, tuple(found))
+
+
+@functools.cache
 def open_rate(name: str) -> Rate:
     """The rate of that name in RATES."""
     if name == "capacity":
         return Capacity()
     if name == "normal":
         return Normal()
-    with GAPS.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
-    return Tabulated(name, tuple((float(r["bits_a_symbol"]), Normal(gap_db=float(r["gap_db"]))) for r in rows))
+    return tabulated(name, GAPS)

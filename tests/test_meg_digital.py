@@ -1,5 +1,6 @@
 """MEG's digital rivals: rates against their formulas, files against the bits they become, loss, and the command."""
 
+import itertools
 import math
 
 import numpy as np
@@ -17,7 +18,7 @@ from meg.codecs import Album, all_settings, best_under, body, joined, read, writ
 from meg.competitors import counted, operations
 from meg.dataset import save_part
 from meg.digital import Files, Prompts, Sending, digital_scheme
-from meg.rates import RATES, open_rate
+from meg.rates import GAPS, RATES, open_rate
 from meg.schemes import Scheme
 
 SIZE = (64, 64)
@@ -55,13 +56,44 @@ def test_capacity_and_the_normal_approximation_are_those_by_hand():
         wanted = k / 2 * math.log2(1 + snr) - math.sqrt(k * v) * norm.isf(error) + math.log2(k) / 2
         assert open_rate("normal").bits(k, snr, error) == math.floor(wanted)
         assert open_rate("normal").error(wanted, k, snr) == pytest.approx(error)
-    gaps = ((0.92, 1.1), (1.84, 1.75), (2.76, 2.2))
-    for snr_db in (-5.0, 3.0, 12.0, 30.0):
-        each = [
-            min(math.floor(m * 1024), open_rate("normal").bits(1024, 10 ** ((snr_db - g) / 10), 0.01)) for m, g in gaps
-        ]
-        assert open_rate("ldpc").bits(1024, 10 ** (snr_db / 10), 0.01) == max(each)
-    assert each[0] < each[1] < each[2] == math.floor(2.76 * 1024)
+
+
+def table_of_gaps(symbols: int) -> dict[str, list[tuple[float, float]]]:
+    """Bits a symbol and gap in dB, ascending, by modulation."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in read_csv(GAPS):
+        if int(row["symbols"]) == symbols:
+            found.setdefault(row["modulation"], []).append((float(row["bits_a_symbol"]), float(row["gap_db"])))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+@pytest.mark.parametrize("symbols", [512, 1024, 12_288])
+def test_a_real_code_carries_what_the_best_of_its_modulations_does(symbols):
+    """Every number of bits is tried, with the gap on a straight line between those that were measured."""
+    normal, code = open_rate("normal"), open_rate("ldpc")
+
+    def gap_between(points: list[tuple[float, float]], place: float) -> float:
+        for (low, first), (high, last) in itertools.pairwise(points):
+            if low <= place <= high:
+                return first + (last - first) * (place - low) / (high - low)
+        return points[0][1] if place < points[0][0] else points[-1][1]
+
+    for snr_db in (-25.0, -10.0, 0.0, 7.0, 13.0, 40.0):
+        best = 0
+        for points in table_of_gaps(symbols).values():
+            for bits in range(best + 1, math.floor(points[-1][0] * symbols) + 1, max(1, symbols // 2000)):
+                snr = 10 ** ((snr_db - gap_between(points, bits / symbols)) / 10)
+                best = bits if bits <= normal.bits(symbols, snr, 0.01) else best
+        found = code.bits(symbols, 10 ** (snr_db / 10), 0.01)
+        assert best <= found <= best + max(0, symbols // 2000 - 1)
+    assert found == math.floor(table_of_gaps(symbols)["64-QAM"][-1][0] * symbols)
+
+
+def test_between_measured_lengths_a_gap_lies_between():
+    (code,) = (one for one in open_rate("ldpc").modulations if one.curves[0][0][0] < 0.1)
+    gaps = [code.normal(bits, bits * 2).gap_db for bits in (100, 256, 362, 512, 2000, 6144, 50_000)]
+    assert gaps[0] == gaps[1] and gaps[5] == gaps[6] and gaps[2] == pytest.approx((gaps[1] + gaps[3]) / 2, abs=0.01)
+    assert min(gaps[3], gaps[5]) <= gaps[4] <= max(gaps[3], gaps[5])
 
 
 @pytest.mark.parametrize("name", RATES)

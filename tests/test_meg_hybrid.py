@@ -14,7 +14,7 @@ from meg.channel import Channel
 from meg.coded_latents import CodedLatents
 from meg.decoders import TRAINED
 from meg.digital import Sending
-from meg.hybrid import HybridLink, hybrid_scheme, powers, symbols_for_errors
+from meg.hybrid import HybridLink, digital_part, hybrid_scheme, powers
 from meg.meg_shift import ShiftLink
 from meg.rates import open_rate
 from meg.transform import TRANSFORM, Transform, load_transform
@@ -59,11 +59,13 @@ def test_powers_leave_the_least_error(total):
 
 
 def test_the_split_is_all_shift_maps_at_low_snr_and_all_bits_with_many_symbols(shipped):
-    found = [symbols_for_errors(shipped, Sending(1024, open_rate("ldpc")), s) for s in (-20.0, -5.0, 5.0, 20.0)]
-    assert found[0] is None and 0 < found[1] <= found[2] < found[3] < 1024
-    assert symbols_for_errors(shipped, Sending(12_288, open_rate("ldpc")), 20.0) == 0
-    assert symbols_for_errors(shipped, Sending(2, open_rate("ldpc")), 20.0) is None
-    assert symbols_for_errors(shipped, Sending(10**6, open_rate("capacity")), 20.0) == 0  # which leave no error at all
+    parts = [digital_part(shipped, Sending(1024, open_rate("ldpc")), s) for s in (-20.0, 0.0, 10.0, 20.0)]
+    assert parts[0] is None and 1024 > parts[1].symbols > parts[2].symbols > parts[3].symbols > 0
+    assert 0.01 == parts[1].block_error > parts[2].block_error >= parts[3].block_error == pytest.approx(0.001)
+    assert digital_part(shipped, Sending(12_288, open_rate("ldpc")), 20.0).symbols == 12_288
+    assert digital_part(shipped, Sending(2, open_rate("ldpc")), 20.0) is None
+    whole = digital_part(shipped, Sending(10**6, open_rate("capacity")), 20.0)  # which leaves no error at all
+    assert whole == Sending(10**6, open_rate("capacity"))
 
 
 def error(link: HybridLink, clean: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
@@ -71,7 +73,7 @@ def error(link: HybridLink, clean: torch.Tensor, found: torch.Tensor) -> torch.T
     return (t.components(found) - t.components(clean)).square().sum(1)
 
 
-@pytest.mark.parametrize("snr_db", [-5.0, 5.0, 15.0])
+@pytest.mark.parametrize("snr_db", [0.0, 5.0, 15.0])
 def test_the_hybrid_leaves_less_error_than_maps_and_bits_alone_and_knows_how_much(link, snr_db):
     clean = latents(link.coded.transform, 8)
     found, known, lost = link(clean, Channel(), snr_db, seeded(2))
@@ -102,7 +104,7 @@ def test_what_is_shown_comes_from_the_bits_and_the_noisy_symbols(link):
 
 
 def test_blocks_are_lost_as_often_as_the_rate_says(link, monkeypatch):
-    monkeypatch.setattr(hybrid, "symbols_for_errors", lambda transform, sending, snr_db: 128)
+    monkeypatch.setattr(hybrid, "digital_part", lambda t, s, snr_db: dataclasses.replace(s, symbols=s.symbols - 128))
     often = dataclasses.replace(link, sending=dataclasses.replace(link.sending, block_error=0.3))
     clean = latents(link.coded.transform, 1).expand(300, -1, -1, -1)
     lost = often(clean, Channel(), 0.0, seeded(3))[2]
@@ -125,7 +127,7 @@ def test_a_hybrid_sender_that_is_to_know_the_gain_is_refused(capsys):
 
 
 def test_lost_images_are_the_mean_image(source, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(hybrid, "symbols_for_errors", lambda transform, sending, snr_db: 16)
+    monkeypatch.setattr(hybrid, "digital_part", lambda t, s, snr_db: dataclasses.replace(s, symbols=s.symbols - 16))
     scheme = hybrid_scheme(source, Sending(64, open_rate("normal"), block_error=0.5), torch.full((3, 16, 16), 0.25))
     clean = latents(source.transform, 30)
     shown = scheme.send(clean, torch.zeros(30, 3, 16, 16), Channel(), 10.0, seeded(0))

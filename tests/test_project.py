@@ -139,6 +139,7 @@ def test_pyproject_reads_its_dependencies_from_the_requirements():
         "dev": {"file": ["requirements-dev.txt"]},
         "rl": {"file": ["requirements-rl.txt"]},
         "bench": {"file": ["requirements-bench.txt"]},
+        "ldpc": {"file": ["requirements-ldpc.txt"]},
     }
     run, rl, dev = (requirements(f"requirements{kind}.txt") for kind in ("", "-rl", "-dev"))
     assert "torch" in run and "gymnasium" in rl and "pytest" in dev
@@ -151,17 +152,20 @@ def test_pyproject_reads_its_dependencies_from_the_requirements():
 def test_every_package_that_is_imported_is_required():
     """Those of tests may stand in any file; a package that only Ray or torch brings along counts as missing.
 
-    What is in the extras rl and bench counts, too; the next test tells who may import the former.
+    What is in the extras rl, bench and ldpc counts, too; the next test tells who may import the former.
     """
     run, rl, bench, dev = (requirements(f"requirements{kind}.txt") for kind in ("", "-rl", "-bench", "-dev"))
-    rl |= bench
+    rl |= bench | requirements("requirements-ldpc.txt")
     distributions = packages_distributions()
     here = {*BELOW, *(path.stem for path in (ROOT / "tests").glob("*.py"))}
     for paths, allowed in ((modules().values(), run | rl), ((ROOT / "tests").glob("*.py"), run | rl | dev)):
         for path in paths:
             tops = {name.partition(".")[0] for name in names_imported(path)} - here - sys.stdlib_module_names
             for top in tops:
-                owners = {owner.lower().replace("_", "-") for owner in distributions.get(top, [top, f"{top}-python"])}
+                owners = {
+                    owner.lower().replace("_", "-")
+                    for owner in distributions.get(top, [top, f"{top}-python", f"{top}-no-rt"])
+                }
                 assert owners & allowed.keys(), f"{path.relative_to(ROOT)} imports {top}, which nothing requires"
 
 
