@@ -74,7 +74,7 @@ class LDPCParameters(Parameters):
         if not all(word.isdecimal() and 64 <= int(word) <= 10**6 and int(word) % 2 == 0 for word in words):
             allowed = "must be even numbers from 64 to 1000000, separated by commas"
             raise ParameterError("symbols", self.symbols, allowed)
-        return [int(word) for word in words]
+        return [*dict.fromkeys(map(int, words))]
 
 
 class Code:

@@ -138,7 +138,7 @@ class Tabulated:
 
 
 def tabulated(name: str, path: Path) -> Tabulated:
-    """The code of a table that measure_ldpc.py wrote."""
+    """The code of that name by a table of measure_ldpc.py. Raises OSError or ValueError when it cannot be read."""
     rows = read_csv(path)
     found = []
     for modulation in dict.fromkeys(row["modulation"] for row in rows):
