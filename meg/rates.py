@@ -132,8 +132,7 @@ class Tabulated:
 
     def error(self, bits: int, symbols: int, snr: np.ndarray | float) -> np.ndarray:
         """The least block error of the modulations that hold so many bits; 1 where none does."""
-        able = [one.normal(bits, symbols).error(bits, symbols, snr) for one in self.modulations]
-        able = [found for found, one in zip(able, self.modulations, strict=True) if bits <= one.most(symbols)]
+        able = [m.normal(bits, symbols).error(bits, symbols, snr) for m in self.modulations if bits <= m.most(symbols)]
         return np.minimum.reduce([np.ones_like(np.asarray(snr, float)), *able])
 
 
