@@ -3,7 +3,7 @@
 Sends random blocks by Sionna's code over Gaussian noise, for QPSK, 16-QAM and 64-QAM and every code rate, and finds the
 SNR at which one block in a hundred is lost. Needs Sionna, which nothing else here does:
 pip install -r requirements-ldpc.txt
-Writes ldpc_5g.csv into the run's folder. Example:
+Writes ldpc_5g.csv into the run's folder, row by row: a run that is stopped leaves those that it has. Example:
 python meg/measure_ldpc.py
 """
 
@@ -52,7 +52,11 @@ class LDPCParameters(Parameters):
 
     GROUP: ClassVar[str] = "measurement"
 
-    symbols: str = parameter("512,1024,12288", "real symbols of blocks, even numbers separated by commas")
+    symbols: str = parameter(
+        "512,1024,12288",
+        "real symbols of blocks, even numbers from 64 to 1000000, separated by commas",
+        more="Code rates at which a block has fewer than 12 bits are left out.",
+    )
     blocks: int = parameter(
         1000,
         "blocks at the SNR that is found; a fifth of them at each on the way",
