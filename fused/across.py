@@ -1,4 +1,4 @@
-"""What compiled functions do across the lanes of vectors: sums, and squares of numbers turned about their diagonal.
+"""What compiled functions do across the lanes of vectors, or whatever their number: sums, turned squares, copies.
 
 Start reading at `totals`.
 """
@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fused.vectors import F16, address
+from fused.vectors import F16, address, compiled, load16, store
 
 
 @intrinsic
@@ -87,3 +87,14 @@ def turned(
 
     numbers = types.intp, types.intp
     return types.none(source, begins, *numbers, target, *numbers), lower
+
+
+@compiled(forceinline=True)
+def copied(source, begin, count, target, at):
+    """target[at : at + count] = source[begin : begin + count], of different arrays."""
+    for k in range(0, count - 15, 16):
+        store(target, at + k, load16(source, begin + k))
+    if count >= 16:  # the last vector may overlap with that before
+        store(target, at + count - 16, load16(source, begin + count - 16))
+    for k in range(count if count < 16 else 0):
+        target[at + k] = source[begin + k]

@@ -9,7 +9,23 @@ import numpy as np
 from numba import float32
 
 from fused.across import total
-from fused.networks import ONE, TWO, WIDTH, ZERO, biases, clear, cut, exponential, outer, product, softmax, sums
+from fused.networks import (
+    NONE,
+    ONE,
+    PLAIN,
+    RECTIFIED,
+    TWO,
+    WIDTH,
+    ZERO,
+    Matrix,
+    Start,
+    clear,
+    exponential,
+    exponentials,
+    outer,
+    product,
+    sums,
+)
 from fused.vectors import compiled, fma, full64, larger, load16, load64, select, smaller, store
 
 EMBEDDING = 16  # numbers that tell a step
@@ -64,8 +80,9 @@ def chain_forward(theta, at, chain, coefficients, work, latent, state, noise, y0
     c, s = chain, coefficients
     inputs, second = c.actions + EMBEDDING + c.state, at + c.hidden * (c.actions + EMBEDDING + c.state + 1)
     third = second + c.hidden * (c.hidden + 1)
-    biases(theta, second - c.hidden, c.hidden, work, c.from_state)
-    product(theta, at + c.actions + EMBEDDING, inputs, 1, c.hidden, c.state, work, state, c.from_state, False)
+    ending, start = PLAIN if c.mish else RECTIFIED, Start(NONE, theta, second - c.hidden)
+    of_state = Matrix(theta, at + c.actions + EMBEDDING, inputs, 1, c.hidden, c.state)
+    product(of_state, work, state, start, c.from_state, PLAIN)
     for i in range(c.steps):
         for h in range(c.hidden):
             value = load16(theta, at + h * inputs + c.actions) * load16(s.embedding, i * EMBEDDING)
@@ -75,27 +92,28 @@ def chain_forward(theta, at, chain, coefficients, work, latent, state, noise, y0
         turn = i if kept else 0
         now, z = c.x + turn * c.actions * WIDTH, c.z + turn * c.actions * WIDTH
         h1, h2 = c.h1 + turn * c.hidden * WIDTH, c.h2 + turn * c.hidden * WIDTH
-        for h in range(c.hidden):
-            begun = load64(work, c.from_state + h * WIDTH) + work[c.from_step + i * c.hidden + h]
-            store(work, h1 + h * WIDTH, begun)
-        product(theta, at, inputs, 1, c.hidden, c.actions, work, x, h1, not c.mish)
-        biases(theta, third - c.hidden, c.hidden, work, h2)
+        start = Start(c.from_state, work, c.from_step + i * c.hidden)
+        product(Matrix(theta, at, inputs, 1, c.hidden, c.actions), work, x, start, h1, ending)
         if c.mish:
             mish(work, h1, c.slope1 + turn * c.hidden * WIDTH, c.hidden)
-        product(theta, second, c.hidden, 1, c.hidden, c.hidden, work, h1, h2, not c.mish)
+        start = Start(NONE, theta, third - c.hidden)
+        product(Matrix(theta, second, c.hidden, 1, c.hidden, c.hidden), work, h1, start, h2, ending)
         if c.mish:
             mish(work, h2, c.slope2 + turn * c.hidden * WIDTH, c.hidden)
-        biases(theta, third + c.actions * c.hidden, c.actions, work, z)
-        product(theta, third, c.hidden, 1, c.actions, c.hidden, work, h2, z, False)
+        start = Start(NONE, theta, third + c.actions * c.hidden)
+        product(Matrix(theta, third, c.hidden, 1, c.actions, c.hidden), work, h2, start, z, PLAIN)
+        share = full64(ONE)
         if c.predictor == SOFTMAX:
-            softmax(work, z, z, c.actions)
+            share = exponentials(work, z, z, c.actions)
         elif c.predictor == TANH:
             tanh(work, z, c.actions)
         following = y0 if i == 0 else c.x + (i - 1 if kept else 0) * c.actions * WIDTH
         for a in range(0, c.actions * WIDTH, WIDTH):
-            before = load64(work, x + a)
-            store(work, now + a, before)
-            guess = before * s.from_latent[i] - load64(work, z + a) * s.from_noise[i]
+            before, predicted = load64(work, x + a), load64(work, z + a) * share
+            if kept:
+                store(work, now + a, before)
+                store(work, z + a, predicted)
+            guess = before * s.from_latent[i] - predicted * s.from_noise[i]
             if c.clip:
                 guess = smaller(larger(guess, full64(-ONE)), full64(ONE))
             after = guess * s.mean_hat[i] + before * s.mean_latent[i]
@@ -111,25 +129,21 @@ def chain_backward(theta, at, chain, coefficients, work, state, g0, p0, tile):
     c, s = chain, coefficients
     inputs, second = c.actions + EMBEDDING + c.state, c.hidden * (c.actions + EMBEDDING + c.state + 1)
     third = second + c.hidden * (c.hidden + 1)
-    wide, high = c.actions * WIDTH, c.hidden * WIDTH
+    wide, high, nothing = c.actions * WIDTH, c.hidden * WIDTH, Start(NONE, theta, NONE)
     clear(work, c.whole, c.hidden)
     for i in range(c.steps):
         d1, d2, d3 = c.d1 + i * high, c.d2 + i * high, c.d3 + i * wide
         predicted_gradient(chain, s, work, i, g0, d3)
-        clear(work, d1, c.hidden)
-        clear(work, d2, c.hidden)
-        product(theta, at + third, 1, c.hidden, c.hidden, c.actions, work, d3, d2, False)
+        matrix, ending = Matrix(theta, at + third, 1, c.hidden, c.hidden, c.actions), c.h2 + i * high
+        product(matrix, work, d3, nothing, d2, PLAIN if c.mish else ending)
         if c.mish:
             scale(work, d2, c.slope2 + i * high, c.hidden)
-        else:
-            cut(work, d2, c.h2 + i * high, c.hidden)
-        product(theta, at + second, 1, c.hidden, c.hidden, c.hidden, work, d2, d1, False)
+        matrix, ending = Matrix(theta, at + second, 1, c.hidden, c.hidden, c.hidden), c.h1 + i * high
+        product(matrix, work, d2, nothing, d1, PLAIN if c.mish else ending)
         if c.mish:
             scale(work, d1, c.slope1 + i * high, c.hidden)
-        else:
-            cut(work, d1, c.h1 + i * high, c.hidden)
         if i + 1 < c.steps:
-            product(theta, at, 1, inputs, c.actions, c.hidden, work, d1, g0, False)
+            product(Matrix(theta, at, 1, inputs, c.actions, c.hidden), work, d1, Start(g0, theta, NONE), g0, PLAIN)
         for h in range(c.hidden):
             value = load64(work, d1 + h * WIDTH)
             store(work, c.whole + h * WIDTH, load64(work, c.whole + h * WIDTH) + value)

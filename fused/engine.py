@@ -4,6 +4,7 @@ It takes the place of `choose`, of the replay's `add` and of `update` of the sta
 whose tensors it reads and writes, so that checkpoints and everything else do not know of it. Start reading at `Engine`.
 """
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from fused.agents import FROM_LATENT, FROM_NOISE, MLP, Draw, Learnt, Places, Sizes
 from fused.chains import LINEAR, SOFTMAX, TANH, Chain, Coefficients
-from fused.environment import flat, per_station
+from fused.environment import Views, flat, per_station
 from fused.learning import learn_actor_critic, learn_values
 from fused.slots import AS_IT_IS, PROBABILITIES, STANDARDISED, Seen, decide, keep
 from fused.threads import Crew, Plan
@@ -63,28 +64,33 @@ class Engine:
         self.places = Places(*places, plan.end)
         self.holds = MEMORIES[p.memory] if kind == "latent" else PROBABILITIES
         self.all = np.arange(agents.agents)
-        self.crew = Crew(getattr(p, "threads", 1))
+        self.crew, self.view = Crew(getattr(p, "threads", 1)), Views()
+        self.known: deque[tuple[Any, ...]] = deque(maxlen=2)  # slots that were just seen, and what was seen
 
     # Tensors are asked for anew each time: whoever copies agents, or gives them others, changes what they are.
 
     @property
     def replay(self) -> tuple[np.ndarray, np.ndarray]:
         """The replay's rows, and how many were ever written to each agent's."""
-        return flat(self.agents.replay.rows), flat(self.agents.replay.written)
+        return self.view(self.agents.replay.rows), self.view(self.agents.replay.written)
 
     @property
     def memory(self) -> np.ndarray:
         """The latent memory [T, G, actions, N], for actors that have one."""
-        return flat(self.agents.memory) if self.kind == "latent" else np.zeros(1, np.float32)
+        return self.view(self.agents.memory) if self.kind == "latent" else np.zeros(1, np.float32)
 
     @property
     def nets(self) -> tuple[Any, Any]:
         """The networks and their targets, as the compiled functions take them."""
         a = self.agents
         if self.kind == "q":
-            return learnt(a.adam), flat(a.theta_target)
-        nets = tuple(map(learnt, (a.actor_adam, a.critic_adam, a.temperature_adam)))
-        return nets, (flat(a.theta_actor_target), flat(a.theta_critic_target))
+            return self.learnt(a.adam), self.view(a.theta_target)
+        nets = self.learnt(a.actor_adam), self.learnt(a.critic_adam), self.learnt(a.temperature_adam)
+        return nets, (self.view(a.theta_actor_target), self.view(a.theta_critic_target))
+
+    def learnt(self, adam: Any) -> Learnt:
+        """The arrays of an optimiser and what it optimises."""
+        return Learnt(*map(self.view, (adam.theta, adam.first, adam.second, adam.count)))
 
     def run(self, function: Any, count: int, *arguments: Any) -> None:
         """A compiled function for `count` agents."""
@@ -98,7 +104,18 @@ class Engine:
         return self.memory[t * cells : (t + 1) * cells]
 
     def seen(self, slot: Any) -> Seen:
-        """What agents see of a slot. Raises ValueError for one that is not theirs."""
+        """What agents see of a slot, which is made once. Raises ValueError for one that is not theirs."""
+        capacity = self.agents._capacity
+        state = [part._version for part in (slot.mask, slot.size, slot.workload, slot.backlog)]  # written into since
+        for known, before, then, seen in self.known:
+            if known is slot and before is capacity and then == state:
+                return seen
+        seen = self.looked_at(slot)
+        self.known.append((slot, capacity, state, seen))
+        return seen
+
+    def looked_at(self, slot: Any) -> Seen:
+        """`seen`, made anew."""
         a, tasks = self.agents, slot.mask.shape[-1]
         shape = len(a.seeds), a.num_bs, self.sizes.tasks if self.kind == "latent" else tasks
         found = {tuple(part.shape) for part in (slot.mask, slot.size, slot.workload)}
@@ -126,7 +143,7 @@ class Engine:
             self.places,
             draw,
             self.seen(slot),
-            flat(a.theta if self.kind == "q" else a.theta_actor),
+            self.view(a.theta if self.kind == "q" else a.theta_actor),
             best,
             epsilon,
             self.holds,
@@ -139,8 +156,9 @@ class Engine:
         """Append a slot's transitions to the replay; the latent actions that it began with are in `decision`."""
         a, s = self.agents, self.sizes._replace(tasks=slot.mask.shape[2])
         latent = after = self.memory[:0]
-        least, most = action.aminmax()
-        if action.shape != slot.mask.shape or delay.shape != slot.mask.shape or least < 0 or most >= s.actions:
+        servers = flat(action.contiguous())
+        fits = action.shape == slot.mask.shape == delay.shape
+        if not fits or servers.min() < 0 or servers.max() >= s.actions:
             raise ValueError(f"actions {list(action.shape)} must be from 0 to {s.actions - 1}, for each of the tasks")
         if self.kind == "latent":
             following_cells = self.slot_cells(slot.t + 1)
@@ -152,7 +170,7 @@ class Engine:
             s,
             self.seen(slot),
             self.seen(following),
-            flat(action.contiguous()),
+            servers,
             flat(delay.contiguous()),
             latent,
             after,
@@ -175,9 +193,4 @@ class Engine:
             rates = tuple(map(float, (*lr, p.gamma, p.target_rate, p.target_entropy)))
             known = self.sizes, self.chain, self.coefficients, self.places
             self.run(learn_actor_critic, len(rows), *known, rates, *given)
-        a.metrics.add(learning, **dict(zip(a.metrics.names, measured[:, :, None].unbind(1), strict=True)))
-
-
-def learnt(adam: Any) -> Learnt:
-    """The arrays of an optimiser and what it optimises."""
-    return Learnt(flat(adam.theta), flat(adam.first), flat(adam.second), flat(adam.count))
+        a.metrics.add_all(learning, measured)

@@ -5,6 +5,8 @@ import torch
 
 from fused.vectors import compiled
 
+MOST_VIEWS = 100  # that are kept
+
 
 @compiled()
 def step(
@@ -78,4 +80,26 @@ def flat(tensor: torch.Tensor) -> np.ndarray:
     """The memory of a tensor as an array of one dimension. Raises ValueError for one that is not contiguous."""
     if not tensor.is_contiguous():
         raise ValueError(f"a tensor of strides {tensor.stride()} must be contiguous")
-    return tensor.detach().numpy().reshape(-1)
+    return (tensor.detach() if tensor.requires_grad else tensor).numpy().reshape(-1)
+
+
+class Views:
+    """`flat`, once for each tensor: asked for anew, it is seen to whether the tensor still has that memory."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[torch.Tensor, int, np.ndarray]] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """A copy knows nothing: its tensors are others."""
+        return Views, ()
+
+    def __call__(self, tensor: torch.Tensor) -> np.ndarray:
+        """The memory of a tensor as an array of one dimension. Raises ValueError as `flat` does."""
+        found = self.known.get(id(tensor))
+        if found and found[0] is tensor and found[1] == tensor.data_ptr() and found[2].size == tensor.numel():
+            return found[2]
+        if len(self.known) >= MOST_VIEWS:
+            self.known.clear()
+        array = flat(tensor)
+        self.known[id(tensor)] = tensor, tensor.data_ptr(), array
+        return array

@@ -11,7 +11,7 @@ import numpy as np
 
 from fused.agents import MLP, Draw, draw_noise
 from fused.chains import EMBEDDING
-from fused.networks import WIDTH, outer, product
+from fused.networks import NONE, PLAIN, WIDTH, Matrix, Start, outer, product
 from fused.random_lanes import uniform_block
 from fused.threads import Crew
 from fused.vectors import compiled, taken
@@ -29,21 +29,21 @@ def network(theta, at, latent, count, sizes, work, places, backwards):
     third = second + s.hidden * (s.hidden + 1)
     h1, h2, d1, d2 = p.end, p.end + count * high, p.end + 2 * count * high, p.end + 3 * count * high
     x = p.end + 4 * count * high
-    z, d3 = x + count * wide, x + 2 * count * wide
+    z, d3, nothing = x + count * wide, x + 2 * count * wide, Start(NONE, theta, NONE)
     if not backwards:
-        product(theta, of_state, inputs, 1, s.hidden, s.state, work, p.state, h1, False)
+        product(Matrix(theta, of_state, inputs, 1, s.hidden, s.state), work, p.state, nothing, h1, PLAIN)
     for i in range(count):
         a, b, c, d = h1 + i * high, h2 + i * high, d1 + i * high, d2 + i * high
         if not backwards:
             if latent:
-                product(theta, at, inputs, 1, s.hidden, latent, work, x + i * wide, a, True)
-            product(theta, second, s.hidden, 1, s.hidden, s.hidden, work, a, b, True)
-            product(theta, third, s.hidden, 1, s.actions, s.hidden, work, b, z + i * wide, False)
+                product(Matrix(theta, at, inputs, 1, s.hidden, latent), work, x + i * wide, nothing, a, PLAIN)
+            product(Matrix(theta, second, s.hidden, 1, s.hidden, s.hidden), work, a, nothing, b, PLAIN)
+            product(Matrix(theta, third, s.hidden, 1, s.actions, s.hidden), work, b, nothing, z + i * wide, PLAIN)
         else:
-            product(theta, third, 1, s.hidden, s.hidden, s.actions, work, d3 + i * wide, d, False)
-            product(theta, second, 1, s.hidden, s.hidden, s.hidden, work, d, c, False)
+            product(Matrix(theta, third, 1, s.hidden, s.hidden, s.actions), work, d3 + i * wide, nothing, d, PLAIN)
+            product(Matrix(theta, second, 1, s.hidden, s.hidden, s.hidden), work, d, nothing, c, PLAIN)
             if latent and i + 1 < count:
-                product(theta, at, 1, inputs, latent, s.hidden, work, c, z + i * wide, False)
+                product(Matrix(theta, at, 1, inputs, latent, s.hidden), work, c, nothing, z + i * wide, PLAIN)
     if backwards:
         if latent:
             outer(work, d1, s.hidden, x, latent, count, high, wide, p.gradient, inputs, p.tile)

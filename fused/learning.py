@@ -71,13 +71,15 @@ def take(sizes, places, rows, memory, g, room):
 
 
 @compiled()
-def policy_value(work, p0, q0, rows, entropy0, alpha):
-    """The value of the policy p under q and its entropy, sum_a p q + alpha * entropy; the entropy is kept."""
+def policy_value(work, p0, q0, rows, log0, entropy0, alpha):
+    """The value of the policy p under q and its entropy, sum_a p q + alpha * entropy; log p, entropy kept."""
     value, entropy = full64(ZERO), full64(ZERO)
     for a in range(0, rows * WIDTH, WIDTH):
         p = load64(work, p0 + a)
+        logarithm = log_probability(p)
+        store(work, log0 + a, logarithm)
         value = fma(p, load64(work, q0 + a), value)
-        entropy = entropy - p * log_probability(p)
+        entropy = entropy - p * logarithm
     store(work, entropy0, entropy)
     return fma(alpha, entropy, value)
 
@@ -118,12 +120,12 @@ def value_gradient(theta, at, sizes, work, places, g0):
 
 
 @compiled()
-def policy_gradient(work, p0, q0, rows, share0, alpha, d0):
-    """d, the gradient to x_0 of the mean of -(alpha * entropy + sum_a p q), p = softmax(x_0)."""
+def policy_gradient(work, p0, q0, rows, log0, share0, alpha, d0):
+    """d, the gradient to x_0 of the mean of -(alpha * entropy + sum_a p q), p = softmax(x_0); log p is at hand."""
     dot, small, share = full64(ZERO), full64(SMALL), load64(work, share0)
     for a in range(0, rows * WIDTH, WIDTH):
         p = load64(work, p0 + a)
-        d = share * ((log_probability(p) + p / (p + small)) * alpha - load64(work, q0 + a))
+        d = share * ((load64(work, log0 + a) + p / (p + small)) * alpha - load64(work, q0 + a))
         dot = fma(p, d, dot)
         store(work, d0 + a, d)
     for a in range(0, rows * WIDTH, WIDTH):
@@ -131,36 +133,36 @@ def policy_gradient(work, p0, q0, rows, share0, alpha, d0):
 
 
 @compiled()
-def adam(net, row, size, gradient, g0, lr):
-    """A step of Adam on one row of networks, as StackedAdam's; returns the norm of the gradient."""
+def adam(net, target, row, size, gradient, g0, lr, weight):
+    """A step of Adam on one row of networks, as StackedAdam's; returns the norm of the gradient.
+
+    Then target += weight * (theta - target).
+    """
     theta, first, second, count = net
     count[row] += 1.0
     root, at = math.sqrt(1.0 - 0.999 ** count[row]), row * size
     rate, epsilon = float32(lr * root / (1.0 - 0.9 ** count[row])), float32(1e-8 * root)
-    whole, slow, slower = full16(ZERO), float32(1 - 0.9), float32(1 - 0.999)
+    whole, slow, slower, weight = full16(ZERO), float32(1 - 0.9), float32(1 - 0.999), float32(weight)
     for k in range(0, size - 15, 16):
         g, m, v = load16(gradient, g0 + k), load16(first, at + k), load16(second, at + k)
         m = fma(slow, g - m, m)
         v = fma(slower, g * g, v * float32(0.999))
+        new = load16(theta, at + k) - m / (sqrt(v) + epsilon) * rate
         store(first, at + k, m)
         store(second, at + k, v)
-        store(theta, at + k, load16(theta, at + k) - m / (sqrt(v) + epsilon) * rate)
+        store(theta, at + k, new)
+        old = load16(target, at + k)
+        store(target, at + k, old + (new - old) * weight)
         whole = fma(g, g, whole)
     square = total(whole)
-    for k in range(size - size % 16, size):
-        g = gradient[g0 + k]
-        first[at + k] += slow * (g - first[at + k])
-        second[at + k] = second[at + k] * float32(0.999) + slower * (g * g)
-        theta[at + k] -= first[at + k] / (math.sqrt(second[at + k]) + epsilon) * rate
+    for k in range(at + size - size % 16, at + size):
+        g = gradient[g0 - at + k]
+        first[k] += slow * (g - first[k])
+        second[k] = second[k] * float32(0.999) + slower * (g * g)
+        theta[k] -= first[k] / (math.sqrt(second[k]) + epsilon) * rate
+        target[k] += weight * (theta[k] - target[k])
         square += g * g
     return math.sqrt(square)
-
-
-@compiled()
-def blend(target, online, row, size, weight):
-    """target += weight * (online - target), of one row."""
-    for k in range(row * size, row * size + size):
-        target[k] += weight * (online[k] - target[k])
 
 
 @compiled()
@@ -190,14 +192,14 @@ def learn_actor_critic(
             actor(policy_target, g, s, chain, coefficients, work, p, p.after, p.after_latent, p.p, False)
             softmax(work, p.p, p.p, s.actions)
             worst(critic_target, g, s, work, p, p.after)
-            value = policy_value(work, p.p, p.q, s.actions, p.entropy, alpha)
+            value = policy_value(work, p.p, p.q, s.actions, p.other, p.entropy, alpha)
             store(work, p.chosen, fma(float32(gamma), value, load64(work, p.reward)))
             first_loss, first_mean = value_gradient(critic.theta, g * critic_size, s, work, p, p.gradient)
             other_loss, other_mean = value_gradient(critic.theta, (s.agents + g) * critic_size, s, work, p, second)
             loss += (first_loss + other_loss) / TWO
             mean += (first_mean + other_mean) / TWO
-        norm = adam(critic, g, critic_size, work, p.gradient, critic_rate)
-        norm += adam(critic, s.agents + g, critic_size, work, second, critic_rate)
+        norm = adam(critic, critic_target, g, critic_size, work, p.gradient, critic_rate, weight)
+        norm += adam(critic, critic_target, s.agents + g, critic_size, work, second, critic_rate, weight)
         measured[g, 0], measured[g, 4], measured[g, 5] = loss, mean, norm / TWO
 
         work[p.gradient : p.gradient + policy_size] = ZERO
@@ -211,21 +213,19 @@ def learn_actor_critic(
             actor(policy.theta, g, s, chain, coefficients, work, p, p.state, p.latent, p.p, True)
             softmax(work, p.p, p.p, s.actions)
             share = load64(work, p.share)
-            loss -= total(policy_value(work, p.p, p.q, s.actions, p.entropy, alpha) * share)
+            loss -= total(policy_value(work, p.p, p.q, s.actions, p.other, p.entropy, alpha) * share)
             entropy += total(load64(work, p.entropy) * share)
-            policy_gradient(work, p.p, p.q, s.actions, p.share, alpha, p.d)
+            policy_gradient(work, p.p, p.q, s.actions, p.other, p.share, alpha, p.d)
             at = g * policy_size
             if s.actor == MLP:
                 mlp_backward(policy.theta, at, s, work, p.state, p.h, p.d, p.e, p.gradient, p.tile)
             else:
                 chain_backward(policy.theta, at, chain, coefficients, work, p.state, p.d, p.gradient, p.tile)
         measured[g, 1], measured[g, 2], measured[g, 3] = loss, entropy, alpha
-        measured[g, 6] = adam(policy, g, policy_size, work, p.gradient, policy_rate)
+        # Nothing is added to a target that is the policy itself.
+        measured[g, 6] = adam(policy, policy_target, g, policy_size, work, p.gradient, policy_rate, weight)
         work[p.gradient] = alpha * (entropy - float32(wanted))
-        adam(temperature, g, 1, work, p.gradient, temperature_rate)
-        blend(critic_target, critic.theta, g, critic_size, float32(weight))
-        blend(critic_target, critic.theta, s.agents + g, critic_size, float32(weight))
-        blend(policy_target, policy.theta, g, policy_size, float32(weight))  # nothing where they are the same
+        adam(temperature, temperature.theta, g, 1, work, p.gradient, temperature_rate, 0.0)
 
 
 @compiled()
@@ -255,6 +255,5 @@ def learn_values(turn, room, sizes, places, rates, draw, learning, replay, memor
             loss += part_loss
             mean += part_mean
         measured[g, 0], measured[g, 1] = loss, mean
-        measured[g, 2] = adam(net, g, size, work, p.gradient, rate)
-        if int(net.steps[g]) % int(every) == 0:
-            blend(target, net.theta, g, size, ONE)
+        weight = 1.0 if int(net.steps[g] + 1.0) % int(every) == 0 else 0.0
+        measured[g, 2] = adam(net, target, g, size, work, p.gradient, rate, weight)

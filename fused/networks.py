@@ -6,7 +6,9 @@ there. Sizes are known at run time only. Start reading at `product`.
 """
 
 import math
+from typing import NamedTuple
 
+import numpy as np
 from numba import float32
 
 from fused.across import total, totals
@@ -34,6 +36,26 @@ LOG2E, LN2_HIGH = float32(1 / math.log(2)), float32(0.693359375)
 LN2_LOW = float32(math.log(2) - 0.693359375)
 E2, E3, E4, E5, E6, E7 = (float32(1 / math.factorial(k)) for k in range(2, 8))
 SMALL, LOG_BITS = float32(1e-8), 27
+NONE, PLAIN, RECTIFIED = -1, -1, -2
+
+
+class Matrix(NamedTuple):
+    """Weights W: W[r, c] is numbers[at + r * row_step + c * column_step]."""
+
+    numbers: np.ndarray
+    at: int
+    row_step: int
+    column_step: int
+    rows: int
+    columns: int
+
+
+class Start(NamedTuple):
+    """What a product is added to: panels, numbers[at + r] in row r, both of them, or NONE."""
+
+    panels: int
+    numbers: np.ndarray
+    at: int
 
 
 @compiled(forceinline=True)
@@ -53,37 +75,50 @@ def log_probability(p):
     return logarithm((p + SMALL) * float32(2**LOG_BITS), LOG_BITS)
 
 
-@compiled()
-def product(weights, w0, row_step, column_step, rows, columns, work, x0, y0, rectified):
-    """y += W x for the panels x [columns] and y [rows] of work, cut off at zero if rectified.
+@compiled(forceinline=True)
+def begun(start, work, r):
+    """Row r of what a product is added to."""
+    value = full64(start.numbers[start.at + r] if start.at >= 0 else ZERO)
+    return load64(work, start.panels + r * WIDTH) + value if start.panels >= 0 else value
 
-    W[r, c] is weights[w0 + r * row_step + c * column_step].
+
+@compiled(forceinline=True)
+def ended(value, ending, work, r):
+    """Row r of a product as `product` ends it."""
+    if ending == RECTIFIED:
+        return larger(value, full64(ZERO))
+    return select(load64(work, ending + r * WIDTH), value, full64(ZERO)) if ending >= 0 else value
+
+
+@compiled()
+def product(matrix, work, x0, start, y0, ending):
+    """y = start + W x for the panels x [columns] and y [rows] of work.
+
+    It may be RECTIFIED; or, if the ending is the place of panels, set to zero where these are not above zero.
     """
-    r = 0
-    while r + 4 <= rows:
-        y, w = y0 + r * WIDTH, w0 + r * row_step
-        a, b, c, d = load64(work, y), load64(work, y + 64), load64(work, y + 128), load64(work, y + 192)
+    w, columns, r = matrix, matrix.columns, 0
+    while r + 4 <= w.rows:
+        a, b = begun(start, work, r), begun(start, work, r + 1)
+        c, d = begun(start, work, r + 2), begun(start, work, r + 3)
+        at = w.at + r * w.row_step
         for k in range(columns):
             x = load64(work, x0 + k * WIDTH)
-            a = fma(weights[w], x, a)
-            b = fma(weights[w + row_step], x, b)
-            c = fma(weights[w + 2 * row_step], x, c)
-            d = fma(weights[w + 3 * row_step], x, d)
-            w += column_step
-        if rectified:
-            zero = full64(ZERO)
-            a, b, c, d = larger(a, zero), larger(b, zero), larger(c, zero), larger(d, zero)
-        store(work, y, a)
-        store(work, y + 64, b)
-        store(work, y + 128, c)
-        store(work, y + 192, d)
+            a = fma(w.numbers[at], x, a)
+            b = fma(w.numbers[at + w.row_step], x, b)
+            c = fma(w.numbers[at + 2 * w.row_step], x, c)
+            d = fma(w.numbers[at + 3 * w.row_step], x, d)
+            at += w.column_step
+        y = y0 + r * WIDTH
+        store(work, y, ended(a, ending, work, r))
+        store(work, y + WIDTH, ended(b, ending, work, r + 1))
+        store(work, y + 2 * WIDTH, ended(c, ending, work, r + 2))
+        store(work, y + 3 * WIDTH, ended(d, ending, work, r + 3))
         r += 4
-    while r < rows:
-        y, w = y0 + r * WIDTH, w0 + r * row_step
-        a = load64(work, y)
+    while r < w.rows:
+        a, at = begun(start, work, r), w.at + r * w.row_step
         for k in range(columns):
-            a = fma(weights[w + k * column_step], load64(work, x0 + k * WIDTH), a)
-        store(work, y, larger(a, full64(ZERO)) if rectified else a)
+            a = fma(w.numbers[at + k * w.column_step], load64(work, x0 + k * WIDTH), a)
+        store(work, y0 + r * WIDTH, ended(a, ending, work, r))
         r += 1
 
 
@@ -129,22 +164,8 @@ def sums(work, d0, rows, count, d_step, g0):
 
 
 @compiled()
-def biases(weights, w0, rows, work, y0):
-    """y[r] = weights[w0 + r] for all samples."""
-    for r in range(rows):
-        store(work, y0 + r * WIDTH, full64(weights[w0 + r]))
-
-
-@compiled()
-def cut(work, d0, h0, rows):
-    """d = 0 where the unit h was cut off."""
-    for r in range(0, rows * WIDTH, WIDTH):
-        store(work, d0 + r, select(load64(work, h0 + r), load64(work, d0 + r), full64(ZERO)))
-
-
-@compiled()
-def softmax(work, x0, y0, rows):
-    """y = softmax(x) over rows."""
+def exponentials(work, x0, y0, rows):
+    """y = exp(x - max x) over rows; returns one over their sum, by which softmax multiplies."""
     most = load64(work, x0)
     for r in range(1, rows):
         most = larger(most, load64(work, x0 + r * WIDTH))
@@ -153,9 +174,15 @@ def softmax(work, x0, y0, rows):
         value = exponential(load64(work, x0 + r * WIDTH) - most)
         whole = whole + value
         store(work, y0 + r * WIDTH, value)
-    share = ONE / whole
-    for r in range(rows):
-        store(work, y0 + r * WIDTH, load64(work, y0 + r * WIDTH) * share)
+    return ONE / whole
+
+
+@compiled()
+def softmax(work, x0, y0, rows):
+    """y = softmax(x) over rows."""
+    share = exponentials(work, x0, y0, rows)
+    for r in range(y0, y0 + rows * WIDTH, WIDTH):
+        store(work, r, load64(work, r) * share)
 
 
 @compiled()
@@ -163,12 +190,12 @@ def mlp_forward(theta, at, sizes, work, x0, h0, y0):
     """y [actions] of x [state], by two hidden layers of rectified units, which stay at h [2 * hidden]."""
     inputs, hidden, outputs = sizes.state, sizes.hidden, sizes.actions
     second, third, h1 = at + hidden * (inputs + 1), at + hidden * (inputs + hidden + 2), h0 + hidden * WIDTH
-    biases(theta, second - hidden, hidden, work, h0)
-    product(theta, at, inputs, 1, hidden, inputs, work, x0, h0, True)
-    biases(theta, third - hidden, hidden, work, h1)
-    product(theta, second, hidden, 1, hidden, hidden, work, h0, h1, True)
-    biases(theta, third + outputs * hidden, outputs, work, y0)
-    product(theta, third, hidden, 1, outputs, hidden, work, h1, y0, False)
+    bias = Start(NONE, theta, second - hidden)
+    product(Matrix(theta, at, inputs, 1, hidden, inputs), work, x0, bias, h0, RECTIFIED)
+    bias = Start(NONE, theta, third - hidden)
+    product(Matrix(theta, second, hidden, 1, hidden, hidden), work, h0, bias, h1, RECTIFIED)
+    bias = Start(NONE, theta, third + outputs * hidden)
+    product(Matrix(theta, third, hidden, 1, outputs, hidden), work, h1, bias, y0, PLAIN)
 
 
 @compiled()
@@ -176,16 +203,13 @@ def mlp_backward(theta, at, sizes, work, x0, h0, d0, e0, g0, tile):
     """work[g0:] += the gradient [P] from that to the outputs, d [actions]; e [2 * hidden] is room."""
     inputs, hidden, outputs = sizes.state, sizes.hidden, sizes.actions
     second, third, h1 = hidden * (inputs + 1), hidden * (inputs + hidden + 2), h0 + hidden * WIDTH
-    e1 = e0 + hidden * WIDTH
-    clear(work, e0, 2 * hidden)
+    e1, nothing = e0 + hidden * WIDTH, Start(NONE, theta, NONE)
     outer(work, d0, outputs, h1, hidden, 1, 0, 0, g0 + third, hidden, tile)
     sums(work, d0, outputs, 1, 0, g0 + third + outputs * hidden)
-    product(theta, at + third, 1, hidden, hidden, outputs, work, d0, e1, False)
-    cut(work, e1, h1, hidden)
+    product(Matrix(theta, at + third, 1, hidden, hidden, outputs), work, d0, nothing, e1, h1)
     outer(work, e1, hidden, h0, hidden, 1, 0, 0, g0 + second, hidden, tile)
     sums(work, e1, hidden, 1, 0, g0 + third - hidden)
-    product(theta, at + second, 1, hidden, hidden, hidden, work, e1, e0, False)
-    cut(work, e0, h0, hidden)
+    product(Matrix(theta, at + second, 1, hidden, hidden, hidden), work, e1, nothing, e0, h0)
     outer(work, e0, hidden, x0, inputs, 1, 0, 0, g0, inputs, tile)
     sums(work, e0, hidden, 1, 0, g0 + second - hidden)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fused.across import total
 from fused.chains import EMBEDDING
-from fused.networks import WIDTH, ZERO, biases, clear, cut, outer, product, sums
+from fused.networks import NONE, PLAIN, RECTIFIED, WIDTH, ZERO, Matrix, Start, clear, outer, product, sums
 from fused.vectors import compiled, fma, full64, larger, load64, select, store, taken
 
 
@@ -90,19 +90,17 @@ def begin(shape, rooms, inputs, work, block):
             for e in range(EMBEDDING):
                 value += inputs.theta[step + e * h + k] * inputs.embedding[i * EMBEDDING + e]
             work[r.step + i * h + k] = value
-    clear(work, r.part, h)
-    product(inputs.theta, task, 1, h, h, s.task_width, work, r.task, r.part, False)
+    theta, nothing = inputs.theta, Start(NONE, inputs.theta, NONE)
+    product(Matrix(theta, task, 1, h, h, s.task_width), work, r.task, nothing, r.part, PLAIN)
     clear(work, r.pooled, h)
     for b in range(s.servers):
         first, share = r.first + b * h * WIDTH, load64(work, r.share + b * WIDTH)
-        for k in range(0, h * WIDTH, WIDTH):
-            store(work, first + k, load64(work, r.part + k))
-        product(inputs.theta, 0, 1, h, h, s.server_width, work, r.server + b * s.server_width * WIDTH, first, False)
+        server, start = r.server + b * s.server_width * WIDTH, Start(r.part, theta, NONE)
+        product(Matrix(theta, 0, 1, h, h, s.server_width), work, server, start, first, PLAIN)
         for k in range(0, h * WIDTH, WIDTH):
             value = larger(load64(work, first + k), full64(ZERO))
             store(work, r.pooled + k, fma(share, value, load64(work, r.pooled + k)))
-    biases(inputs.theta, bias, h, work, r.second)
-    product(inputs.theta, mean, 1, h, h, h, work, r.pooled, r.second, False)
+    product(Matrix(theta, mean, 1, h, h, h), work, r.pooled, Start(NONE, theta, bias), r.second, PLAIN)
 
 
 @compiled()
@@ -121,8 +119,8 @@ def chain(shape, rooms, inputs, work, b):
             value = load64(work, r.first + (b * h + k) * WIDTH) + work[r.step + i * h + k]
             value = fma(inputs.theta[latent + k], x, value)
             store(work, h1 + k * WIDTH, larger(value, full64(ZERO)))
-            store(work, h2 + k * WIDTH, load64(work, r.second + k * WIDTH))
-        product(inputs.theta, own, 1, h, h, h, work, h1, h2, True)
+        start = Start(r.second, inputs.theta, NONE)
+        product(Matrix(inputs.theta, own, 1, h, h, h), work, h1, start, h2, RECTIFIED)
         made = full64(ZERO)
         for k in range(h):
             made = fma(inputs.theta[out + k], load64(work, h2 + k * WIDTH), made)
@@ -148,7 +146,7 @@ def forward(turn, room, shape, rooms, inputs, x0):
 def backward(turn, room, shape, rooms, inputs, g, gradient):
     """gradient [blocks, P] of theta, one row for each block of tasks, from that to x_0, g [L, B]."""
     s, r, h, work = shape, rooms, shape.hidden, room.work
-    wide, size = h * WIDTH, len(inputs.theta)
+    wide, size, nothing = h * WIDTH, len(inputs.theta), Start(NONE, inputs.theta, NONE)
     task = s.server_width * h
     step = task + s.task_width * h
     latent = step + EMBEDDING * h
@@ -172,7 +170,6 @@ def backward(turn, room, shape, rooms, inputs, g, gradient):
                 work[r.z + m] = g[(block * WIDTH + m) * s.servers + b]
             whole = load64(work, r.z)
             d_first = r.d_first + b * wide
-            clear(work, r.d1, s.steps * h)
             for turn_back in range(s.steps):
                 now = s.steps - 1 - turn_back
                 i, h1, h2, d1, d2 = (
@@ -189,8 +186,7 @@ def backward(turn, room, shape, rooms, inputs, g, gradient):
                     value = select(value, made * inputs.theta[out + k // WIDTH], full64(ZERO))
                     store(work, d2 + k, value)
                     store(work, r.d_second + k, load64(work, r.d_second + k) + value)
-                product(inputs.theta, own, h, 1, h, h, work, d2, d1, False)
-                cut(work, d1, h1, h)
+                product(Matrix(inputs.theta, own, h, 1, h, h), work, d2, nothing, d1, h1)
                 x, before = load64(work, r.x + now * WIDTH), whole * inputs.before[i]
                 for k in range(h):
                     value = load64(work, d1 + k * WIDTH)
@@ -209,8 +205,8 @@ def backward(turn, room, shape, rooms, inputs, g, gradient):
                 work[found + latent + h + k] += work[r.turned + i * h + k]
         outer(work, r.pooled, h, r.d_second, h, 1, 0, 0, found + mean, h, r.tile)
         sums(work, r.d_second, h, 1, 0, found + bias)
-        clear(work, r.second, h)  # room for the gradient to what is pooled
-        product(inputs.theta, mean, h, 1, h, h, work, r.d_second, r.second, False)
+        # From here on, `second` holds the gradient to what is pooled.
+        product(Matrix(inputs.theta, mean, h, 1, h, h), work, r.d_second, nothing, r.second, PLAIN)
         clear(work, r.part, h)
         for b in range(s.servers):
             share = load64(work, r.share + b * WIDTH)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import float32
 
+from fused.across import copied
 from fused.agents import FROM_LATENT, actor, draw_noise
 from fused.networks import ONE, WIDTH, ZERO, softmax
 from fused.random_lanes import uniform_block
@@ -113,8 +114,7 @@ def decide(turn, room, sizes, chain, coefficients, places, draw, seen, theta, be
             cells = g * s.actions * s.tasks + first
             if s.actor == FROM_LATENT:
                 for a in range(s.actions):
-                    for m in range(count):
-                        work[p.latent + a * WIDTH + m] = memory[cells + a * s.tasks + m]
+                    copied(memory, cells + a * s.tasks, count, work, p.latent + a * WIDTH)
             draw_noise(s, work, p, draw, g, 0, block, blocks)
             actor(theta, g, s, chain, coefficients, work, p, p.state, p.latent, p.q, False)
             if epsilon >= 0:
@@ -128,11 +128,11 @@ def decide(turn, room, sizes, chain, coefficients, places, draw, seen, theta, be
                     choice(work, p.p, s.actions, p.uniform, p.chosen)
             task = g * s.tasks + first
             if s.actor == FROM_LATENT:
-                x = remembered(s, p, work, kind)
-                for m in range(count):
-                    if seen.mask[task + m]:
-                        for a in range(s.actions):
-                            memory[cells + a * s.tasks + m] = work[x + a * WIDTH + m]
+                x, present = remembered(s, p, work, kind), 0
+                while present < count and seen.mask[task + present]:
+                    present += 1
+                for a in range(s.actions):
+                    copied(work, x + a * WIDTH, present, memory, cells + a * s.tasks)
             for m in range(count):
                 action[task + m] = int(work[p.chosen + m])
             if epsilon >= 0 and not best:
@@ -167,9 +167,8 @@ def keep(turn, room, sizes, seen, following, action, delay, latent, after_latent
                 rows[row + s.state], rows[row + s.state + 1] = task_numbers(s, following, g, 0)
             else:
                 rows[row + s.state], rows[row + s.state + 1] = task_numbers(s, seen, g, n + 1)
-            for f in range(columns):
-                now, later = seen.queue[seed * columns + f], following.queue[seed * columns + f]
-                rows[row + 2 + f], rows[row + s.state + 2 + f] = now, later if last else now
+            copied(seen.queue, seed * columns, columns, rows, row + 2)
+            copied(following.queue if last else seen.queue, seed * columns, columns, rows, row + s.state + 2)
             place = row + 2 * s.state
             rows[place], rows[place + 1] = action[g * s.tasks + n], -float32(delay[g * s.tasks + n])
             if s.cells:

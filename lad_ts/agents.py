@@ -112,6 +112,10 @@ class StackedAgents(SeededScheduler):
         """What decides and updates instead of `choose` and `update`, where the fused engine is used."""
         return fused_engine(self, self.fused_kind(self.params)) if self.params.engine == "fused" else None
 
+    @property
+    def leaves_slots(self) -> bool:  # type: ignore[override]
+        return self.engine is not None
+
     def draw(self, kind: str, *shape: int) -> torch.Tensor:
         """`uniform` or `normal` numbers [G, *shape], each seed's from its own generator; 0 for seeds that wait."""
         return self.draw_rows(kind, self.num_bs, *shape).view(self.agents, *shape)

@@ -96,7 +96,8 @@ def play(
     for _ in range(env.num_slots - 1):
         began = time.perf_counter()
         # What a scheduler is shown is its own to change; and what it returns may be its own to use again.
-        action = torch.as_tensor(scheduler.act(slot.copy()), device=env.device)
+        shown = slot if getattr(scheduler, "leaves_slots", False) else slot.copy()
+        action = torch.as_tensor(scheduler.act(shown), device=env.device)
         if not scheduler.learns:
             check_action(action, slot, type(scheduler).__name__)
             action = action.to(torch.int64, copy=True)

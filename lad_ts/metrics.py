@@ -25,7 +25,7 @@ class Metrics:
 
     def clear(self) -> None:
         """Forget the updates so far."""
-        self._kept: list[dict[str, torch.Tensor]] = []  # of the agents `_learning`
+        self._kept: list[dict[str, torch.Tensor] | torch.Tensor] = []  # of the agents `_learning`
         self._learning: torch.Tensor | None = None
         self._total: dict[str, torch.Tensor] = {}  # sums over updates [G]
         self._count: dict[str, torch.Tensor] = {}  # updates [G]
@@ -36,15 +36,26 @@ class Metrics:
         Each value is [.., G, M]: some numbers of every agent, of which the mean counts. It may be part of a graph of
         gradients, and must not be changed in place later. A name may be left out; one that was not announced is lost.
         """
+        self._keep(learning, {name: value.detach() for name, value in values.items()})
+
+    def add_all(self, learning: torch.Tensor | None, table: torch.Tensor) -> None:
+        """As `add`, of all names at once: a number of every agent for each, [G, names]."""
+        self._keep(learning, table)
+
+    def _keep(self, learning: torch.Tensor | None, values: dict[str, torch.Tensor] | torch.Tensor) -> None:
         if learning is not self._learning or len(self._kept) == KEPT:
             self._add_up()
             self._learning = learning
-        self._kept.append({name: value.detach() for name, value in values.items()})
+        self._kept.append(values)
 
     @torch.no_grad()
     def _add_up(self) -> None:
+        kept = [
+            dict(zip(self.names, values.unsqueeze(-1).unbind(1), strict=True)) if torch.is_tensor(values) else values
+            for values in self._kept
+        ]
         for name in self.names:
-            found = [values[name] for values in self._kept if name in values]
+            found = [values[name] for values in kept if name in values]
             if not found:
                 continue
             total = torch.stack(found).mean(-1, dtype=torch.float64).sum(0)

@@ -23,6 +23,7 @@ class Scheduler:
 
     learns = False
     training = False  # whether it learns from the episodes that it is run on
+    leaves_slots = False  # whether `act` never writes into the slot that it is shown, which then need not be a copy
     needs = "what the rule must know, in words"
 
     def __init__(self, params: Any = None, seeds: Sequence[int] = (), device: Any = "cpu") -> None:

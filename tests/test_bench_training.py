@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.training_times import Training, in_turns
 from fused import agents as fused_agents
 from fused import floor
+from fused.networks import Matrix
 from fused.threads import Room
 
 bench = load("bench_training")
@@ -32,9 +33,9 @@ def counted(training: Training, monkeypatch: pytest.MonkeyPatch) -> Counter:
     """Floating-point operations and random numbers of a slot of the floor, which is run without compiling it."""
     found: Counter = Counter()
 
-    def product(weights: Any, w0: int, row_step: int, column_step: int, rows: int, columns: int, *_: Any) -> None:
-        assert w0 >= 0 and w0 + (rows - 1) * row_step + (columns - 1) * column_step < len(weights)
-        found["operations"] += 2 * 64 * rows * columns
+    def product(m: Matrix, *_: Any) -> None:
+        assert m.at >= 0 and m.at + (m.rows - 1) * m.row_step + (m.columns - 1) * m.column_step < len(m.numbers)
+        found["operations"] += 2 * 64 * m.rows * m.columns
 
     def outer(work: np.ndarray, d0: int, rows: int, x0: int, columns: int, count: int, *places: int) -> None:
         g0, g_step = places[2:4]

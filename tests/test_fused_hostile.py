@@ -1,6 +1,7 @@
 """The fused engine where something is wrong: numbers, slots, copies, and what compiles."""
 
 import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -92,6 +93,30 @@ def test_a_copy_of_agents_learns_on_its_own(method, threads):
     held = agents.replay.rows.clone()
     episode(agents, config, env, 2)
     assert difference(agents, fresh) == 0 and not torch.equal(held, agents.replay.rows)
+
+
+def test_what_is_written_into_a_slot_or_given_to_agents_is_seen():
+    """What the engine keeps of slots and tensors must not outlive them: the same slot is decided three times."""
+    agents, config, env = build("sac", "fused")
+    rows = [(seed, 0) for seed in agents.seeds]
+    slot = env.reset(draw_arrivals(config, rows))
+    agents.begin(env.scenario, rows)
+    found = []
+    for change in range(4):
+        if change == 1:
+            slot.backlog[:, 0] += 1e4
+        elif change == 2:
+            slot.size.mul_(50)
+        elif change == 3:
+            agents.theta_actor.data = -agents.theta_actor
+        agents.draws.calls[:] = 0
+        found.append(agents.act(slot))
+        agents.draws.calls[:] = 0
+        fresh = copied(agents, "sac", "fused")
+        fresh.draws.keys[:] = agents.draws.keys
+        fresh._capacity, fresh.scenario = agents._capacity, agents.scenario
+        assert torch.equal(found[-1], fresh.act(slot))
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize(
