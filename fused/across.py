@@ -32,6 +32,17 @@ def part(builder: Any, value: Any, first: int, count: int) -> Any:
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
 
 
+def halves(width: int) -> list[list[int]]:
+    """The even and the odd ones of all blocks of `width` lanes of two vectors, as the processor shuffles them.
+
+    Single lanes stay within their four, to which those of both vectors come.
+    """
+    blocks = [lane for lane in range(32) if not lane & width]
+    if width == 1:
+        blocks = [four + 16 * vector + lane for four in (0, 4, 8, 12) for vector in (0, 1) for lane in (0, 2)]
+    return [blocks, [lane + width for lane in blocks]]
+
+
 @intrinsic
 def totals(typing_context: Any, vectors: Any) -> Any:
     """The sums of sixteen vectors of sixteen lanes, as the lanes of one: neighbours are added up four times."""
@@ -39,12 +50,10 @@ def totals(typing_context: Any, vectors: Any) -> Any:
     def lower(context: Any, builder: Any, sig: Any, args: tuple) -> Any:
         values = [builder.extract_value(args[0], k) for k in range(16)]
         kind = ir.VectorType(ir.IntType(32), 16)
-        even, odd = (ir.Constant(kind, list(range(k, 32, 2))) for k in (0, 1))
-        while len(values) > 1:
+        for width in (1, 1, 4, 4):
+            masks = [ir.Constant(kind, lanes) for lanes in halves(width)]
             pairs = zip(values[::2], values[1::2], strict=True)
-            values = [
-                builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd)) for a, b in pairs
-            ]
+            values = [builder.fadd(*(builder.shuffle_vector(*pair, mask) for mask in masks)) for pair in pairs]
         return values[0]
 
     return F16(vectors), lower

@@ -201,7 +201,8 @@ def mish(work, x0, slope, rows):
 def tanh(work, x0, rows):
     """x = tanh(x)."""
     for r in range(0, rows * WIDTH, WIDTH):
-        store(work, x0 + r, full64(ONE) - TWO / (exponential(load64(work, x0 + r) * TWO) + ONE))
+        twice = smaller(load64(work, x0 + r) * TWO, full64(float32(88)))
+        store(work, x0 + r, full64(ONE) - TWO / (exponential(twice) + ONE))
 
 
 @compiled()

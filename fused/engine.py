@@ -12,7 +12,7 @@ import torch
 
 from fused.agents import FROM_LATENT, FROM_NOISE, MLP, Draw, Learnt, Places, Sizes
 from fused.chains import LINEAR, SOFTMAX, TANH, Chain, Coefficients
-from fused.environment import Views, flat, per_station
+from fused.environment import Views, flat
 from fused.learning import learn_actor_critic, learn_values
 from fused.slots import AS_IT_IS, PROBABILITIES, STANDARDISED, Seen, decide, keep
 from fused.threads import Crew, Plan
@@ -122,7 +122,7 @@ class Engine:
         if found != {shape} or tuple(slot.backlog.shape) != shape[:2]:
             raise ValueError(f"a slot of shape {sorted(found)} does not fit these agents, {list(shape)}")
         scales = (1.0, 1.0) if a.kind == "raw" else (a.scales.size, a.scales.workload)
-        parts = flat(slot.mask.contiguous()), flat(slot.size.contiguous()), *per_station(slot.workload)
+        parts = flat(slot.mask.contiguous()), flat(slot.size.contiguous()), *self.view.per_station(slot.workload)
         return Seen(*parts, flat(a.queue_features(slot)), *scales)
 
     def choose(self, slot: Any) -> torch.Tensor:

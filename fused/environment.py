@@ -1,4 +1,4 @@
-"""A slot of the simulator of lad_ts/environment_lad.py, to the last bit. Start reading at `scheduled`."""
+"""A slot of the simulator of lad_ts/environment_lad.py, to the last bit. Start reading at `Steps`."""
 
 import numpy as np
 import torch
@@ -43,37 +43,39 @@ def step(
     return True
 
 
-def scheduled(
-    tasks: tuple[torch.Tensor, ...],
-    action: torch.Tensor,
-    capacity: torch.Tensor,
-    rate: torch.Tensor,
-    length: float,
-    backlog: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The delays [S, B, N], following backlogs [S, B] and work sent [S, B] of a slot.
+class Steps:
+    """Slots of a simulator, one after another."""
 
-    tasks are its mask, size, workload and result size, [S, B, N] each, and the last two perhaps the same at every BS.
-    Raises ValueError for shapes that do not fit, and IndexError for servers that there are not.
-    """
-    mask, size, workload, result = tasks
-    shapes = {tuple(part.shape) for part in (mask, size, workload, action)}
-    if shapes != {(*backlog.shape, mask.shape[2])} or (result.shape[0], result.shape[2]) != mask.shape[::2]:
-        raise ValueError(f"tasks and actions of shapes {sorted(shapes)} and {tuple(result.shape)} must fit each other")
-    following, sent = backlog.clone(), torch.empty_like(backlog)
-    parts = flat(mask.contiguous()), flat(size.contiguous()), *per_station(workload), *per_station(result)
-    given = flat(action.contiguous()), flat(capacity), flat(rate), length, flat(following)
-    delay = torch.empty(mask.shape, dtype=torch.float64)
-    if not step(tuple(mask.shape), *parts, *given, flat(delay), flat(sent)):
-        raise IndexError(f"an action is none of the servers 0..{backlog.shape[1] - 1}")
-    return delay, following, sent
+    def __init__(self) -> None:
+        self.view = Views()
 
+    def __call__(
+        self,
+        tasks: tuple[torch.Tensor, ...],
+        action: torch.Tensor,
+        capacity: torch.Tensor,
+        rate: torch.Tensor,
+        length: float,
+        backlog: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The delays [S, B, N], following backlogs [S, B] and work sent [S, B] of a slot.
 
-def per_station(values: torch.Tensor) -> tuple[np.ndarray, int]:
-    """Values [S, B, N] as a flat array, and the numbers from a station to the next: 0 where all have the same."""
-    if values.shape[1] == 1 or values.stride(1) == 0:
-        return flat(values[:, 0].contiguous()), 0
-    return flat(values.contiguous()), values.shape[2]
+        tasks are its mask, size, workload and result size, [S, B, N] each, and the last two perhaps the same at every
+        BS. Raises ValueError for shapes that do not fit, and IndexError for servers that there are not.
+        """
+        mask, size, workload, result = tasks
+        shape, per_server = mask.shape, backlog.shape
+        fits = shape == size.shape == workload.shape == action.shape and shape[:2] == per_server
+        if not fits or (result.shape[0], result.shape[2]) != (shape[0], shape[2]):
+            shapes = [tuple(part.shape) for part in (backlog, action, *tasks)]
+            raise ValueError(f"backlogs, actions and tasks of shapes {shapes} must fit each other")
+        following, sent, delay = flat(backlog).copy(), np.empty(backlog.numel()), np.empty(mask.numel())
+        parts = flat(mask.contiguous()), flat(size.contiguous()), *self.view.per_station(workload)
+        given = flat(action.contiguous()), self.view(capacity), self.view(rate), length, following, delay, sent
+        if not step(tuple(shape), *parts, *self.view.per_station(result), *given):
+            raise IndexError(f"an action is none of the servers 0..{per_server[1] - 1}")
+        delays, *works = map(torch.from_numpy, (delay, following, sent))
+        return delays.view(shape), works[0].view(per_server), works[1].view(per_server)
 
 
 def flat(tensor: torch.Tensor) -> np.ndarray:
@@ -95,11 +97,26 @@ class Views:
 
     def __call__(self, tensor: torch.Tensor) -> np.ndarray:
         """The memory of a tensor as an array of one dimension. Raises ValueError as `flat` does."""
-        found = self.known.get(id(tensor))
-        if found and found[0] is tensor and found[1] == tensor.data_ptr() and found[2].size == tensor.numel():
-            return found[2]
+        array = self.found(tensor)
+        return self.kept(tensor, flat(tensor)) if array is None else array
+
+    def per_station(self, values: torch.Tensor) -> tuple[np.ndarray, int]:
+        """Values [S, B, N] as a flat array, and the numbers from a station to the next: 0 where all have the same."""
+        same = values.shape[1] == 1 or values.stride(1) == 0
+        array = self.found(values)
+        if array is None:
+            part = values[:, 0] if same else values
+            array = self.kept(values, flat(part)) if part.is_contiguous() else flat(part.contiguous())
+        return array, 0 if same else values.shape[2]
+
+    def found(self, tensor: torch.Tensor) -> np.ndarray | None:
+        """The array that was made of the tensor, if it still is its memory."""
+        known = self.known.get(id(tensor))
+        return known[2] if known and known[0] is tensor and known[1] == tensor.data_ptr() else None
+
+    def kept(self, tensor: torch.Tensor, array: np.ndarray) -> np.ndarray:
+        """The array, which `found` finds from now on."""
         if len(self.known) >= MOST_VIEWS:
             self.known.clear()
-        array = flat(tensor)
         self.known[id(tensor)] = tensor, tensor.data_ptr(), array
         return array

@@ -20,12 +20,12 @@ from fused.vectors import (
     full16,
     full64,
     larger,
+    load4,
     load16,
     load64,
     nearest,
     select,
     shifted,
-    smaller,
     store,
     to_int,
 )
@@ -60,8 +60,8 @@ class Start(NamedTuple):
 
 @compiled(forceinline=True)
 def exponential(x):
-    """exp(x), lane by lane, of numbers from -87 to 88; of others, that of the nearest of these."""
-    x = smaller(larger(x, full64(float32(-87))), full64(float32(88)))
+    """exp(x), lane by lane, of numbers up to 88; of those below -87, that of -87."""
+    x = larger(x, full64(float32(-87)))
     n = nearest(x * LOG2E)
     r = fma(-LN2_LOW, n, fma(-LN2_HIGH, n, x))
     series = fma(full64(E7), r, full64(E6))
@@ -149,8 +149,12 @@ def outer(work, d0, rows, x0, columns, count, d_step, x_step, g0, g_step, tile):
                     t3, t7, t11, t15 = fma(u0, v, t3), fma(u1, v, t7), fma(u2, v, t11), fma(u3, v, t15)
             store(work, tile, totals((t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15)))
             for i in range(min(4, rows - r)):
-                for j in range(min(4, columns - c)):
-                    work[g0 + (r + i) * g_step + c + j] += work[tile + 4 * i + j]
+                g, found = g0 + (r + i) * g_step + c, tile + 4 * i
+                if c + 4 <= columns:
+                    store(work, g, load4(work, g) + load4(work, found))
+                else:
+                    for j in range(columns - c):
+                        work[g + j] += work[found + j]
 
 
 @compiled()

@@ -123,7 +123,7 @@ def memory(count: int) -> tuple[Any, Any]:
     return load
 
 
-load16, load64 = memory(16), memory(64)
+load4, load16, load64 = memory(4), memory(16), memory(64)
 
 
 @intrinsic

@@ -42,7 +42,7 @@ class Draws:
     def take(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Keys [S, 2] and the number of the next draw [S], of which the caller makes `count`."""
         calls = self.calls.copy()
-        self.calls += count * self.drawing
+        np.add(self.calls, count, out=self.calls, where=self.drawing)
         return self.keys, calls
 
     def rows(self, kind: str, *shape: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ rates, task classes), `Arrivals` what comes in an episode, and `CollaborativeMEC
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,6 +154,7 @@ class CollaborativeMEC:
         self.scenario, self.device, self.slot_length = scenario, torch.device(device), slot_length
         self.capacity, self.link_rate = tensor(scenario.capacity), tensor(scenario.link_rate)
         self.result_size = tensor(scenario.result_size)
+        self.result_at_all = self.result_size[:, None]  # the same at every BS, [S, 1, N]
         self.num_seeds, self.num_bs = scenario.capacity.shape
         self.workload = tensor(scenario.workload)[:, None].expand(-1, self.num_bs, -1)  # the same tasks at every BS
         self.num_tasks = scenario.density.shape[1]
@@ -162,6 +164,7 @@ class CollaborativeMEC:
         self.own_tasks: tuple[torch.Tensor, torch.Tensor] | None = None  # workload and result size, [S, T, B, N] each
         self.sent = torch.zeros_like(self.capacity)  # work that came to each ES in the last slot
         self.compiled = False  # whether compiled functions do the same in less time, on the CPU
+        self.slots: Any = None  # these
 
     def reset(self, arrivals: Arrivals) -> Slot:
         """Empty the queues and start an episode. Returns the first slot; raises ValueError on a misfit."""
@@ -228,15 +231,17 @@ class CollaborativeMEC:
         queue = (self.backlog.gather(1, flat) + in_slot) / f
         home = torch.arange(self.num_bs, device=self.device)[:, None]
         upload = (action != home) * now.size
-        result = self.result_size[:, None] if now.result_size is None else now.result_size
+        result = self.result_at_all if now.result_size is None else now.result_size
         transmission = (upload + result).view_as(flat) / v
         delay = (transmission + work / f + queue).view_as(action) * now.mask
         return delay, (self.backlog + total - self.capacity * self.slot_length).clamp(min=0), total
 
     def compiled_step(self, now: Slot, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `torch_step`, to the last bit."""
-        from fused.environment import scheduled
+        if self.slots is None:
+            from fused.environment import Steps
 
-        result = self.result_size[:, None] if now.result_size is None else now.result_size
+            self.slots = Steps()
+        result = self.result_at_all if now.result_size is None else now.result_size
         tasks = now.mask, now.size, now.workload, result
-        return scheduled(tasks, action, self.capacity, self.link_rate, self.slot_length, self.backlog)
+        return self.slots(tasks, action, self.capacity, self.link_rate, self.slot_length, self.backlog)
