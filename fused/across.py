@@ -59,10 +59,16 @@ def totals(typing_context: Any, vectors: Any) -> Any:
     return F16(vectors), lower
 
 
-def neighbours(step: int) -> list[list[int]]:
-    """The lanes of two vectors that swap blocks of `step` lanes, of both together."""
-    first = [lane if not lane & step else 16 + lane - step for lane in range(16)]
-    return [first, [lane + step if not lane & step else 16 + lane for lane in range(16)]]
+def interleaved(width: int) -> list[list[int]]:
+    """The lanes of two vectors in turns, by one or two: the lower half of each four lanes, and the upper half."""
+    lower = [
+        four + 16 * vector + lane
+        for four in (0, 4, 8, 12)
+        for first in range(0, 2, width)
+        for vector in (0, 1)
+        for lane in range(first, first + width)
+    ]
+    return [lower, [lane + 2 for lane in lower]]
 
 
 @intrinsic
@@ -83,13 +89,14 @@ def turned(
             place = address(context, builder, kinds[0], args[0], builder.add(begin, args[3]))
             rows.append(builder.load(builder.bitcast(place, vector.as_pointer()), align=4))
         kind = ir.VectorType(ir.IntType(32), 16)
-        for width in (1, 2, 4, 8):
-            masks = [ir.Constant(kind, lanes) for lanes in neighbours(width)]
+        for width, found in ((1, interleaved(1)), (2, interleaved(2)), (4, halves(4)), (8, halves(4))):
+            masks = [ir.Constant(kind, lanes) for lanes in found]
             for k in (k for k in range(16) if not k & width):
                 pair = rows[k], rows[k + width]
                 rows[k], rows[k + width] = (builder.shuffle_vector(*pair, mask) for mask in masks)
         for k, values in enumerate(rows):
-            index = builder.add(args[5], builder.mul(args[6], ir.Constant(args[6].type, k)))
+            to = k & 12 | (0, 2, 1, 3)[k & 3]  # the column that has come to be row k
+            index = builder.add(args[5], builder.mul(args[6], ir.Constant(args[6].type, to)))
             place = address(context, builder, kinds[4], args[4], index)
             builder.store(values, builder.bitcast(place, vector.as_pointer()), align=4)
         return context.get_dummy_value()

@@ -111,8 +111,9 @@ def chain_forward(theta, at, chain, coefficients, work, latent, state, noise, y0
         for a in range(0, c.actions * WIDTH, WIDTH):
             before, predicted = load64(work, x + a), load64(work, z + a) * share
             if kept:
-                store(work, now + a, before)
                 store(work, z + a, predicted)
+                if x == latent:
+                    store(work, now + a, before)
             guess = before * s.from_latent[i] - predicted * s.from_noise[i]
             if c.clip:
                 guess = smaller(larger(guess, full64(-ONE)), full64(ONE))
