@@ -115,14 +115,12 @@ def run_episode(
     env: CollaborativeMEC, scheduler: Decides, arrivals: Arrivals, rows: Sequence[tuple[int, int]]
 ) -> EpisodeStatistics:
     """Schedule one episode in every row of (seed, episode); one that is training learns on the way."""
-    delays, masks, works = [], [], []
+    delays, masks = [], []
     worked, deciding = torch.zeros_like(env.capacity), 0.0
     for slot, _, delay, following, seconds in play(env, scheduler, arrivals, rows):
         deciding += seconds
-        works.append((slot.backlog, env.sent, following.backlog))
+        worked += slot.backlog + env.sent - following.backlog
         delays.append(delay)
         masks.append(slot.mask)
-    for backlog, sent, left in works:  # at the end, when these operators are in the processor's cache
-        worked += backlog + sent - left
     utilisation = worked / (env.capacity * env.slot_length * (env.num_slots - 1))
     return summarise(torch.stack(delays, 1), torch.stack(masks, 1), env.least_delays(), utilisation, deciding)

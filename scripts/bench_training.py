@@ -31,6 +31,7 @@ from common.run_folder import peak_memory
 from experiments.first_runs import first_runs
 from experiments.plain_training import PlainLoop
 from experiments.training_times import Training, in_turns
+from lad_ts.draws import MANY
 from lad_ts.environment_lad import CollaborativeMEC, draw_arrivals
 from lad_ts.run_parameters import DEVICES
 from mec_env.vector import MECVector
@@ -132,6 +133,7 @@ def decision_microseconds(num_bs: int, num_tasks: int, repeats: int) -> float:
     training.begin()
     config, env, agents = training.config, training.env, training.agents
     agents.training = False
+    agents.draws.made = MANY + 1  # random numbers are compiled, as after some episodes
     times = []
     for episode in range(repeats + 1):
         arrivals = draw_arrivals(config, [(0, episode)])

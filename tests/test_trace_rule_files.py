@@ -155,6 +155,25 @@ def test_nothing_of_a_file_may_be_missing(rule, tmp_path):
                 read_rule(tmp_path / "bad.json")
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (("wait",), "an unknown wait"),
+        (("constants", "gamma"), "an unknown gamma"),
+        (("size_intervals", "slow_first"), "an unknown slow_first"),
+        (("rule",), "sita_3 in place of nothing"),
+    ],
+)
+def test_what_a_file_has_besides_is_named(path, words, tmp_path):
+    """And so is what it lacks: no name of Python's own errors."""
+    (tmp_path / "bad.json").write_text(json.dumps(put(content_of(CUTS, tmp_path), path, "nothing")))
+    with pytest.raises(ParameterError, match=words):
+        read_rule(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text(json.dumps(lacking(content_of(CUTS, tmp_path), "size_intervals", "order")))
+    with pytest.raises(ParameterError, match="order is missing"):
+        read_rule(tmp_path / "bad.json")
+
+
 def lacking(content, key, part):
     """The content without a part of what stands under a key."""
     return content | {key: {k: v for k, v in content[key].items() if k != part}}

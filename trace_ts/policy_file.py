@@ -6,6 +6,7 @@ by their rank of popularity: see `write_rule`. Start reading at `read_policy`.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,9 @@ def write_rule(path: Path, rule: Rule) -> None:
 def read_rule(path: Path, flag: str = "resume") -> Rule:
     """A rule that `write_rule` wrote. Raises ParameterError for anything else."""
     try:
-        content = read_json(path)
-        constants = numbers([content["constants"][name] for name in CONSTANTS])
+        content = keyed(read_json(path), ("rule", "constants"), ("size_intervals", "partition"))
+        given = keyed(content["constants"], CONSTANTS)
+        constants = numbers([given[name] for name in CONSTANTS])
         if not np.isfinite(constants).all():
             raise ValueError("constants that are not finite")
         return dataclasses.replace(named_rule(content), constants=constants)
@@ -100,10 +102,14 @@ def named_rule(content: dict[str, Any]) -> Rule:
     """The rule of a file's content, with constants as they are. Raises what `read_rule` turns into its own error."""
     name, cuts, parts = content["rule"], content.get("size_intervals"), content.get("partition")
     if cuts is None and parts is None:
+        if not isinstance(name, str) or name not in RULES:
+            raise ValueError(f"no rule {str(name)[:50]}")
         return RULES[name]
     if cuts is not None:
+        keyed(cuts, ("limits", "shares", "order"))
         rule = size_intervals(numbers(cuts["limits"]), numbers(cuts["shares"]), cuts["order"])
     else:
+        keyed(parts, ("work", "rank", "classes"))
         work, rank, classes = numbers(parts["work"]), parts["rank"], parts["classes"]
         if not (work and isinstance(rank, list) and all(type(number) is int for number in [classes, *rank])):
             raise TypeError("no work of models, or ranks and classes that are no whole numbers")
@@ -111,6 +117,19 @@ def named_rule(content: dict[str, Any]) -> Rule:
     if rule.name != name or (cuts is not None and parts is not None):
         raise ValueError(f"{rule.name} in place of {str(name)[:50]}")
     return rule
+
+
+def keyed(content: Any, names: Sequence[str], others: Sequence[str] = ()) -> dict[str, Any]:
+    """A part of a file, which has these names, and perhaps others. Raises ValueError for any else, or fewer."""
+    if not isinstance(content, dict):
+        raise ValueError(f"no object with {', '.join(names)}")
+    for name in names:
+        if name not in content:
+            raise ValueError(f"{name} is missing")
+    for name in content:
+        if name not in (*names, *others):
+            raise ValueError(f"an unknown {str(name)[:50]}")
+    return content
 
 
 def numbers(values: Any) -> tuple[float, ...]:
