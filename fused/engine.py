@@ -105,8 +105,10 @@ class Engine:
 
     def seen(self, slot: Any) -> Seen:
         """What agents see of a slot, which is made once. Raises ValueError for one that is not theirs."""
-        capacity = self.agents._capacity
-        state = [part._version for part in (slot.mask, slot.size, slot.workload, slot.backlog)]  # written into since
+        capacity, parts = self.agents._capacity, (slot.mask, slot.size, slot.workload, slot.backlog)
+        if any(part.is_inference() for part in parts):  # torch does not count what is written into these
+            return self.looked_at(slot)
+        state = [part._version for part in parts]
         for known, before, then, seen in self.known:
             if known is slot and before is capacity and then == state:
                 return seen

@@ -119,6 +119,17 @@ def test_what_is_written_into_a_slot_or_given_to_agents_is_seen():
     assert all(not torch.equal(one, other) for one, other in itertools.pairwise(found))
 
 
+@pytest.mark.parametrize("method", ["lad", "dqn"])
+def test_an_episode_in_inference_mode_is_the_same(method):
+    """Where torch does not count what is written into tensors."""
+    found = []
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            agents, config, env = build(method, "fused")
+            found.append([episode(agents, config, env, number) for number in range(2)])
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize(
     ("broken", "words"),
     [("import", "numba cannot be imported, it wants another numpy"), ("switch", "NUMBA_DISABLE_JIT")],
